@@ -1,0 +1,53 @@
+"""Packaging: the repository folder is the package `anystate`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+FOLDERS = ["kernels", "diffusion", "model", "sample", "train", "train.data", "bench", "configs"]
+
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
+
+setup(
+    name="anystate",
+    version=VERSION,
+    description="One diffusion model over any mix of state spaces, any part sampled from any other",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    package_dir={"anystate": "."},
+    packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
+    package_data={"anystate.configs": ["*.yaml", "*/*.yaml"], "anystate.bench": ["*.html"]},
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "einops>=0.8",
+        "safetensors>=0.5",
+        "pyyaml>=6",
+        "pydantic>=2.7",
+        "typer>=0.15",
+        "rich>=13",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "scikit-learn>=1.5",
+    ],
+    extras_require={
+        "test": TEST,
+        "gpu": ["triton>=3.6"],
+        "flash": ["flash-attn-4"],
+        "dali": ["nvidia-dali-cuda130>=1.52"],
+        "table": ["pandas>=2.1", "sdmetrics>=0.11.1", "xgboost>=2"],
+        "eval": ["torchmetrics>=1.6"],
+        "log": ["tensorboard>=2.18", "wandb>=0.19"],
+        "dev": TEST + ["ruff>=0.9", "tensorboard>=2.18"],
+    },
+    entry_points={"console_scripts": ["anystate=anystate.cli:main"]},
+)
