@@ -6,9 +6,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 VERSION = next(
-    line.split('"')[1]
-    for line in (ROOT / "__init__.py").read_text().splitlines()
-    if line.startswith("__version__")
+    line.split('"')[1] for line in (ROOT / "__init__.py").read_text().splitlines() if line.startswith("__version__")
 )
 FOLDERS = ["kernels", "diffusion", "model", "sample", "train", "train.data", "bench", "configs"]
 

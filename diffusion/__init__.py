@@ -1,0 +1,27 @@
+"""The mathematics of diffusion on one state space and on products of them. Knows no network."""
+
+from .guidance import Guidance
+from .processes import Gaussian, Masked, Process, Uniform
+from .schedules import GAUSSIAN_SCHEDULES, Cosine, Linear, LogLinear, LogSNR, ScaledLinear
+from .space import Space
+from .times import Times, grid
+from .weighting import WEIGHTINGS, Weighting
+
+__all__ = [
+    "GAUSSIAN_SCHEDULES",
+    "WEIGHTINGS",
+    "Cosine",
+    "Gaussian",
+    "Guidance",
+    "Linear",
+    "LogLinear",
+    "LogSNR",
+    "Masked",
+    "Process",
+    "ScaledLinear",
+    "Space",
+    "Times",
+    "Uniform",
+    "Weighting",
+    "grid",
+]

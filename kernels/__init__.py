@@ -1,5 +1,6 @@
 """Tensors in, tensors out: the operations of diffusion training and sampling. Knows no schedule, model or config."""
 
+from .logits import Logits
 from .philox import Draw, Rng
 from .reference import (
     adaln_modulate,
@@ -24,6 +25,7 @@ from .reference import (
 
 __all__ = [
     "Draw",
+    "Logits",
     "Rng",
     "adaln_modulate",
     "dpmpp_2m",

@@ -292,9 +292,7 @@ def tau_leap(
 
 def tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule="tau", **kwargs) -> Tensor:
     """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None."""
-    return tau_leap(
-        torch.nn.functional.linear(hidden, weight, bias), tokens, rate, keys, states, rule, **kwargs
-    )
+    return tau_leap(torch.nn.functional.linear(hidden, weight, bias), tokens, rate, keys, states, rule, **kwargs)
 
 
 def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str = "tau"):
@@ -307,9 +305,7 @@ def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor,
     """
     states = logits.shape[-1]
     b, length = tokens.shape
-    rows = torch.cartesian_prod(
-        torch.arange(b, device=tokens.device), torch.arange(length, device=tokens.device)
-    )
+    rows = torch.cartesian_prod(torch.arange(b, device=tokens.device), torch.arange(length, device=tokens.device))
     flat, x = logits.float().flatten(0, 1), tokens.flatten()
     if rule == "last":
         return race(flat, keys, rows).view_as(tokens)

@@ -1,0 +1,52 @@
+"""How much each modality's loss counts, as a function of its time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .processes import Gaussian, Process
+
+WEIGHTINGS = ("none", "elbo", "min_snr", "learned")
+
+
+class Weighting(nn.Module):
+    """λ · w(t) · loss for one modality.
+
+    none: w = 1. elbo: the negative ELBO's weight. min_snr: min(SNR, γ)/SNR, Gaussian only.
+    learned: loss/eᵘ + u with u(t) a small network, one uncertainty per time (EDM2, arXiv 2312.02696, eq. 21);
+    it starts at u = 0.
+    """
+
+    def __init__(self, process: Process, kind: str = "none", scale: float = 1.0, gamma: float = 5.0):
+        super().__init__()
+        if kind not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {kind!r}")
+        if kind == "min_snr" and not isinstance(process, Gaussian):
+            raise ValueError("weighting min_snr is for Gaussian modalities")
+        self.process, self.kind, self.scale, self.gamma = process, kind, scale, gamma
+        if kind == "elbo":
+            process.elbo_weight(torch.full((1,), 0.5, dtype=torch.float64))  # raises where there is none
+        if kind == "learned":
+            generator = torch.Generator().manual_seed(0)
+            self.register_buffer("frequency", 2 * math.pi * torch.randn(64, generator=generator))
+            self.register_buffer("phase", 2 * math.pi * torch.rand(64, generator=generator))
+            self.uncertainty = nn.Linear(64, 1, bias=False)
+            nn.init.zeros_(self.uncertainty.weight)
+
+    def forward(self, loss: Tensor, t: Tensor) -> Tensor:
+        """(B,) weighted loss; t (B,)."""
+        if self.kind == "learned":
+            features = math.sqrt(2.0) * torch.cos(t.float()[:, None] * self.frequency + self.phase)
+            u = self.uncertainty(features).squeeze(-1)
+            return self.scale * (loss * torch.exp(-u) + u)
+        return self.scale * loss * self.weight(t).to(loss.dtype)
+
+    def weight(self, t: Tensor) -> Tensor:
+        if self.kind == "elbo":
+            return self.process.elbo_weight(t)
+        if self.kind == "min_snr":
+            return self.process.min_snr_weight(t, self.gamma)
+        return torch.ones_like(t)
