@@ -129,7 +129,7 @@ class Discrete(Process):
         self._check_shape(name, x)
         if x.dtype != torch.int64:
             raise ValueError(f"{name}: expected int64 tokens, got {x.dtype}")
-        if x.numel() and not (0 <= int(x.min()) and int(x.max()) < self.states):
+        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < self.states):
             raise ValueError(f"{name}: tokens must lie in [0, {self.states}), got {int(x.min())} to {int(x.max())}")
 
     def _renoised_prob(self, s: Tensor, t: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def architecture(state: Mapping[str, Tensor]) -> MMDiT:
     channels, patch = state[PATCH_WEIGHT].shape[1:3]
     grid = round(state[POSITION].shape[1] ** 0.5)
     heads, _, head_dim = state["joint_embedding.blocks.0.joint_attn.q_rmsnorms.0.gamma"].shape
-    depth = {name: 0 for name in ("joint_embedding", "text_dit", "image_dit")}
+    depth = dict.fromkeys(("joint_embedding", "text_dit", "image_dit"), 0)
     for prefix, _, _ in _block_prefixes(state):
         stack, _, index = prefix.split(".")
         depth[stack] = max(depth[stack], int(index) + 1)

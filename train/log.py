@@ -26,7 +26,7 @@ class Log:
         (self.out / "config.yaml").write_text(schema.dump(self.config))
         (self.out / "environment.json").write_text(json.dumps(environment(), indent=1))
         self._trim()
-        self.file = open(self.out / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 — closed in __exit__
+        self.file = open(self.out / "metrics.jsonl", "a", buffering=1)
         settings = self.config.train
         if settings.tensorboard:
             self.board = _import("tensorboard", "torch.utils.tensorboard").SummaryWriter(str(self.out / "tensorboard"))

@@ -50,16 +50,12 @@ class Quality:
     nearest_train_ratio: float
 
 
-def measure(
-    system: System, judge: Judge, test: Pairs, n: int = 500, seed: int = 0, progress: bool = False
-) -> Quality:
+def measure(system: System, judge: Judge, test: Pairs, n: int = 500, seed: int = 0, progress: bool = False) -> Quality:
     """Sample every direction and judge it: n pictures of n captions, a caption per held-out picture, n joint pairs."""
     (image,), (text,) = system.images, system.texts
     codec = system.codecs[text]
     settings = system.config.sample
-    common = dict(
-        steps=settings.steps, seed=seed, samplers=system.samplers, chunk=settings.chunk, progress=progress
-    )
+    common = dict(steps=settings.steps, seed=seed, samplers=system.samplers, chunk=settings.chunk, progress=progress)
 
     asked = np.arange(n) % 10
     rng = np.random.default_rng(seed)
