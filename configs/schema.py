@@ -61,6 +61,7 @@ class Image(Section):
     schedule: Schedule = Schedule()
     t_min: float = Field(1e-3, gt=0, lt=1)
     time_input: Literal["sigma", "time", "log_snr"] = "sigma"
+    predicts: Literal["eps", "v"] = Field("eps", description="what the network puts out (see `diffusion.Gaussian`)")
     loss: Loss = Loss()
     sampler: SamplerConfig = SamplerConfig()
     stream: StreamConfig

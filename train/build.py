@@ -89,7 +89,7 @@ def _process(c: Image | Text) -> Process:
             schedule = GAUSSIAN_SCHEDULES[c.schedule.name](**c.schedule.options)
         except TypeError:
             raise ValueError(f"schedule {c.schedule.name} does not take the options {c.schedule.options}") from None
-        return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_input)
+        return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_input, c.predicts)
     states, schedule = len(c.alphabet) + 1, LogLinear(c.delta)
     if c.process == "uniform":
         return Uniform(c.length, states, schedule, c.t_min)
