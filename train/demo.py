@@ -91,8 +91,8 @@ class Showcase:
         """Title, text and embedded picture of each section, in the order of the page."""
         (image,), (text,) = self.system.images, self.system.texts
         codec = self.system.codecs[text]
-        prompts = ["a zero", "the digit 1", "the number two", "three", "digit 4", "a drawn 5", "a six", "seven"]
-        prompts += ["an eight", "the digit 9", "digit 3", "a seven", "the number five", "zero", "a drawn 8", "two"]
+        prompts = ["a zero", "the digit 1", "number two", "three", "the digit 4", "number five", "a six", "seven"]
+        prompts += ["an eight", "the digit 9", "number three", "a seven", "five", "the digit 0", "number eight", "two"]
         asked = codec.encode(prompts)
         known = self.test.images[:SHOWN]
         joint, states = self.draw({}, trajectory=True)

@@ -56,7 +56,7 @@ class Trainer:
         self.net = self.system.net.to(self.device).train()
         self.ema = build(config).net.to(self.device).eval().requires_grad_(False)
         self.weighting = weightings(config, self.system.space).to(self.device)
-        self.times = Times(config.times.draw, config.times.low_discrepancy, dict(config.times.hold))
+        self.times = Times(**config.times.model_dump())
         settings = config.train
         if settings.batch % settings.accumulate:
             raise ValueError(f"train.accumulate = {settings.accumulate} does not divide train.batch = {settings.batch}")
