@@ -138,7 +138,7 @@ class LogSNR(GaussianSchedule):
         return torch.from_numpy(np.exp(function(np.log(np.maximum(v, 1e-300)))) * (v > 0.0)).to(values)
 
     def _log_integral(self, log_t: np.ndarray) -> np.ndarray:
-        start, value, slope = self._first
+        start, _, slope = self._first
         return self._curve(np.maximum(log_t, start)) + slope * np.minimum(log_t - start, 0.0)
 
     def _log_inverse(self, log_b: np.ndarray) -> np.ndarray:
