@@ -25,7 +25,8 @@ class Sampler:
 
     kind: heun, euler, euler_sde, dpmpp_2m for Gaussian; tau_leap, euler, ancestral, first_hitting for masked;
     tau_leap, euler for uniform modalities. None is the process's default (the first of each).
-    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0.
+    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0 from where the
+    modality starts, 1 or its given level.
     """
 
     kind: str | None = None
@@ -41,8 +42,9 @@ class Sampler:
             times = grid(process, steps, self.grid, start)
         else:
             times = torch.as_tensor(self.grid, dtype=torch.float64)
-            if len(times) != steps + 1 or times[-1] != 0 or not bool((times.diff() <= 0).all()):
-                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times that fall to 0")
+            whole = times.shape == (steps + 1,) and times[-1] == 0 and bool((times.diff() <= 0).all())
+            if not whole or abs(float(times[0]) - start) > 1e-6:
+                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times falling from {start:g} to 0")
         return kinds[kind](name, process, times, x, rng, kind)
 
 
