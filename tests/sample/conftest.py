@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
-from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space, Uniform
+from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space
 from torch import Tensor
+
+
+class Call(NamedTuple):
+    """One evaluation of a network."""
+
+    x: dict[str, Tensor]
+    t: dict[str, Tensor]
+    outputs: list[str]
+
+    @property
+    def batch(self) -> int:
+        return len(next(iter(self.x.values())))
 
 
 class Toy:
     """text: `length` tokens of 3 states with a correlated law; image: 2 numbers, N(mean, std² I) of the whole text.
 
     Everything is found by enumerating the S = 3^length texts, in float64. `net` is a network as the engine takes it;
-    it notes (batch size, outputs, times) of each evaluation in `calls`.
+    it notes every evaluation in `calls`.
     """
 
     states = 3
@@ -35,7 +48,7 @@ class Toy:
                 "text": process(length, self.states, LogLinear(delta), t_min),
             }
         )
-        self.calls: list[tuple[int, list[str], dict[str, Tensor]]] = []
+        self.calls: list[Call] = []
 
     def text_only(self) -> Space:
         return Space({"text": self.space["text"]})
@@ -78,7 +91,7 @@ class Toy:
 
     def net(self, x, t, mask=None, outputs=None):
         outputs = list(x) if outputs is None else list(outputs)
-        self.calls.append((len(next(iter(x.values()))), outputs, {m: v.clone() for m, v in t.items()}))
+        self.calls.append(Call(dict(x), dict(t), outputs))
         answers = {}
         if "image" in outputs:
             answers["image"] = -self.alpha_sigma(t["image"])[1][:, None] * self.score(x, t)
