@@ -50,13 +50,15 @@ class Guidance:
         rng: Rng,
         draw: Draw = Draw.GUIDANCE,
     ) -> tuple[dict, dict]:
-        """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition)."""
+        """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition).
+
+        t[m] (B,) is the noise level of x[m], 0 where it is clean.
+        """
         noisier = {}
         later = {}
         for m in condition:
             later[m] = t[m].clamp(min=self.final_time)
-            level = torch.where(t[m] <= space[m].t_min, 0.0, t[m])  # a clean condition is clean, not at t_min
-            noisier[m] = space[m].renoise(x[m], level, later[m], rng.keys(m, draw))
+            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, draw))
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         both = {m: out.chunk(2) for m, out in space.evaluate(net, x2, t2, outputs).items()}

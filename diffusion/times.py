@@ -110,8 +110,8 @@ def grid(process: Process, steps: int, kind: str = "linear", start: float = 1.0,
         raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {kind!r}")
     if kind != "linear" and not isinstance(process, Gaussian):
         raise ValueError(f"grid {kind} is for Gaussian modalities; a discrete one walks a linear grid")
-    if start <= process.t_min:
-        return torch.zeros(steps + 1, dtype=torch.float64)
+    if start <= process.t_min:  # one update takes off what little noise there is, the others stand still
+        return torch.tensor([start] + [0.0] * steps, dtype=torch.float64)
     if steps == 1:
         inner = torch.tensor([start], dtype=torch.float64)
     elif kind == "linear":

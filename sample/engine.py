@@ -86,10 +86,10 @@ def sample(
             guidance with nothing to guide by.
     """
     given = {m: Given.of(value) for m, value in (given or {}).items()}
-    n = _check(space, given, n, steps, chunk)
+    init = _known(space, "init", init)
+    n = _check(space, given, init, n, steps, first, chunk)
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     samplers = _known(space, "samplers", samplers)
-    init = _known(space, "init", init)
     device = torch.device(device) if device is not None else _device(net)
     results, states = [], []
     ranges = list(_chunks(first, n, chunk))
@@ -193,11 +193,14 @@ def _guided(space: Space, guidance: Guidance, free: list[str], held: list[str]) 
     return guided if condition else [], condition
 
 
-def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chunk: int | None) -> int:
+def _check(space: Space, given: dict[str, Given], init, n: int | None, steps: int, first: int, chunk) -> int:
+    """The number of samples; ValueError for arguments that do not fit the space or each other."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if first < 0:
+        raise ValueError(f"first must be at least 0, got {first}")
     for m, g in given.items():
         if not 0.0 <= g.level <= 1.0:
             raise ValueError(f"{m}: noise level must lie in [0, 1], got {g.level}")
@@ -205,6 +208,8 @@ def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chu
             space.check({m: g.x})
         elif m not in space:
             raise ValueError(f"unknown modality {m!r}; this space has {', '.join(space)}")
+        else:
+            space[m].check_shape(m, g.x)
         n = len(g.x) if n is None else n
         if len(g.x) != n:
             raise ValueError(f"{m}: {len(g.x)} given for n = {n} samples")
@@ -213,6 +218,12 @@ def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chu
     n = 1 if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    for m, x in init.items():
+        space[m].check_shape(m, x)
+        if m in given:
+            raise ValueError(f"{m}: give data or a starting state, not both")
+        if len(x) != n:
+            raise ValueError(f"{m}: {len(x)} starting states for n = {n} samples")
     return n
 
 
