@@ -234,12 +234,12 @@ def masked_log_scores(logits, uncond, guidance, states: int, mask_column: bool) 
     known = uncond is None and not mask_column
 
     def log_p(values):
-        return torch.log_softmax(values.float(), -1)[..., :states]
+        return torch.log_softmax(values[..., : states + mask_column].float(), -1)[..., :states]
 
-    scores = log_p(logits) if mask_column else log_p(logits[..., :states])
+    scores = log_p(logits)
     if uncond is not None:
-        other = log_p(uncond) if mask_column else log_p(uncond[..., :states])
-        scores = guidance * scores + (1.0 - guidance) * other
+        mixed = guidance * scores + (1.0 - guidance) * log_p(uncond)
+        scores = torch.where(scores == -math.inf, scores, mixed)  # a state that the first branch forbids stays forbidden
     return scores, (1.0 if known else torch.logsumexp(scores, -1).exp())
 
 
@@ -290,9 +290,14 @@ def tau_leap(
     return out
 
 
-def tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule="tau", **kwargs) -> Tensor:
-    """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None."""
-    return tau_leap(torch.nn.functional.linear(hidden, weight, bias), tokens, rate, keys, states, rule, **kwargs)
+def tau_leap_linear(
+    hidden, weight, bias, tokens, rate, keys, states, rule="tau", mask_column=False, uncond=None, guidance=1.0
+) -> Tensor:
+    """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None; `uncond` is hidden too."""
+    linear = torch.nn.functional.linear
+    other = None if uncond is None else linear(uncond, weight, bias)
+    logits = linear(hidden, weight, bias)
+    return tau_leap(logits, tokens, rate, keys, states, rule, mask_column, other, guidance)
 
 
 def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str = "tau"):
