@@ -43,7 +43,11 @@ def use_triton(backend: str | None, tensor: Tensor, **floating: Tensor | None) -
     check(runs, "backend", f"triton needs Triton and CUDA tensors (or TRITON_INTERPRET=1), got {tensor.device}")
     for name, value in floating.items():
         supported = value is None or value.dtype in KERNEL_DTYPES
-        check(supported, name, f"Triton kernels take float32, bfloat16 and float16, got {value is not None and value.dtype}")
+        check(
+            supported,
+            name,
+            f"Triton kernels take float32, bfloat16 and float16, got {value is not None and value.dtype}",
+        )
     return True
 
 
@@ -56,7 +60,9 @@ def matmul_dtype(**tensors: Tensor | None) -> list[Tensor | None]:
         return [value if value is None else value.to(dtype) for value in tensors.values()]
     for name, value in tensors.items():
         same = value is None or value.dtype == values[0].dtype
-        check(same, name, f"must be {values[0].dtype} like {next(iter(tensors))}, got {value is not None and value.dtype}")
+        check(
+            same, name, f"must be {values[0].dtype} like {next(iter(tensors))}, got {value is not None and value.dtype}"
+        )
     return list(tensors.values())
 
 
@@ -91,7 +97,9 @@ def check(ok: bool, name: str, message: str) -> None:
 def check_floating(**tensors: Tensor | None) -> None:
     for name, value in tensors.items():
         check(
-            value is None or value.is_floating_point(), name, f"must be floating point, got {value is not None and value.dtype}"
+            value is None or value.is_floating_point(),
+            name,
+            f"must be floating point, got {value is not None and value.dtype}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Gaussian sampler steps: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`, guidance and ε → score → drift inside.
+"""Gaussian sampler steps, guidance and ε → score → drift inside: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`.
 
 Floor: every input tensor read once, every output written once; noise is made in registers.
 """

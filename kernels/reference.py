@@ -239,7 +239,9 @@ def masked_log_scores(logits, uncond, guidance, states: int, mask_column: bool) 
     scores = log_p(logits)
     if uncond is not None:
         mixed = guidance * scores + (1.0 - guidance) * log_p(uncond)
-        scores = torch.where(scores == -math.inf, scores, mixed)  # a state that the first branch forbids stays forbidden
+        scores = torch.where(
+            scores == -math.inf, scores, mixed
+        )  # a state that the first branch forbids stays forbidden
     return scores, (1.0 if known else torch.logsumexp(scores, -1).exp())
 
 
@@ -348,7 +350,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def qk_norm_pack(
     qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor], heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), packed in the order q, k, v, head, feature.
+    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), laid out q, k, v, head, feature.
 
     q and k are normalized per head: x/‖x‖ · √Dh · γ, γ (H, Dh) per modality.
     """

@@ -23,7 +23,6 @@ from .backend import (
     jit,
     per_sample,
     tl,
-    triton,
     use_triton,
     warps,
 )

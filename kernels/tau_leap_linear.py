@@ -68,7 +68,9 @@ def _list_kernel(
 
 
 @jit
-def tile_logits(p_hidden, p_weight, p_bias, o_row, o_column, m_row, m_column, width, BLOCK_D: tl.constexpr, IEEE: tl.constexpr):
+def tile_logits(
+    p_hidden, p_weight, p_bias, o_row, o_column, m_row, m_column, width, BLOCK_D: tl.constexpr, IEEE: tl.constexpr
+):
     """(R, V) float32 hidden · weightᵀ + bias."""
     b_logits = tl.zeros((o_row.shape[0], o_column.shape[0]), tl.float32)
     for start in range(0, width, BLOCK_D):
@@ -128,9 +130,7 @@ def _tile_kernel(
         m_row = o_slot < count
         o_row = tl.load(p_rows + o_slot, mask=m_row, other=0).to(tl.int64)
         i_sample = o_row // length
-        b_mix = tile_logits(
-            p_hidden, p_weight, p_bias, o_row, o_weight_row, m_row, m_column, width, BLOCK_D, IEEE
-        )
+        b_mix = tile_logits(p_hidden, p_weight, p_bias, o_row, o_weight_row, m_row, m_column, width, BLOCK_D, IEEE)
         b_mix = tl.where(m_column[None, :], b_mix, float("-inf"))
         p_slot_sums = p_sums + o_slot.to(tl.int64) * n_tiles + i_tile
         if SUMS:
@@ -316,7 +316,9 @@ def tau_leap_linear(
     """
     check_leap(tokens, rate, keys, states, rule, mask_column, guidance)
     columns = states + mask_column
-    check(hidden.ndim == 3 and hidden.shape[:2] == tokens.shape, "hidden", f"must be (B, L, D), got {tuple(hidden.shape)}")
+    check(
+        hidden.ndim == 3 and hidden.shape[:2] == tokens.shape, "hidden", f"must be (B, L, D), got {tuple(hidden.shape)}"
+    )
     fits = weight.ndim == 2 and weight.shape[0] >= columns and weight.shape[1] == hidden.shape[2]
     check(fits, "weight", f"must be (at least {columns}, {hidden.shape[2]}), got {tuple(weight.shape)}")
     check_shape("bias", bias, weight.shape[:1])
