@@ -1,4 +1,4 @@
-"""Gaussian sampler steps, guidance and ε → score → drift inside: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`.
+"""Gaussian sampler steps with guidance inside: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`.
 
 Floor: every input tensor read once, every output written once; noise is made in registers.
 """
