@@ -45,7 +45,7 @@ setup(
         "table": ["pandas>=2.1", "sdmetrics>=0.11.1", "xgboost>=2"],
         "eval": ["torchmetrics>=1.6"],
         "log": ["tensorboard>=2.18", "wandb>=0.19"],
-        "dev": TEST + ["ruff>=0.9", "tensorboard>=2.18"],
+        "dev": [*TEST, "ruff>=0.9", "tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["anystate=anystate.cli:main"]},
 )

@@ -58,6 +58,10 @@ class Process(abc.ABC):
         """(B,) float32: what the network is told about the time."""
         return t.float()
 
+    def answer(self, out, x: Tensor, t: Tensor):
+        """What the network's raw output at (x, t) says in the terms of this module: ε̂ or logits."""
+        return out
+
     def key_mask(self, x: Tensor) -> Tensor | None:
         """(B, L) bool, True where attention may look, or None for everywhere."""
         return None
@@ -68,21 +72,33 @@ class Process(abc.ABC):
 
 
 class Gaussian(Process):
-    """Variance-preserving Gaussian diffusion of tensors; networks predict ε.
+    """Variance-preserving Gaussian diffusion of tensors; everything but the network speaks of ε̂.
 
     Args:
         shape: (C, H, W) or (features,).
         time_input: what conditions the network: "sigma" (official text+image), "time", or "log_snr"
             (scaled by 1/8 to about [−1, 1]).
+        predicts: what the network puts out. "eps" (official), or "v" = α ε − σ x₀ (arXiv 2202.00512), read as
+            ε̂ = σ x + α v̂: near pure noise ε̂ then follows x by itself and the network's error counts α times.
     """
 
     discrete = False
 
-    def __init__(self, shape, schedule: GaussianSchedule, t_min: float = 1e-5, time_input: str = "sigma"):
-        self.shape, self.schedule, self.t_min = tuple(shape), schedule, t_min
+    def __init__(
+        self, shape, schedule: GaussianSchedule, t_min: float = 1e-5, time_input: str = "sigma", predicts: str = "eps"
+    ):
+        self.shape, self.schedule, self.t_min, self.predicts = tuple(shape), schedule, t_min, predicts
         if time_input not in ("sigma", "time", "log_snr"):
             raise ValueError(f"time_input must be sigma, time or log_snr, got {time_input!r}")
+        if predicts not in ("eps", "v"):
+            raise ValueError(f"predicts must be eps or v, got {predicts!r}")
         self._time_input = time_input
+
+    def answer(self, out, x, t):
+        if self.predicts == "eps":
+            return out
+        alpha, sigma = (f(t).float().view(-1, *[1] * (x.ndim - 1)) for f in (self.schedule.alpha, self.schedule.sigma))
+        return sigma * x + alpha * out.float()
 
     def check(self, name, x):
         self._check_shape(name, x)
@@ -129,7 +145,7 @@ class Discrete(Process):
         self._check_shape(name, x)
         if x.dtype != torch.int64:
             raise ValueError(f"{name}: expected int64 tokens, got {x.dtype}")
-        if x.numel() and not (0 <= int(x.min()) and int(x.max()) < self.states):
+        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < self.states):
             raise ValueError(f"{name}: tokens must lie in [0, {self.states}), got {int(x.min())} to {int(x.max())}")
 
     def _renoised_prob(self, s: Tensor, t: Tensor) -> Tensor:

@@ -41,9 +41,11 @@ class Space(dict[str, Process]):
 
         Times below a process's t_min (a clean condition) are raised to it.
         """
-        times = {m: self[m].time_input(t[m].clamp(min=self[m].t_min)) for m in x}
+        t = {m: t[m].clamp(min=self[m].t_min) for m in x}
+        times = {m: self[m].time_input(t[m]) for m in x}
         masks = {m: mask for m in x if (mask := self[m].key_mask(x[m])) is not None}
-        return net(x, times, mask=masks or None, outputs=outputs)
+        out = net(x, times, mask=masks or None, outputs=outputs)
+        return {m: self[m].answer(value, x[m], t[m]) for m, value in out.items()}
 
     def losses(
         self, net: Net, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng, names: Iterable[str] | None = None

@@ -1,0 +1,250 @@
+"""Every setting of a run, typed and documented; unknown keys are refused.
+
+A config is a YAML file of these models plus `key=value` overrides, read by `load`. The resolved config is
+written beside every checkpoint and builds the same space, network and codecs again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+HERE = Path(__file__).parent
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line for the user."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Schedule(Section):
+    """A Gaussian noise schedule and its parameters (see `diffusion.schedules`)."""
+
+    name: Literal["scaled_linear", "linear", "linear_half", "cosine"] = "cosine"
+    options: dict[str, float] = Field({}, description="parameters of the schedule, e.g. {beta_max: 20}")
+
+
+class SamplerConfig(Section):
+    kind: str | None = Field(None, description="rule of a step; null is the process's default")
+    grid: Literal["linear", "rho", "logsnr"] = "linear"
+
+
+class Loss(Section):
+    scale: float = Field(1.0, ge=0, description="λ: factor on this modality's loss")
+    weighting: Literal["none", "elbo", "min_snr", "learned"] = "none"
+    gamma: float = Field(5.0, gt=0, description="γ of min_snr")
+
+
+class StreamConfig(Section):
+    """One modality's part of the network."""
+
+    width: int = Field(gt=0)
+    cond: int | None = Field(None, gt=0, description="width of the time conditioning; default the stream's width")
+    tower: int = Field(0, ge=0, description="blocks of its own after the joint trunk")
+    head: bool = Field(True, description="false: a pure condition without an output")
+    patch: int = Field(2, gt=0, description="side of a patch, pictures only")
+
+
+class Image(Section):
+    """A picture under Gaussian diffusion, pixel values scaled to [−1, 1]."""
+
+    process: Literal["gaussian"]
+    channels: int = Field(gt=0)
+    size: int = Field(gt=0)
+    pixel_max: float = Field(255.0, gt=0, description="raw pixels lie in [0, pixel_max]")
+    schedule: Schedule = Schedule()
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    time_input: Literal["sigma", "time", "log_snr"] = "sigma"
+    predicts: Literal["eps", "v"] = Field("eps", description="what the network puts out (see `diffusion.Gaussian`)")
+    loss: Loss = Loss()
+    sampler: SamplerConfig = SamplerConfig()
+    stream: StreamConfig
+
+
+class Text(Section):
+    """A character sequence under masked or uniform diffusion; state 0 is the pad, then the alphabet."""
+
+    process: Literal["masked", "uniform"]
+    alphabet: str = Field(min_length=1, description="the characters, in the order of their token ids 1, 2, …")
+    length: int = Field(gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    counted: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
+    attend_pads: bool = Field(True, description="false: attention skips keys whose current token is the pad")
+    loss: Loss = Loss()
+    sampler: SamplerConfig = SamplerConfig()
+    stream: StreamConfig
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        if len(set(self.alphabet)) < len(self.alphabet):
+            raise ValueError("alphabet repeats a character")
+        return self
+
+
+Modality = Annotated[Image | Text, Field(discriminator="process")]
+
+
+class Network(Section):
+    depth: int = Field(gt=0, description="joint blocks")
+    heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    time_scale: float = Field(1.0, gt=0, description="factor on the time before its sinusoids; official 1")
+
+
+class TimesConfig(Section):
+    draw: Literal["decoupled", "unified"] = "decoupled"
+    low_discrepancy: bool = True
+    hold: dict[str, float] = Field({}, description="share of samples in which a modality is a clean condition")
+
+
+class Data(Section):
+    name: Literal["digits", "npz"] = Field(description="digits: scikit-learn's; npz: arrays images, captions[, split]")
+    path: str | None = Field(None, description="the .npz file; relative paths are also looked up in $ANYSTATE_DATA")
+    test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
+    split_seed: int = 0
+
+
+class Train(Section):
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0, description="samples per optimizer step, over all accumulation steps and ranks")
+    accumulate: int = Field(1, gt=0, description="the batch is computed in this many parts")
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="course of lr after the warm-up")
+    clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU, else fp32")
+    log_every: int = Field(50, gt=0)
+    save_every: int = Field(1000, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints kept")
+    sample_every: int | None = Field(None, gt=0, description="steps between galleries; null is never")
+    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null is never")
+    tensorboard: bool = False
+    wandb: str | None = Field(None, description="project name; null is off")
+
+
+class GuidanceConfig(Section):
+    scale: float = 1.0
+    final_time: float = Field(1.0, gt=0, le=1)
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        low, high = self.interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"interval needs 0 <= start <= end <= 1, got [{low}, {high}]")
+        return self
+
+
+class Sampling(Section):
+    steps: int = Field(50, gt=0)
+    guidance: GuidanceConfig = GuidanceConfig()
+    joint_guidance: GuidanceConfig | None = Field(None, description="guidance when nothing is given; default the same")
+    chunk: int = Field(128, gt=0, description="samples per batch")
+
+
+class Config(Section):
+    name: str
+    seed: int = 0
+    data: Data
+    modalities: dict[str, Modality] = Field(min_length=1)
+    network: Network
+    times: TimesConfig = TimesConfig()
+    train: Train
+    sample: Sampling = Sampling()
+
+
+def load(source: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config (a path, or the name of one shipped in `configs/`) and apply `key.key=value` overrides.
+
+    Raises:
+        ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
+    """
+    path = find(source)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    for override in overrides or []:
+        _override(raw, override)
+    return parse(raw, str(path))
+
+
+def find(source: str | Path) -> Path:
+    """The config file of that path or shipped name."""
+    for path in (Path(source), HERE / source, HERE / f"{source}.yaml"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(str(p.relative_to(HERE).with_suffix("")) for p in HERE.rglob("*.yaml")))
+    raise ConfigError(f"config {str(source)!r} not found; shipped configs: {shipped}")
+
+
+def parse(raw: dict[str, Any], where: str) -> Config:
+    """A Config from plain data; `where` names its origin in errors."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+
+
+def dump(config: BaseModel) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {value!r} is not valid YAML") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line: which key, its value, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    tags = {"gaussian", "masked", "uniform"}  # pydantic puts the chosen union member into the path
+    path = [str(part) for part in problem["loc"] if part not in tags]
+    key = ".".join(path) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        return f"unknown key {key!r}" + (f"; allowed here: {', '.join(known)}" if known else "")
+    if problem["type"] == "missing":
+        return f"missing key {key!r}"
+    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """The keys allowed in the section at `path`, as far as the models tell."""
+    if path[:1] == ["modalities"]:
+        node, rest = (StreamConfig if "stream" in path else None), []
+        by_name = {"schedule": Schedule, "sampler": SamplerConfig, "loss": Loss, "stream": StreamConfig}
+        node = by_name.get(path[-1])
+        return list(node.model_fields) if node else sorted({*Image.model_fields, *Text.model_fields})
+    node, rest = Config, list(path)
+    while rest:
+        annotation = node.model_fields[rest.pop(0)].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        node = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if node is None:
+            return []
+    return list(node.model_fields)

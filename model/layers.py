@@ -1,0 +1,168 @@
+"""The parts of a multimodal diffusion transformer: embedders, joint blocks, heads.
+
+B samples, L positions of one stream, D its width, C its conditioning width, H heads of Dh features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .. import kernels
+from ..kernels import Logits
+
+
+class TimeEmbedding(nn.Module):
+    """A scalar (B,) → (B, C): 256 sinusoids [cos, sin] of scale·value with periods up to 10000, then a two-layer MLP."""
+
+    frequencies = 256
+
+    def __init__(self, width: int, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        half = self.frequencies // 2
+        self.register_buffer("omega", torch.exp(-math.log(10000.0) / half * torch.arange(half)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        angle = self.scale * value.float()[:, None] * self.omega
+        return self.mlp(torch.cat([torch.cos(angle), torch.sin(angle)], -1))
+
+
+class PatchEmbedding(nn.Module):
+    """(B, channels, S, S) → (B, (S/p)², D): a linear map per patch plus a fixed 2-D sine table."""
+
+    def __init__(self, channels: int, size: int, patch: int, width: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(channels * patch * patch, width)
+        self.register_buffer("position", sincos_2d(size // patch, width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.patch
+        patches = rearrange(x, "b c (h p1) (w p2) -> b (h w) (c p1 p2)", p1=p, p2=p)
+        return self.proj(patches) + self.position
+
+
+class TokenEmbedding(nn.Module):
+    """(B, L) int64, mask token included → (B, L, D): a table of states plus a learned position."""
+
+    def __init__(self, states: int, length: int, width: int):
+        super().__init__()
+        self.token = nn.Embedding(states, width)
+        self.position = nn.Embedding(length, width)
+        for table in (self.token, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token(tokens) + self.position.weight[: tokens.shape[1]]
+
+
+class Modulate(nn.Module):
+    """LayerNorm(x)·γ + β with γ, β linear in SiLU(c) — the final layer of both heads (β first, as official)."""
+
+    def __init__(self, width: int, cond: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.linear = nn.Linear(cond, 2 * width)
+        nn.init.zeros_(self.linear.weight)
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.cat([torch.zeros(width), torch.ones(width)]))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.linear(c).chunk(2, -1)
+        return kernels.adaln_modulate(x, scale, shift, self.eps)
+
+
+class PatchHead(nn.Module):
+    """(B, (S/p)², D) → ε̂ (B, channels, S, S)."""
+
+    def __init__(self, channels: int, size: int, patch: int, width: int, cond: int):
+        super().__init__()
+        self.channels, self.grid, self.patch = channels, size // patch, patch
+        self.modulate = Modulate(width, cond)
+        self.linear = nn.Linear(width, patch * patch * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        out = self.linear(self.modulate(x, c))
+        p = self.patch
+        return rearrange(out, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=self.grid, p1=p, p2=p)
+
+
+class TokenHead(nn.Module):
+    """(B, L, D) → `Logits` over `columns` states."""
+
+    def __init__(self, columns: int, width: int, cond: int):
+        super().__init__()
+        self.modulate = Modulate(width, cond)
+        self.linear = nn.Linear(width, columns)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Logits:
+        hidden = self.modulate(x, c)
+        return Logits(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias)
+
+
+class StreamBlock(nn.Module):
+    """One modality's weights in one joint block.
+
+    `modulation` makes six vectors of SiLU(c): γ, β and gate of the attention branch, γ, β and gate of the
+    feed-forward branch.
+    """
+
+    def __init__(self, width: int, cond: int, heads: int, head_dim: int, expand: int = 4):
+        super().__init__()
+        inner = heads * head_dim
+        self.modulation = nn.Linear(cond, 6 * width)
+        self.qkv = nn.Linear(width, 3 * inner, bias=False)
+        self.q_gamma = nn.Parameter(torch.ones(heads, head_dim))
+        self.k_gamma = nn.Parameter(torch.ones(heads, head_dim))
+        self.out = nn.Linear(inner, width, bias=False)
+        self.ff = nn.Sequential(nn.Linear(width, expand * width), nn.GELU(), nn.Linear(expand * width, width))
+        nn.init.zeros_(self.modulation.weight)
+        with torch.no_grad():  # γ = 1, β = 0, gates open
+            self.modulation.bias.copy_(torch.tensor([1.0, 0.0, 1.0] * 2).repeat_interleave(width))
+
+
+class JointBlock(nn.Module):
+    """Attention over all streams at once, feed-forward in each; a tower is a joint block with one stream."""
+
+    def __init__(self, streams: dict[str, StreamBlock], heads: int):
+        super().__init__()
+        self.streams, self.heads = nn.ModuleDict(streams), heads
+
+    def forward(self, x: dict[str, Tensor], c: dict[str, Tensor], key_mask: Tensor | None, needed=None):
+        """One block over {name: (B, L, D)}; streams outside `needed` only lend keys and values and are dropped."""
+        names = list(x)
+        mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
+        qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in names]
+        q, k, v = kernels.qk_norm_pack(
+            qkv, [self.streams[m].q_gamma for m in names], [self.streams[m].k_gamma for m in names], self.heads
+        )
+        attended = kernels.joint_attention(q, k, v, key_mask).flatten(2)
+        out = {}
+        for m, branch in zip(names, attended.split([x[m].shape[1] for m in names], 1), strict=True):
+            if needed is not None and m not in needed:
+                continue
+            stream, (_, _, gate, ff_scale, ff_shift, ff_gate) = self.streams[m], mods[m]
+            y = kernels.gated_residual(x[m], stream.out(branch), gate)
+            out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
+        return out
+
+
+def sincos_2d(grid: int, width: int) -> Tensor:
+    """(grid², width) float32: the first half of the features encodes the column, the second the row, each [sin, cos]."""
+    if width % 4:
+        raise ValueError(f"an image stream's width must be divisible by 4, got {width}")
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    table = torch.cat([torch.sin(angle), torch.cos(angle)], -1)  # (grid, width / 2)
+    column = table[None].expand(grid, -1, -1)
+    row = table[:, None].expand(-1, grid, -1)
+    return torch.cat([column, row], -1).flatten(0, 1).float()

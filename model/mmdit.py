@@ -1,0 +1,143 @@
+"""MMDiT: a transformer with one stream of weights per modality and attention across all of them.
+
+Streams are embedded, pass a joint trunk, then each an optional tower of its own, then its head. Every
+modality has its own time. The architecture equals the official Diffuse Everything text+image network
+(`model.official` maps its weights); the block is that of Stable Diffusion 3 (arXiv 2403.03206).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Logits
+from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """A Gaussian modality of square pictures (channels, size, size), cut into patches.
+
+    cond is the width of its conditioning vector, default `width`; tower the depth of its own tower;
+    head False leaves the modality without an output (a pure condition).
+    """
+
+    channels: int
+    size: int
+    patch: int
+    width: int
+    cond: int | None = None
+    tower: int = 0
+    head: bool = True
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        if self.size % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide the picture's size {self.size}")
+        cond = self.cond or self.width
+        return (
+            PatchEmbedding(self.channels, self.size, self.patch, self.width),
+            PatchHead(self.channels, self.size, self.patch, self.width, cond),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A discrete modality of at most `length` tokens with `states` real states (and the mask).
+
+    columns: width of the head's output, default `states`; official heads have states + 1. The rest as in `Patches`.
+    """
+
+    length: int
+    states: int
+    width: int
+    columns: int | None = None
+    cond: int | None = None
+    tower: int = 0
+    head: bool = True
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        cond = self.cond or self.width
+        return (
+            TokenEmbedding(self.states + 1, self.length, self.width),
+            TokenHead(self.columns or self.states, self.width, cond),
+        )
+
+
+class MMDiT(nn.Module):
+    """The network of a space of pictures and token sequences.
+
+    Args:
+        streams: {name: Patches or Tokens}; their order is the order of the joint sequence.
+        depth: joint blocks; heads, head_dim: attention, of width heads · head_dim whatever the streams' widths.
+        time_scale: factor on the time before its sinusoids; official 1.
+    """
+
+    def __init__(
+        self, streams: dict[str, Patches | Tokens], depth: int, heads: int, head_dim: int, time_scale: float = 1.0
+    ):
+        super().__init__()
+
+        def block(names: Iterable[str]) -> JointBlock:
+            parts = {m: (streams[m].width, streams[m].cond or streams[m].width) for m in names}
+            return JointBlock({m: StreamBlock(w, c, heads, head_dim) for m, (w, c) in parts.items()}, heads)
+
+        built = {m: spec.build() for m, spec in streams.items()}
+        self.embed = nn.ModuleDict({m: embed for m, (embed, _) in built.items()})
+        self.time = nn.ModuleDict({m: TimeEmbedding(s.cond or s.width, time_scale) for m, s in streams.items()})
+        self.trunk = nn.ModuleList([block(streams) for _ in range(depth)])
+        self.trunk_norm = nn.ModuleDict({m: norm(s.width) for m, s in streams.items()})
+        headed = {m: s for m, s in streams.items() if s.head}
+        self.tower = nn.ModuleDict({m: nn.ModuleList([block([m]) for _ in range(s.tower)]) for m, s in headed.items()})
+        self.tower_norm = nn.ModuleDict({m: norm(s.width) for m, s in headed.items() if s.tower})
+        self.head = nn.ModuleDict({m: built[m][1] for m in headed})
+
+    def forward(
+        self,
+        x: dict[str, Tensor],
+        t: dict[str, Tensor],
+        mask: dict[str, Tensor] | None = None,
+        outputs: Iterable[str] | None = None,
+    ) -> dict[str, Tensor | Logits]:
+        """ε̂ for pictures, `Logits` for tokens, for the modalities in `outputs` (default: all with a head).
+
+        Args:
+            x: {name: (B, C, S, S) or (B, L)}, every stream of the model.
+            t: {name: (B,)}, what each time embedding is told (see `Process.time_input`).
+            mask: {name: (B, L) bool, True = attend}; a missing name is attended to everywhere.
+        """
+        outputs = list(self.head) if outputs is None else list(outputs)
+        if missing := [m for m in outputs if m not in self.head]:
+            raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
+        if missing := [m for m in self.embed if m not in x]:
+            raise ValueError(f"this model also needs modality {missing[0]!r}")
+        streams = {m: embed(x[m]) for m, embed in self.embed.items()}
+        c = {m: nn.functional.silu(embed(t[m])) for m, embed in self.time.items()}
+        key_mask = joint_mask(streams, mask)
+        for i, block in enumerate(self.trunk):
+            last = i == len(self.trunk) - 1
+            streams = block(streams, c, key_mask, needed=outputs if last else None)
+        return {m: self._branch(m, streams[m], c[m], (mask or {}).get(m)) for m in outputs}
+
+    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor | Logits:
+        x = self.trunk_norm[name](x)
+        for block in self.tower[name]:
+            x = block({name: x}, {name: c}, mask)[name]
+        if name in self.tower_norm:
+            x = self.tower_norm[name](x)
+        return self.head[name](x, c)
+
+
+def norm(width: int) -> nn.RMSNorm:
+    """x/‖x‖ · √D · g: RMSNorm with an epsilon that never shows, as official."""
+    return nn.RMSNorm(width, eps=1e-12)
+
+
+def joint_mask(streams: dict[str, Tensor], mask: dict[str, Tensor] | None) -> Tensor | None:
+    """(B, ΣL) bool key mask of the joint sequence, or None if nothing is hidden."""
+    if not mask:
+        return None
+    whole = [mask[m] if m in mask else x.new_ones(x.shape[:2], dtype=torch.bool) for m, x in streams.items()]
+    return torch.cat(whole, 1)

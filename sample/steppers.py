@@ -1,0 +1,200 @@
+"""One reverse step of one modality, for every sampler.
+
+A stepper walks its own grid of times t₀ > t₁ > … > t_N = 0. `step` makes update k from the network's answer at
+t_k; a stepper that sets `second` gets one more answer, at its own predicted point, for `correct`. Both branches
+of guidance arrive together and are mixed inside the kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..diffusion.processes import Gaussian, Masked, Process, Uniform
+from ..diffusion.times import grid
+from ..kernels import Draw, Logits, Rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How one modality is sampled: the rule of its steps and the grid of its times.
+
+    kind: heun, euler, euler_sde, dpmpp_2m for Gaussian; tau_leap, euler, ancestral, first_hitting for masked;
+    tau_leap, euler for uniform modalities. None is the process's default (the first of each).
+    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0.
+    """
+
+    kind: str | None = None
+    grid: str | Tensor = "linear"
+
+    def stepper(self, name: str, process: Process, x: Tensor, steps: int, start: float, rng: Rng) -> Stepper:
+        """The stepper of modality `name`, which begins as x at time `start`."""
+        kinds = KINDS[type(process)]
+        kind = self.kind or next(iter(kinds))
+        if kind not in kinds:
+            raise ValueError(f"{name}: sampler must be one of {', '.join(kinds)}, got {kind!r}")
+        if isinstance(self.grid, str):
+            times = grid(process, steps, self.grid, start)
+        else:
+            times = torch.as_tensor(self.grid, dtype=torch.float64)
+            if len(times) != steps + 1 or times[-1] != 0 or not bool((times.diff() <= 0).all()):
+                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times that fall to 0")
+        return kinds[kind](name, process, times, x, rng, kind)
+
+
+class Stepper:
+    """What all steppers share: the grid, the name under which random numbers are drawn, and the clock.
+
+    times: (N + 1,) float64 on the CPU, so that control flow never waits for the device.
+    """
+
+    second = False
+
+    def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, kind: str):
+        self.name, self.process, self.kind, self.rng = name, process, kind, rng
+        self.nominal = times.tolist()
+        self.times = times.to(x.device)
+        self.n = len(x)
+
+    def time(self, k: int) -> Tensor:
+        """(B,) float64: the time at which update k asks the network."""
+        return self.times[k].expand(self.n)
+
+    def keys(self, k: int) -> Tensor:
+        return self.rng.at(k).keys(self.name, Draw.STEP)
+
+    def step(self, k: int, x: Tensor, out, uncond, guidance: float) -> Tensor:
+        raise NotImplementedError
+
+    def is_last(self, k: int) -> bool:
+        return self.nominal[k + 1] == 0.0
+
+    def moves(self, k: int) -> bool:
+        """Whether update k changes anything (a grid may stand still)."""
+        return self.nominal[k] > self.nominal[k + 1]
+
+
+class OdeStepper(Stepper):
+    """Probability-flow ODE: `euler`, or `heun` with its corrector (but not into t = 0, where the drift is singular)."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.second = self.kind == "heun"
+
+    def coefficients(self, at: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) β and σ at grid point `at`, and dt of update k."""
+        t, schedule = self.time(at), self.process.schedule
+        return schedule.beta(t), schedule.sigma(t), self.time(k + 1) - self.time(k)
+
+    def step(self, k, x, out, uncond, guidance):
+        beta, sigma, dt = self.coefficients(k, k)
+        return kernels.heun_predict(x, out, beta, sigma, dt, uncond, guidance)
+
+    def correct(self, k: int, x: Tensor, x_hat: Tensor, out, uncond, guidance: float) -> Tensor:
+        beta, sigma, dt = self.coefficients(k + 1, k)
+        return kernels.heun_correct(x, x_hat, out, beta, sigma, dt, uncond, guidance)
+
+
+class SdeStepper(OdeStepper):
+    """Euler–Maruyama on the reverse SDE; the last step adds no noise, so samples are clean."""
+
+    def step(self, k, x, out, uncond, guidance):
+        beta, sigma, dt = self.coefficients(k, k)
+        noise = 0.0 if self.is_last(k) else 1.0
+        return kernels.sde_step(x, out, beta, sigma, dt, self.keys(k), uncond, guidance, noise)
+
+
+class DpmStepper(Stepper):
+    """DPM-Solver++(2M), arXiv 2211.01095: second order in log-SNR with one evaluation a step."""
+
+    previous: Tensor | None = None
+    previous_width: Tensor | None = None
+
+    def step(self, k, x, out, uncond, guidance):
+        schedule, t, after = self.process.schedule, self.time(k), self.time(k + 1)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        if self.is_last(k):
+            decay, gain, mix, width = torch.zeros_like(t), torch.ones_like(t), torch.zeros_like(t), None
+        else:
+            width = 0.5 * (schedule.log_snr(after) - schedule.log_snr(t))
+            decay, gain = schedule.sigma(after) / sigma, -schedule.alpha(after) * torch.expm1(-width)
+            mix = torch.zeros_like(t) if self.previous_width is None else 0.5 * width / self.previous_width
+        x, self.previous = kernels.dpmpp_2m(x, out, self.previous, alpha, sigma, decay, gain, mix, uncond, guidance)
+        self.previous_width = width
+        return x
+
+
+class MaskedStepper(Stepper):
+    """`tau_leap`, `euler` and `ancestral` on the absorbing process; the last step reveals all that is left."""
+
+    RULES: ClassVar = {"tau_leap": "tau", "euler": "euler", "ancestral": "ancestral"}
+
+    def step(self, k, x, out, uncond, guidance):
+        t = self.time(k)
+        rate = (t - self.time(k + 1)) * self.process.schedule.reverse_rate(t)
+        return self.leap(k, x, out, uncond, guidance, rate, "last" if self.is_last(k) else self.RULES[self.kind])
+
+    def leap(self, k, x, out, uncond, guidance, rate, rule) -> Tensor:
+        process = self.process
+        other = None if uncond is None else Logits.of(uncond)
+        return Logits.of(out).tau_leap(
+            x, rate, self.keys(k), process.states, rule, process.mask_column == "leak", other, guidance
+        )
+
+
+class FirstHittingStepper(MaskedStepper):
+    """First-hitting sampling (arXiv 2409.02908): the times at which positions are revealed are drawn beforehand.
+
+    Position i is revealed at T_i = start · U_i. With at least as many steps as positions every step reveals one,
+    at exactly its own time, and the sampler has no time error; with fewer, each step reveals a group at the
+    time of its first member. Times therefore differ between samples.
+    """
+
+    def __init__(self, name, process, times, x, rng, kind):
+        super().__init__(name, process, times, x, rng, kind)
+        steps, length = len(times) - 1, x.shape[1]
+        u = kernels.uniform(rng.keys(name, Draw.TIME), length).double()
+        hits = torch.where(x == process.mask_id, self.nominal[0] * u, 0.0)
+        sorted_hits, order = hits.sort(dim=1, descending=True, stable=True)
+        rank = order.argsort(1)
+        self.group = rank // -(-length // steps)
+        first = torch.arange(steps + 1, device=x.device) * -(-length // steps)
+        self.hits = torch.nn.functional.pad(sorted_hits, (0, 1))[:, first.clamp(max=length)]
+
+    def time(self, k):
+        return self.hits[:, k].clamp(min=self.process.t_min) if k < self.hits.shape[1] - 1 else self.hits[:, k] * 0.0
+
+    def step(self, k, x, out, uncond, guidance):
+        masked = x == self.process.mask_id
+        now = masked & ((self.group == k) | self.is_last(k))
+        drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")
+        return torch.where(now, drawn, x)
+
+
+class UniformStepper(Stepper):
+    """`tau_leap` and `euler` on the uniform process; the last step draws x₀ from the network."""
+
+    def step(self, k, x, out, uncond, guidance):
+        process, t = self.process, self.time(k)
+        logits = Logits.of(out).log_probs(process.states)
+        if uncond is not None:
+            logits = guidance * logits + (1.0 - guidance) * Logits.of(uncond).log_probs(process.states)
+        rate = (t - self.time(k + 1)) * process.schedule.rate(t) / process.states
+        rule = "last" if self.is_last(k) else {"tau_leap": "tau", "euler": "euler"}[self.kind]
+        return kernels.tau_leap_uniform(logits, x, rate, process.odds(t), self.keys(k), rule)
+
+
+KINDS: dict[type[Process], dict[str, type[Stepper]]] = {
+    Gaussian: {"heun": OdeStepper, "euler": OdeStepper, "euler_sde": SdeStepper, "dpmpp_2m": DpmStepper},
+    Masked: {
+        "tau_leap": MaskedStepper,
+        "euler": MaskedStepper,
+        "ancestral": MaskedStepper,
+        "first_hitting": FirstHittingStepper,
+    },
+    Uniform: {"tau_leap": UniformStepper, "euler": UniformStepper},
+}

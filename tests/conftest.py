@@ -1,0 +1,62 @@
+"""Shared by all tests: where the golden vectors are, and what the official configuration looks like here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
+from safetensors.torch import load_file
+
+GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
+
+
+class Golden:
+    """Vectors computed by official code: `golden["net/masked/tokens"]`, hyper-parameters in `golden.config`."""
+
+    def __init__(self, folder: Path):
+        self.config = json.loads((folder / "config.json").read_text())
+        self.tensors = load_file(folder / self.config.get("file", "golden.safetensors"))
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def below(self, prefix: str) -> dict[str, torch.Tensor]:
+        """{rest of the name: tensor} for every name that starts with prefix."""
+        return {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+    def official_space(self, model: str = "model_a", **text) -> Space:
+        """The official text+image processes at a golden model's sizes."""
+        c = self.config[model]["official_constructor"]
+        size, states = c["img_resolution"], c["vocab_size"] - 1
+        return Space(
+            {
+                "text": Masked(c["context_len"], states, LogLinear(1e-5), 1e-5, mask_column="extra", **text),
+                "image": Gaussian((c["img_channels"], size, size), ScaledLinear(), 1e-5, "sigma"),
+            }
+        )
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    """The text+image vectors."""
+    return Golden(GOLDEN / "text_image")
+
+
+def assert_close(actual, expected, atol: float, name: str = "") -> None:
+    """Largest absolute difference within atol; says where it is not."""
+    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    worst = (actual - expected).abs().max().item()
+    assert worst <= atol, f"{name}: off by {worst:.3g}, allowed {atol:.3g}"
+
+
+@pytest.fixture(scope="session")
+def close():
+    return assert_close

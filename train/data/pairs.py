@@ -1,0 +1,101 @@
+"""Pictures and captions in memory, cut into batches that are a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import kernels
+from ...kernels import Draw, Rng
+from ...kernels.reference import words_to_index
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """One split of an image-text data set.
+
+    Args:
+        images: (N, C, S, S) encoded pictures.
+        captions: (N, M, L) encoded captions, M choices per picture; one is drawn each time.
+        labels: (N,) int64 classes, where the data has them.
+        names: modality names of the two.
+    """
+
+    images: Tensor
+    captions: Tensor
+    labels: Tensor | None = None
+    names: tuple[str, str] = ("image", "text")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
+        """Rows `rows` of batch number `step` of `size` pairs: without replacement within an epoch, reshuffled each.
+
+        Nothing is remembered between calls, so a resumed run sees the batches of one never stopped.
+        """
+        order = torch.arange(rows.start, rows.stop) + step * size
+        epochs = order // len(self)
+        index = torch.empty_like(order)
+        for epoch in epochs.unique().tolist():
+            now = epochs == epoch
+            index[now] = self._permutation(seed, epoch)[order[now] % len(self)]
+        keys = Rng(seed, torch.arange(rows.start, rows.stop), step).keys("data", Draw.DATA)
+        choice = words_to_index(kernels.reference.random_words(keys, 1)[:, 0], self.captions.shape[1])
+        image, text = self.names
+        return {image: self.images[index], text: self.captions[index, choice]}
+
+    def _permutation(self, seed: int, epoch: int) -> Tensor:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
+
+
+Encode = Callable[[np.ndarray], Tensor]
+
+
+def split_rows(n: int, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled row numbers of the training and of the held-out part."""
+    order = np.random.default_rng(seed).permutation(n)
+    cut = round(n * (1.0 - test_share))
+    return order[:cut], order[cut:]
+
+
+def load_npz(path: str, encode_images: Encode, encode_captions, test_share: float, seed: int) -> tuple[Pairs, Pairs]:
+    """Training and held-out pairs of an .npz with arrays `images` (N, S, S[, C]) and `captions` (N,) of text.
+
+    An array `split` with the words train and test, if there, decides; else `test_share` of the rows are held out.
+
+    Raises:
+        ValueError: no such file, a missing array, arrays of different length.
+    """
+    file = Path(path)
+    if not file.is_file() and not file.is_absolute() and "ANYSTATE_DATA" in os.environ:
+        file = Path(os.environ["ANYSTATE_DATA"]) / path
+    if not file.is_file():
+        raise ValueError(
+            f"data file {path!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"
+        )
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [name for name in ("images", "captions") if name not in arrays]
+            if missing:
+                raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays.files)}")
+            images, captions = arrays["images"], arrays["captions"]
+            split = arrays.get("split")
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{file}: not a readable .npz file ({error})") from None
+    if len(images) != len(captions):
+        raise ValueError(f"{file}: {len(images)} images but {len(captions)} captions")
+    if split is None:
+        train, test = split_rows(len(images), test_share, seed)
+    else:
+        train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+    if not len(train) or not len(test):
+        raise ValueError(f"{file}: {len(train)} training and {len(test)} held-out pairs; both must be there")
+    encoded = encode_images(images), encode_captions([str(c) for c in captions])[:, None]
+    return tuple(Pairs(encoded[0][rows], encoded[1][rows]) for rows in (train, test))
