@@ -128,9 +128,7 @@ def cases() -> dict:
         )
 
     def linear(rule, mask_column, guided, guidance, h=hidden, w=head, b=bias):
-        tau_leap_linear.launch(
-            h, w, b, tokens, rate, keys, states, rule, mask_column, h if guided else None, guidance
-        )
+        tau_leap_linear.launch(h, w, b, tokens, rate, keys, states, rule, mask_column, h if guided else None, guidance)
 
     def linear_all():
         leaps(linear)

@@ -180,7 +180,7 @@ def tile(width: int) -> dict:
 def run_length(batch: int, length: int, rows: int) -> int:
     """Rows of a sample per backward program: whole tiles, and about PROGRAMS programs in all."""
     runs = max(1, min(triton.cdiv(length, rows), PROGRAMS // max(1, batch)))
-    return triton.cdiv(triton.cdiv(length, runs), rows) * rows
+    return max(1, triton.cdiv(triton.cdiv(length, runs), rows)) * rows
 
 
 def launch_adaln(x, scale, shift, eps: float, plus_one: bool) -> Tensor:
