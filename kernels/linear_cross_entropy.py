@@ -7,7 +7,7 @@ log-sum-exps. A slice's weight gradient is complete at once; only the hidden gra
 fixed order, so results are deterministic. Left-out rows (target −1) are not copied away: they cost their share of the
 matmul and nothing else.
 
-Floor: 2 N K D FLOPs forward; 6 N K D backward, of which 2 N K D recompute the logits.
+Floor: 2 N K D FLOPs forward and 4 N K D backward; making the logits again costs another 2 N K D.
 """
 
 import torch

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from anystate.kernels import Draw, Rng, reference
-from scipy.stats import chi2, poisson
+
+stats = pytest.importorskip("scipy.stats", reason="scipy, which comes with scikit-learn, is not installed")
 
 ALARM = 1e-6
 N, L = 1000, 100  # 10⁵ positions
@@ -17,7 +18,7 @@ def assert_law(tokens: torch.Tensor, probabilities: torch.Tensor) -> None:
     counts = tokens.flatten().bincount(minlength=len(probabilities)).double()
     expected = probabilities * tokens.numel()
     statistic = ((counts - expected).square() / expected).sum().item()
-    assert chi2.sf(statistic, len(probabilities) - 1) > ALARM, f"χ² = {statistic:.1f}: {counts / expected}"
+    assert stats.chi2.sf(statistic, len(probabilities) - 1) > ALARM, f"χ² = {statistic:.1f}: {counts / expected}"
 
 
 def keys(seed: int, n: int = N) -> torch.Tensor:
@@ -93,7 +94,7 @@ def test_a_rare_token_is_drawn_at_its_rate():
         k = Rng.for_batch(3, 1000, start=1000 * chunk).keys("text", Draw.STEP)
         rows = torch.cartesian_prod(torch.arange(1000), torch.arange(n // 4000))
         hits += (reference.race(row.expand(len(rows), -1), k, rows) == 0).sum().item()
-    assert min(poisson.cdf(hits, n * p), poisson.sf(hits - 1, n * p)) > ALARM / 2, hits
+    assert min(stats.poisson.cdf(hits, n * p), stats.poisson.sf(hits - 1, n * p)) > ALARM / 2, hits
 
 
 def test_no_temperature_shift():
