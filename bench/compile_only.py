@@ -132,7 +132,13 @@ def cases() -> dict:
 
     def linear_all():
         leaps(linear)
-        linear("tau", False, None, None, hidden.float(), head.float(), bias.float())
+        wide, odd = (
+            [x.float() for x in (hidden, head, bias)],
+            [hidden[..., :99].contiguous(), head[:, :99].contiguous(), bias],
+        )
+        for parts in (wide, odd):
+            linear("tau", False, None, None, *parts)
+            linear("tau", True, True, rows(), *parts)
 
     def steps():
         for kind in ("predict", "correct", "sde"):

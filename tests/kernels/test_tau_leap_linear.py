@@ -9,7 +9,7 @@ B, L, K, D = 2, 19, 70, 20
 
 @pytest.fixture(autouse=True)
 def blocks(small_blocks):
-    small_blocks("tau_leap_linear", BLOCK_R=16, BLOCK_V=32, BLOCK_D=16, ROW_PROGRAMS=2)
+    small_blocks("tau_leap_linear", BLOCK_R=16, BLOCK_V=128, BLOCK_D=32, ROW_PROGRAMS=2)
 
 
 @pytest.fixture
