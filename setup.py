@@ -22,7 +22,11 @@ setup(
     python_requires=">=3.11",
     package_dir={"anystate": "."},
     packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
-    package_data={"anystate.configs": ["*.yaml", "*/*.yaml"], "anystate.bench": ["*.html"]},
+    package_data={
+        "anystate.configs": ["*.yaml", "*/*.yaml"],
+        "anystate.train": ["*.html"],
+        "anystate.bench": ["*.html"],
+    },
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
@@ -35,6 +39,8 @@ setup(
         "rich>=13",
         "jinja2>=3.1",
         "matplotlib>=3.9",
+        "pillow>=10",
+        "scipy>=1.11",
         "scikit-learn>=1.5",
     ],
     extras_require={

@@ -101,6 +101,7 @@ class Network(Section):
 class TimesConfig(Section):
     draw: Literal["decoupled", "unified"] = "decoupled"
     low_discrepancy: bool = True
+    skew: dict[str, float] = Field({}, description="s >= 1 per modality: t = 1 - (1 - u)^s looks more at noisy times")
     hold: dict[str, float] = Field({}, description="share of samples in which a modality is a clean condition")
 
 
@@ -133,7 +134,7 @@ class Train(Section):
 
 
 class GuidanceConfig(Section):
-    scale: float = 1.0
+    scale: float | dict[str, float] = Field(1.0, description="w for all, or per modality; 1 is no guidance")
     final_time: float = Field(1.0, gt=0, le=1)
     interval: tuple[float, float] = (0.0, 1.0)
 

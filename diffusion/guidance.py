@@ -16,12 +16,12 @@ class Guidance:
     """out = w f(x_t, y_s) + (1 − w) f(x_t, y_σ), with y_σ the condition noised afresh to time σ.
 
     Args:
-        scale: w; 1 is no guidance.
+        scale: w; 1 is no guidance. One number for all guided modalities, or {name: w}, where others stay unguided.
         final_time: σ; 1 is classifier-free guidance. A condition already noisier than σ keeps its own level.
         interval: guidance acts while the generated modality's time lies in this closed interval.
     """
 
-    scale: float = 1.0
+    scale: float | dict[str, float] = 1.0
     final_time: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
 
@@ -32,8 +32,12 @@ class Guidance:
         if not 0.0 < self.final_time <= 1.0:
             raise ValueError(f"guidance final_time must lie in (0, 1], got {self.final_time}")
 
-    def active(self, t: float) -> bool:
-        return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
+    def scale_of(self, name: str) -> float:
+        return self.scale.get(name, 1.0) if isinstance(self.scale, dict) else self.scale
+
+    def active(self, name: str, t: float) -> bool:
+        """Whether modality `name` is guided at its time t."""
+        return self.scale_of(name) != 1.0 and self.interval[0] <= t <= self.interval[1]
 
     def evaluate(
         self,
@@ -46,13 +50,15 @@ class Guidance:
         rng: Rng,
         draw: Draw = Draw.GUIDANCE,
     ) -> tuple[dict, dict]:
-        """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition)."""
+        """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition).
+
+        t[m] (B,) is the noise level of x[m], 0 where it is clean.
+        """
         noisier = {}
         later = {}
         for m in condition:
             later[m] = t[m].clamp(min=self.final_time)
-            level = torch.where(t[m] <= space[m].t_min, 0.0, t[m])  # a clean condition is clean, not at t_min
-            noisier[m] = space[m].renoise(x[m], level, later[m], rng.keys(m, draw))
+            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, draw))
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         both = {m: out.chunk(2) for m, out in space.evaluate(net, x2, t2, outputs).items()}

@@ -66,7 +66,8 @@ class Process(abc.ABC):
         """(B, L) bool, True where attention may look, or None for everywhere."""
         return None
 
-    def _check_shape(self, name: str, x: Tensor) -> None:
+    def check_shape(self, name: str, x: Tensor) -> None:
+        """Raise ValueError, naming the modality, unless x is (B, *shape)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"{name}: expected samples of shape {self.shape}, got {tuple(x.shape[1:])}")
 
@@ -101,7 +102,7 @@ class Gaussian(Process):
         return sigma * x + alpha * out.float()
 
     def check(self, name, x):
-        self._check_shape(name, x)
+        self.check_shape(name, x)
         if not x.is_floating_point():
             raise ValueError(f"{name}: expected a floating tensor, got {x.dtype}")
 
@@ -142,7 +143,7 @@ class Discrete(Process):
         self.shape, self.states, self.schedule, self.t_min = (length,), states, schedule, t_min
 
     def check(self, name, x):
-        self._check_shape(name, x)
+        self.check_shape(name, x)
         if x.dtype != torch.int64:
             raise ValueError(f"{name}: expected int64 tokens, got {x.dtype}")
         if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < self.states):

@@ -45,7 +45,7 @@ class GaussianSchedule(abc.ABC):
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         """Inverse of `log_snr`: B = ½ log(1 + e^{−λ})."""
-        return self.inverse(0.5 * torch.nn.functional.softplus(-log_snr))
+        return self.inverse(0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr))
 
 
 class Linear(GaussianSchedule):
@@ -101,45 +101,65 @@ class Cosine(GaussianSchedule):
         return self.rate * torch.tan(self.rate * t)
 
     def integral(self, t):
-        return -0.5 * torch.log1p(-(torch.sin(self.rate * t) ** 2))
+        sin2 = torch.sin(self.rate * t) ** 2
+        return torch.where(sin2 < 0.5, -0.5 * torch.log1p(-sin2), -torch.log(torch.cos(self.rate * t)))
 
     def inverse(self, b):
         return torch.asin(torch.sqrt(-torch.expm1(-2.0 * b))) / self.rate
 
 
 class LogSNR(GaussianSchedule):
-    """Any decreasing log-SNR curve λ(t) given as a function on [0, 1], tabulated in float64.
+    """Any decreasing log-SNR curve λ(t) given as a function on (0, 1], tabulated in float64.
 
-    B = ½ log(1 + e^{−λ}) is interpolated by a monotone cubic (PCHIP) over `points` times, so that β is
-    continuous and the inverse is exact.
+    log B, with B = ½ log(1 + e^{−λ}), is interpolated by a monotone cubic (PCHIP) in log t: a power law, which B is
+    near t = 0, is then exact, β is continuous, and the inverse is found by Newton's method on the same curve. Below
+    the first time of the table, 1e-6, the power law goes on; B(0) = 0 whatever λ(0) is.
     """
+
+    FIRST = 1e-6
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], points: int = 4097):
         from scipy.interpolate import PchipInterpolator
 
-        t = np.linspace(0.0, 1.0, points)
-        b = 0.5 * np.logaddexp(0.0, -np.asarray(function(t), dtype=np.float64))
-        if not (np.all(np.isfinite(b)) and np.all(np.diff(b) > 0.0)):
-            raise ValueError("log-SNR schedule must be finite and strictly decreasing on [0, 1]")
-        b[0] = 0.0
-        self._integral = PchipInterpolator(t, b)
-        self._beta, self._inverse = self._integral.derivative(), PchipInterpolator(b, t)
+        half = np.geomspace(self.FIRST, 0.5, points // 2)  # as dense towards 1 as towards 0
+        t = np.concatenate([half, 1.0 - half[-2::-1], [1.0]])
+        log_snr = np.asarray(function(t), dtype=np.float64)
+        if not (np.all(np.isfinite(log_snr)) and np.all(np.diff(log_snr) < 0.0)):
+            raise ValueError("log-SNR schedule must be finite and strictly decreasing on (0, 1]")
+        log_t, log_b = np.log(t), np.log(0.5 * np.logaddexp(0.0, -log_snr))
+        self._curve = PchipInterpolator(log_t, log_b)
+        self._slope, self._guess = self._curve.derivative(), PchipInterpolator(log_b, log_t)
+        self._first = log_t[0], log_b[0], float(self._slope(log_t[0]))
 
     @staticmethod
     def _apply(function, values: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(function(values.double().cpu().numpy()))).to(values)
+        """A function of log values, exp'd, on a tensor; 0 goes to 0."""
+        v = values.double().cpu().numpy()
+        return torch.from_numpy(np.exp(function(np.log(np.maximum(v, 1e-300)))) * (v > 0.0)).to(values)
+
+    def _log_integral(self, log_t: np.ndarray) -> np.ndarray:
+        start, _, slope = self._first
+        return self._curve(np.maximum(log_t, start)) + slope * np.minimum(log_t - start, 0.0)
+
+    def _log_inverse(self, log_b: np.ndarray) -> np.ndarray:
+        start, value, slope = self._first
+        log_t = self._guess(np.clip(log_b, value, self._curve(0.0)))
+        for _ in range(4):  # the two cubics differ between their nodes
+            excess = self._curve(log_t) - np.maximum(log_b, value)
+            log_t = np.clip(log_t - excess / self._slope(log_t), start, 0.0)
+        return log_t + np.minimum(log_b - value, 0.0) / slope
 
     def beta(self, t):
-        return self._apply(self._beta, t)
+        def log_beta(log_t):
+            return self._log_integral(log_t) + np.log(self._slope(np.maximum(log_t, self._first[0]))) - log_t
+
+        return self._apply(log_beta, t)
 
     def integral(self, t):
-        return self._apply(self._integral, t)
+        return self._apply(self._log_integral, t)
 
     def inverse(self, b):
-        t = self._apply(self._inverse, b)
-        for _ in range(3):  # the two cubics differ between their nodes: Newton to the end
-            t = (t - (self.integral(t) - b) / self.beta(t).clamp(min=1e-12)).clamp(0.0, 1.0)
-        return t
+        return self._apply(self._log_inverse, b)
 
 
 class LogLinear:
@@ -152,11 +172,15 @@ class LogLinear:
 
     def total(self, t: Tensor) -> Tensor:
         """s(t)."""
-        return -torch.log1p(-(1.0 - self.delta) * t)
+        return torch.where(t < 0.5, -torch.log1p(-(1.0 - self.delta) * t), -torch.log(self._untouched(t)))
 
     def rate(self, t: Tensor) -> Tensor:
         """s′(t)."""
-        return (1.0 - self.delta) / (1.0 - (1.0 - self.delta) * t)
+        return (1.0 - self.delta) / self._untouched(t)
+
+    def _untouched(self, t: Tensor) -> Tensor:
+        """e^{−s} = 1 − (1−δ) t, written so that t = 1 keeps δ's digits."""
+        return (1.0 - t) + self.delta * t
 
     def prob(self, t: Tensor) -> Tensor:
         """1 − e^{−s}: the probability that a position has been noised."""

@@ -23,15 +23,19 @@ class Times:
         draw: "decoupled", a time per modality (the paper), or "unified", one time for all (its ablation).
         low_discrepancy: spread the times of a batch evenly over [t_min, 1] per modality and jointly, which
             lowers the gradient's variance; else independent uniforms.
+        skew: {modality: s ≥ 1}: t = 1 − (1 − u)ˢ instead of t = u, so that a larger s looks more often at noisy times.
         hold: {modality: share of samples in which it is a clean condition, held at its t_min}. At most one
             modality is held in a sample, so the shares may sum to 1 at most.
     """
 
     draw: str = "decoupled"
     low_discrepancy: bool = True
+    skew: dict[str, float] = dataclasses.field(default_factory=dict)
     hold: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        if any(s < 1.0 for s in self.skew.values()):
+            raise ValueError(f"times.skew must be at least 1, got {self.skew}")
         if self.draw not in DRAWS:
             raise ValueError(f"times.draw must be one of {', '.join(DRAWS)}, got {self.draw!r}")
         if any(share < 0 for share in self.hold.values()) or sum(self.hold.values()) > 1.0 + 1e-9:
@@ -39,11 +43,15 @@ class Times:
 
     def __call__(self, space: dict[str, Process], rng: Rng) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Times {name: (B,) float64} and where a modality learns {name: (B,) float32 of 1, or 0 if held}."""
+        for what, names in (("hold", self.hold), ("skew", self.skew)):
+            if unknown := sorted(set(names) - set(space)):
+                raise ValueError(f"times.{what} names unknown modality {unknown[0]!r}; there are {', '.join(space)}")
         u = self._uniforms(space, rng)
         held = self._held(list(space), rng)
         times, learns = {}, {}
         for name, process in space.items():
-            t = process.t_min + (1.0 - process.t_min) * u[name]
+            share = 1.0 - (1.0 - u[name]) ** self.skew.get(name, 1.0)
+            t = process.t_min + (1.0 - process.t_min) * share
             times[name] = torch.where(held[name], process.t_min, t)
             learns[name] = (~held[name]).float()
         return times, learns
@@ -70,8 +78,6 @@ class Times:
         return out
 
     def _held(self, names: list[str], rng: Rng) -> dict[str, Tensor]:
-        if unknown := set(self.hold) - set(names):
-            raise ValueError(f"times.hold names unknown modality {sorted(unknown)[0]!r}; there are {', '.join(names)}")
         u = kernels.uniform(rng.keys("all", Draw.HOLD), 1)[:, 0].double()
         held, low = {}, 0.0
         for name in names:
@@ -104,8 +110,8 @@ def grid(process: Process, steps: int, kind: str = "linear", start: float = 1.0,
         raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {kind!r}")
     if kind != "linear" and not isinstance(process, Gaussian):
         raise ValueError(f"grid {kind} is for Gaussian modalities; a discrete one walks a linear grid")
-    if start <= process.t_min:
-        return torch.zeros(steps + 1, dtype=torch.float64)
+    if start <= process.t_min:  # one update takes off what little noise there is, the others stand still
+        return torch.tensor([start] + [0.0] * steps, dtype=torch.float64)
     if steps == 1:
         inner = torch.tensor([start], dtype=torch.float64)
     elif kind == "linear":

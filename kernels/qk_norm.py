@@ -229,7 +229,7 @@ def qk_norm_pack(
     heads: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), laid out q, k, v, head, feature.
+    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), packed as q, k, v, head, feature.
 
     q and k are normalized per head: x/‖x‖ · √Dh · γ, γ (H, Dh) per modality.
     """

@@ -356,7 +356,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def qk_norm_pack(
     qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor], heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), laid out q, k, v, head, feature.
+    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), packed as q, k, v, head, feature.
 
     q and k are normalized per head: x/‖x‖ · √Dh · γ, γ (H, Dh) per modality.
     """

@@ -16,7 +16,7 @@ from ..kernels import Logits
 
 
 class TimeEmbedding(nn.Module):
-    """A scalar (B,) → (B, C): 256 sinusoids [cos, sin] of scale·value with periods up to 10000, then a two-layer MLP."""
+    """A scalar (B,) → (B, C): 256 sinusoids [cos, sin] of scale·value, periods up to 10000, then a two-layer MLP."""
 
     frequencies = 256
 
@@ -157,7 +157,7 @@ class JointBlock(nn.Module):
 
 
 def sincos_2d(grid: int, width: int) -> Tensor:
-    """(grid², width) float32: the first half of the features encodes the column, the second the row, each [sin, cos]."""
+    """(grid², width) float32: the first half of the features is the column, the second the row, each [sin, cos]."""
     if width % 4:
         raise ValueError(f"an image stream's width must be divisible by 4, got {width}")
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))

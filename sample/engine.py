@@ -86,10 +86,10 @@ def sample(
             guidance with nothing to guide by.
     """
     given = {m: Given.of(value) for m, value in (given or {}).items()}
-    n = _check(space, given, n, steps, chunk)
+    init = _known(space, "init", init)
+    n = _check(space, given, init, n, steps, first, chunk)
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     samplers = _known(space, "samplers", samplers)
-    init = _known(space, "init", init)
     device = torch.device(device) if device is not None else _device(net)
     results, states = [], []
     ranges = list(_chunks(first, n, chunk))
@@ -146,7 +146,7 @@ class _Run:
             m: samplers.get(m, Sampler()).stepper(m, space[m], self.x[m], steps, starts[m], rng) for m in free
         }
         self.guidance = guidance
-        self.guided, self.condition = _guided(space, free, self.held) if guidance.scale != 1.0 else ([], [])
+        self.guided, self.condition = _guided(space, guidance, free, self.held)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         yield self.x
@@ -164,41 +164,43 @@ class _Run:
         out, uncond = self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
         x = dict(self.x)
         for m in moving:
-            x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale)
+            x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
         again = [m for m in moving if self.steppers[m].second and not self.steppers[m].is_last(k)]
         if again:
             there = {**self.x, **{m: x[m] for m in again}}
             t_there = {**t, **{m: self.steppers[m].time(k + 1) for m in again}}
             out, uncond = self.evaluate(k, there, t_there, again, self.rng.at(2 * k + 1))
             for m in again:
-                x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), self.guidance.scale)
+                x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
         return x
 
     def evaluate(self, k: int, x, t, outputs: list[str], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""
-        guided = [m for m in self.guided if m in outputs and self.guidance.active(self.steppers[m].nominal[k])]
+        guided = [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
         if not guided:
             return self.space.evaluate(self.net, x, t, outputs), {}
         out, uncond = self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng)
         return out, {m: uncond[m] for m in guided}
 
 
-def _guided(space: Space, free: list[str], held: list[str]) -> tuple[list[str], list[str]]:
-    """Which modalities are guided, and by which."""
-    if held:
-        return free, held
-    guided = [m for m in free if isinstance(space[m], Gaussian)]
-    condition = [m for m in free if m not in guided]
-    if not guided or not condition:
+def _guided(space: Space, guidance: Guidance, free: list[str], held: list[str]) -> tuple[list[str], list[str]]:
+    """Which modalities are guided, and by which: what is given guides the rest, else discrete ones Gaussian ones."""
+    guided = [m for m in free if guidance.scale_of(m) != 1.0 and (held or isinstance(space[m], Gaussian))]
+    condition = held or [m for m in free if not isinstance(space[m], Gaussian)]
+    wanted = guidance.scale != 1.0 and not isinstance(guidance.scale, dict)
+    if wanted and not (guided and condition):
         raise ValueError("guidance needs a condition: give a modality, or sample a Gaussian and a discrete one jointly")
-    return guided, condition
+    return guided if condition else [], condition
 
 
-def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chunk: int | None) -> int:
+def _check(space: Space, given: dict[str, Given], init, n: int | None, steps: int, first: int, chunk) -> int:
+    """The number of samples; ValueError for arguments that do not fit the space or each other."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if first < 0:
+        raise ValueError(f"first must be at least 0, got {first}")
     for m, g in given.items():
         if not 0.0 <= g.level <= 1.0:
             raise ValueError(f"{m}: noise level must lie in [0, 1], got {g.level}")
@@ -206,6 +208,8 @@ def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chu
             space.check({m: g.x})
         elif m not in space:
             raise ValueError(f"unknown modality {m!r}; this space has {', '.join(space)}")
+        else:
+            space[m].check_shape(m, g.x)
         n = len(g.x) if n is None else n
         if len(g.x) != n:
             raise ValueError(f"{m}: {len(g.x)} given for n = {n} samples")
@@ -214,6 +218,12 @@ def _check(space: Space, given: dict[str, Given], n: int | None, steps: int, chu
     n = 1 if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    for m, x in init.items():
+        space[m].check_shape(m, x)
+        if m in given:
+            raise ValueError(f"{m}: give data or a starting state, not both")
+        if len(x) != n:
+            raise ValueError(f"{m}: {len(x)} starting states for n = {n} samples")
     return n
 
 

@@ -25,7 +25,8 @@ class Sampler:
 
     kind: heun, euler, euler_sde, dpmpp_2m for Gaussian; tau_leap, euler, ancestral, first_hitting for masked;
     tau_leap, euler for uniform modalities. None is the process's default (the first of each).
-    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0.
+    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0 from where the
+    modality starts, 1 or its given level.
     """
 
     kind: str | None = None
@@ -41,8 +42,9 @@ class Sampler:
             times = grid(process, steps, self.grid, start)
         else:
             times = torch.as_tensor(self.grid, dtype=torch.float64)
-            if len(times) != steps + 1 or times[-1] != 0 or not bool((times.diff() <= 0).all()):
-                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times that fall to 0")
+            whole = times.shape == (steps + 1,) and times[-1] == 0 and bool((times.diff() <= 0).all())
+            if not whole or abs(float(times[0]) - start) > 1e-6:
+                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times falling from {start:g} to 0")
         return kinds[kind](name, process, times, x, rng, kind)
 
 
@@ -149,28 +151,33 @@ class MaskedStepper(Stepper):
 class FirstHittingStepper(MaskedStepper):
     """First-hitting sampling (arXiv 2409.02908): the times at which positions are revealed are drawn beforehand.
 
-    Position i is revealed at T_i = start · U_i. With at least as many steps as positions every step reveals one,
-    at exactly its own time, and the sampler has no time error; with fewer, each step reveals a group at the
-    time of its first member. Times therefore differ between samples.
+    Position i is revealed at T_i = start · U_i, the r-th of M masked ones in update ⌊r N / M⌋. With at least as many
+    steps as masked positions no update reveals two, each comes at exactly its own time, and the sampler has no time
+    error; with fewer, an update reveals a group at the time of its first member. Times therefore differ between
+    samples. Updates in which no sample of the batch reveals anything do not ask the network.
     """
 
     def __init__(self, name, process, times, x, rng, kind):
         super().__init__(name, process, times, x, rng, kind)
         steps, length = len(times) - 1, x.shape[1]
+        masked = x == process.mask_id
+        count = masked.sum(1, keepdim=True).clamp(min=1)
         u = kernels.uniform(rng.keys(name, Draw.TIME), length).double()
-        hits = torch.where(x == process.mask_id, self.nominal[0] * u, 0.0)
-        sorted_hits, order = hits.sort(dim=1, descending=True, stable=True)
-        rank = order.argsort(1)
-        self.group = rank // -(-length // steps)
-        first = torch.arange(steps + 1, device=x.device) * -(-length // steps)
-        self.hits = torch.nn.functional.pad(sorted_hits, (0, 1))[:, first.clamp(max=length)]
+        hits, order = torch.where(masked, self.nominal[0] * u, 0.0).sort(dim=1, descending=True, stable=True)
+        self.group = order.argsort(1) * steps // count
+        first = -(-torch.arange(steps + 1, device=x.device) * count // steps)  # rank of the first position of update k
+        self.hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
+        self.busy = set(self.group[masked].tolist())
 
     def time(self, k):
-        return self.hits[:, k].clamp(min=self.process.t_min) if k < self.hits.shape[1] - 1 else self.hits[:, k] * 0.0
+        return self.hits[:, k]
+
+    def moves(self, k):
+        return k in self.busy
 
     def step(self, k, x, out, uncond, guidance):
         masked = x == self.process.mask_id
-        now = masked & ((self.group == k) | self.is_last(k))
+        now = masked & (self.group == k)
         drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")
         return torch.where(now, drawn, x)
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics.jsonl always, TensorBoard and wandb on request, a bar on the screen."""
+"""What a run leaves behind: metrics.jsonl always, TensorBoard and wandb on request, a bar on the screen."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Trainer:
         self.net = self.system.net.to(self.device).train()
         self.ema = build(config).net.to(self.device).eval().requires_grad_(False)
         self.weighting = weightings(config, self.system.space).to(self.device)
-        self.times = Times(config.times.draw, config.times.low_discrepancy, dict(config.times.hold))
+        self.times = Times(**config.times.model_dump())
         settings = config.train
         if settings.batch % settings.accumulate:
             raise ValueError(f"train.accumulate = {settings.accumulate} does not divide train.batch = {settings.batch}")
@@ -68,6 +68,7 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.step = 0
+        self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._resume()
 
@@ -82,8 +83,11 @@ class Trainer:
         with Log(self.out, self.config, self.step, stop, self.quiet) as log:
             began, since = time.perf_counter(), self.step
             while self.step < stop:
+                tick = time.perf_counter()
                 losses = self.update()
                 self.step += 1
+                self.seconds += (spent := time.perf_counter() - tick)
+                self.seconds_here += spent
                 if self._due(settings.log_every, stop):
                     seconds = time.perf_counter() - began
                     rate = (self.step - since) * settings.batch / seconds
@@ -147,7 +151,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the current step; see `train.checkpoint`."""
         self._check_finite({})
-        state = {"step": self.step, "seed": self.config.seed}
+        state = {"step": self.step, "seconds": self.seconds}
         files = {
             "model.safetensors": checkpoint.pack(self.net.state_dict()),
             "ema.safetensors": checkpoint.pack(self.ema.state_dict()),
@@ -167,13 +171,25 @@ class Trainer:
         if folder is None:
             self.ema.load_state_dict(self.net.state_dict())
             return
+        self._check_same_run(folder)
         checkpoint.load_weights(self.net, folder / "model.safetensors")
         checkpoint.load_weights(self.ema, folder / "ema.safetensors")
         checkpoint.load_weights(self.weighting, folder / "train_state/weighting.safetensors")
         checkpoint.restore_optimizer(
             self.optimizer, checkpoint.read_tensors(folder / "train_state/optimizer.safetensors")
         )
-        self.step = json.loads((folder / "train_state/state.json").read_text())["step"]
+        state = json.loads((folder / "train_state/state.json").read_text())
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _check_same_run(self, folder: Path) -> None:
+        """Only `train` and `sample` settings may change between a run and its continuation."""
+        saved = schema.load(folder / "config.yaml").model_dump(mode="json")
+        wanted = self.config.model_dump(mode="json")
+        for key, value in wanted.items():
+            if key not in ("train", "sample") and value != saved[key]:
+                raise checkpoint.CheckpointError(
+                    f"{self.out} holds a run with another {key!r}: choose another --out, or delete it to start anew"
+                )
 
     @torch.no_grad()
     def _average(self) -> None:

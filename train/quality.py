@@ -55,7 +55,13 @@ def measure(system: System, judge: Judge, test: Pairs, n: int = 500, seed: int =
     (image,), (text,) = system.images, system.texts
     codec = system.codecs[text]
     settings = system.config.sample
-    common = dict(steps=settings.steps, seed=seed, samplers=system.samplers, chunk=settings.chunk, progress=progress)
+    common = {
+        "steps": settings.steps,
+        "seed": seed,
+        "samplers": system.samplers,
+        "chunk": settings.chunk,
+        "progress": progress,
+    }
 
     asked = np.arange(n) % 10
     rng = np.random.default_rng(seed)

@@ -92,7 +92,7 @@ def test_losses_given_the_official_draws(golden, close, model, modality):
 
 @pytest.mark.parametrize("mode", ["continuous", "discrete", "multimodal"])
 def test_noisy_guidance_given_the_official_draws(golden, close, model, mode):
-    """continuous: the image is guided by noised text; discrete: text by a noised image; multimodal: as continuous, σ = 1."""
+    """continuous: the image guided by noised text; discrete: text by a noised image; multimodal: continuous, σ = 1."""
     space, c, g = golden.official_space(), golden.config["cfg"], golden.below(f"cfg/{mode}/")
     final_time = 1.0 if mode == "multimodal" else c["guidance_final_time"]
     condition, guided = ("image", "text") if mode == "discrete" else ("text", "image")

@@ -11,7 +11,7 @@ import torch
 from .pairs import Encode, Pairs, split_rows
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = ("{article} {word}", "the digit {digit}", "the number {word}", "{word}", "digit {digit}", "a drawn {digit}")
+TEMPLATES = ("{article} {word}", "the digit {digit}", "number {word}", "{word}")
 
 
 def captions_of(digit: int) -> list[str]:

@@ -1,0 +1,162 @@
+"""A toy world whose joint score is known in closed form, and the network that answers exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space
+from torch import Tensor
+
+
+class Call(NamedTuple):
+    """One evaluation of a network."""
+
+    x: dict[str, Tensor]
+    t: dict[str, Tensor]
+    outputs: list[str]
+
+    @property
+    def batch(self) -> int:
+        return len(next(iter(self.x.values())))
+
+
+class Toy:
+    """text: `length` tokens of 3 states with a correlated law; image: 2 numbers, N(mean, std² I) of the whole text.
+
+    Everything is found by enumerating the S = 3^length texts, in float64. `net` is a network as the engine takes it;
+    it notes every evaluation in `calls`.
+    """
+
+    states = 3
+
+    def __init__(self, length: int = 2, process: type = Masked, t_min: float = 1e-5, delta: float = 1e-5):
+        self.length, self.process = length, process
+        self.texts = torch.tensor(list(itertools.product(range(self.states), repeat=length)))  # (S, L)
+        rng = torch.Generator().manual_seed(4)
+        size = len(self.texts)
+        agree = (self.texts == self.texts[:, :1]).double().mean(1)  # equal tokens are likelier
+        self.prob = torch.softmax(3.0 * agree + 0.5 * torch.randn(size, generator=rng, dtype=torch.float64), 0)
+        self.mean = 1.5 * torch.randn(size, 2, generator=rng, dtype=torch.float64)
+        self.std = 0.4 + 0.4 * torch.rand(size, generator=rng, dtype=torch.float64)
+        self.space = Space(
+            {
+                "image": Gaussian((2,), Linear(), t_min, time_input="time"),
+                "text": process(length, self.states, LogLinear(delta), t_min),
+            }
+        )
+        self.calls: list[Call] = []
+
+    def text_only(self) -> Space:
+        return Space({"text": self.space["text"]})
+
+    def posterior(self, x: dict[str, Tensor], t: dict[str, Tensor]) -> Tensor:
+        """(B, S): probability of each clean text given whatever of the noisy image and text is there."""
+        log_p = torch.log(self.prob)[None]
+        if "image" in x:
+            alpha, sigma = self.alpha_sigma(t["image"])
+            var = (alpha[:, None] * self.std) ** 2 + sigma[:, None] ** 2  # (B, S)
+            away = x["image"].double()[:, None] - alpha[:, None, None] * self.mean
+            log_p = log_p - 0.5 * away.square().sum(-1) / var - torch.log(var)
+        if "text" in x:
+            log_p = log_p + self.text_likelihood(x["text"], t["text"]).log()
+        return torch.softmax(log_p, -1)
+
+    def text_likelihood(self, tokens: Tensor, t: Tensor) -> Tensor:
+        """(B, S): q_t(tokens | clean text), up to a factor of the row."""
+        same = (tokens[:, None] == self.texts).double()  # (B, S, L)
+        if self.process is Masked:
+            return torch.where(tokens[:, None] == self.states, 1.0, same).prod(-1)
+        kept = 1.0 - (1.0 - self.space["text"].schedule.delta) * t.double()[:, None, None]
+        return (kept * same + (1.0 - kept) / self.states).prod(-1)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        schedule = self.space["image"].schedule
+        return schedule.alpha(t.double()), schedule.sigma(t.double())
+
+    def score(self, x: dict[str, Tensor], t: dict[str, Tensor]) -> Tensor:
+        """(B, 2): gradient in the image of the log density of the noisy pair."""
+        alpha, sigma = self.alpha_sigma(t["image"])
+        var = (alpha[:, None] * self.std) ** 2 + sigma[:, None] ** 2
+        away = x["image"].double()[:, None] - alpha[:, None, None] * self.mean
+        return -(self.posterior(x, t)[..., None] * away / var[..., None]).sum(1)
+
+    def token_probs(self, posterior: Tensor) -> Tensor:
+        """(B, L, K) marginals of each token from (B, S)."""
+        one_hot = torch.nn.functional.one_hot(self.texts, self.states).double()  # (S, L, K)
+        return torch.einsum("bs,slk->blk", posterior, one_hot)
+
+    def net(self, x, t, mask=None, outputs=None):
+        outputs = list(x) if outputs is None else list(outputs)
+        self.calls.append(Call(dict(x), dict(t), outputs))
+        answers = {}
+        if "image" in outputs:
+            answers["image"] = -self.alpha_sigma(t["image"])[1][:, None] * self.score(x, t)
+        if "text" in outputs:
+            answers["text"] = torch.log(self.token_probs(self.posterior(x, t)).clamp(min=1e-30))
+        return answers
+
+    def draw(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """True pairs."""
+        rng = torch.Generator().manual_seed(seed)
+        rows = torch.multinomial(self.prob, n, replacement=True, generator=rng)
+        noise = torch.randn(n, 2, generator=rng, dtype=torch.float64)
+        return {"image": (self.mean[rows] + self.std[rows, None] * noise).float(), "text": self.texts[rows]}
+
+    def index(self, tokens: Tensor) -> Tensor:
+        """(B,) row number in `texts` of each text."""
+        return (tokens * self.states ** torch.arange(self.length - 1, -1, -1)).sum(1)
+
+    def counts(self, tokens: Tensor) -> Tensor:
+        return torch.bincount(self.index(tokens), minlength=len(self.texts)).double()
+
+    def standardized(self, pairs: dict[str, Tensor]) -> Tensor:
+        """(2 B,): (image − mean of its text) / std of its text; standard normal if the images are right."""
+        rows = self.index(pairs["text"])
+        return ((pairs["image"].double() - self.mean[rows]) / self.std[rows, None]).flatten()
+
+
+@pytest.fixture
+def toy() -> Toy:
+    """Two correlated masked tokens and a picture."""
+    return Toy()
+
+
+@pytest.fixture
+def make_toy() -> type[Toy]:
+    return Toy
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Statistical verdicts. A right sampler fails one with probability `alarm` (per call, over seeds)."""
+
+    alarm: float = 1e-4
+
+    def counts(self, observed: Tensor, prob: Tensor) -> bool:
+        """χ² of counts against probabilities."""
+        from scipy.stats import chisquare
+
+        return bool(chisquare(observed.numpy(), (observed.sum() * prob / prob.sum()).numpy()).pvalue > self.alarm)
+
+    def normal(self, values: Tensor) -> bool:
+        """Kolmogorov-Smirnov against the standard normal law."""
+        from scipy.stats import kstest
+
+        return bool(kstest(values.numpy(), "norm").pvalue > self.alarm)
+
+    def calibrated(self, tokens: Tensor, prob: Tensor) -> bool:
+        """Are the texts `tokens` (B, S one-hot) drawn from their own laws prob (B, S)? A z-score per text."""
+        spread = torch.sqrt((prob * (1.0 - prob)).sum(0))
+        z = (tokens - prob).sum(0) / spread
+        from scipy.stats import norm
+
+        return bool(z.abs().max() < norm.isf(self.alarm / 2 / len(z)))
+
+
+@pytest.fixture
+def judge() -> Judge:
+    return Judge()

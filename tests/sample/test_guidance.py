@@ -1,0 +1,266 @@
+"""Noisy guidance against formulas worked out by hand with the exact network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from anystate.diffusion import Gaussian, Guidance, Linear, LogLinear, Masked, Space, grid
+from anystate.sample import Given, Sampler, sample
+
+N = 16
+
+
+def noise(n: int = N) -> torch.Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(5))
+
+
+def batches(toy) -> list[int]:
+    return [call.batch for call in toy.calls]
+
+
+@pytest.mark.parametrize("kind", ["heun", "euler"])
+def test_final_time_one_is_classifier_free_guidance(make_toy, kind):
+    """Image given text: every update by hand, with the fully masked text as the second branch. δ = 1e-9 so that no
+    token stays unmasked at time 1. float32 updates against float64: within 1e-4."""
+    toy, w, steps = make_toy(delta=1e-9), 3.0, 12
+    text = toy.draw(N)["text"]
+    masks = torch.full_like(text, toy.states)
+    schedule, times = toy.space["image"].schedule, grid(toy.space["image"], steps)
+
+    def drift(x, t):
+        at = {"image": t.expand(N), "text": torch.full((N,), 1e-5)}
+        conditional = toy.net({"image": x, "text": text}, at, outputs=["image"])["image"]
+        unconditional = toy.net({"image": x, "text": masks}, {**at, "text": torch.ones(N)}, outputs=["image"])["image"]
+        eps = w * conditional + (1 - w) * unconditional
+        return -schedule.beta(t) * (x - eps / schedule.sigma(t))
+
+    x = noise().double()
+    expected = [x]
+    for t, after in itertools.pairwise(times):
+        f = drift(x, t)
+        ahead = x + (after - t) * f
+        if kind == "heun" and after > 0:
+            ahead = x + 0.5 * (after - t) * (f + drift(ahead, after))
+        x = ahead
+        expected.append(x)
+    _, states = sample(
+        toy.net,
+        toy.space,
+        {"text": text},
+        steps=steps,
+        guidance=w,
+        init={"image": noise()},
+        samplers={"image": Sampler(kind)},
+        trajectory=True,
+    )
+    for state, hand in zip(states, expected, strict=True):
+        torch.testing.assert_close(state["image"].double(), hand, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ancestral", "tau_leap", "first_hitting"])
+def test_guided_token_follows_the_mixed_log_probabilities(make_toy, judge, kind):
+    """One token given an image: the law is softmax(w log p(v|x) + (1 − w) log p(v)). Alarm: 1 seed in 10,000."""
+    toy, w, n = make_toy(length=1), 2.0, 10_000
+    image = torch.tensor([[0.4, -0.6]]).expand(n, 2)
+    out = sample(toy.net, toy.space, {"image": image}, steps=4, guidance=w, chunk=n, samplers={"text": Sampler(kind)})
+    posterior = toy.posterior({"image": image[:1]}, {"image": torch.zeros(1)})[0]
+    mixed = w * posterior.log() + (1 - w) * toy.prob.log()
+    counts = toy.counts(out["text"])
+    assert judge.counts(counts, torch.softmax(mixed, 0))
+    assert not judge.counts(counts, posterior)
+
+
+def test_guided_tau_leap_uses_the_true_total(make_toy):
+    """After one of four updates a share 1 − R e^{−R} is still masked, R = (h/t) Σ p^w q^{1−w}; 4σ: 1 seed in 16,000."""
+    toy, w, n = make_toy(length=1), 2.0, 10_000
+    image = torch.tensor([[1.5, -1.5]]).expand(n, 2)
+    times = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    _, states = sample(
+        toy.net,
+        toy.space,
+        {"image": image},
+        steps=4,
+        guidance=w,
+        chunk=n,
+        samplers={"text": Sampler("tau_leap", times)},
+        trajectory=True,
+    )
+    posterior = toy.posterior({"image": image[:1]}, {"image": torch.zeros(1)})[0]
+    total = (w * posterior.log() + (1 - w) * toy.prob.log()).exp().sum().item()
+    assert total > 1.3  # else the test would not tell it from 1
+    r = 0.25 * total
+    left = (states[1]["text"] == toy.states).double().mean().item()
+    p = 1 - r * math.exp(-r)
+    assert abs(left - p) < 4 * math.sqrt(p * (1 - p) / n)
+
+
+@pytest.mark.parametrize("final_time", [0.5, 0.2])
+def test_a_condition_already_that_noisy_is_not_noised_further(toy, final_time):
+    """Both branches are the same then, so guidance has no effect."""
+    given = {"text": (toy.draw(N)["text"], 0.5)}
+    plain = sample(toy.net, toy.space, given, steps=8)
+    guided = sample(toy.net, toy.space, given, steps=8, guidance=Guidance(4.0, final_time))
+    assert toy.calls[-1].batch == 2 * N
+    torch.testing.assert_close(guided["image"], plain["image"], rtol=0, atol=1e-5)
+    stronger = sample(toy.net, toy.space, given, steps=8, guidance=Guidance(4.0, 1.0))
+    assert (stronger["image"] - plain["image"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, level):
+    """Masked shares within 4σ, 1 seed in 16,000 each; what was masked stays masked; told times are right."""
+    n = 4000
+    guidance = Guidance(2.0, 0.6)
+    out = sample(toy.net, toy.space, {"text": (toy.draw(n)["text"], level)}, steps=2, chunk=n, guidance=guidance)
+    assert len(toy.calls) == 3
+    seen = []
+    for call in toy.calls:
+        first, second = call.x["text"].chunk(2)
+        told = call.t["text"].double()
+        assert torch.equal(first, out["text"])
+        torch.testing.assert_close(told[:n], torch.full((n,), max(level, 1e-5)).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(told[n:], torch.full((n,), 0.6).double(), rtol=1e-6, atol=0)
+        assert torch.equal(*call.x["image"].chunk(2))
+        assert torch.equal(*call.t["image"].chunk(2))
+        assert bool((second[first == toy.states] == toy.states).all())
+        share = (second == toy.states).double().mean().item()
+        assert abs(share - 0.6) < 4 * math.sqrt(0.24 / (2 * n))
+        seen.append(second)
+    assert not torch.equal(seen[0], seen[1])  # afresh each time
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_gaussian_condition_is_renoised_from_its_level(toy):
+    """Image condition at level 0.1 carried to 0.25: mean and variance of what the second branch sees; 4σ bounds."""
+    n = 4000
+    image = torch.tensor([[1.0, -2.0]]).expand(n, 2)
+    sample(toy.net, toy.space, {"image": (image, 0.1)}, steps=1, chunk=n, guidance=Guidance(2.0, 0.25))
+    (call,) = toy.calls
+    alpha, sigma = toy.alpha_sigma(torch.tensor(0.25))
+    z = (call.x["image"][n:].double() - alpha * image) / sigma
+    assert z.mean(0).abs().max() < 4 / math.sqrt(n)
+    assert (z.var(0) - 1).abs().max() < 4 * math.sqrt(2 / n)
+    first = call.x["image"][:n].double() - toy.alpha_sigma(torch.tensor(0.1))[0] * image
+    correlation = torch.corrcoef(torch.stack([first.flatten(), z.flatten()]))[0, 1]
+    expected = alpha / toy.alpha_sigma(torch.tensor(0.1))[0] * toy.alpha_sigma(torch.tensor(0.1))[1] / sigma
+    assert abs(correlation - expected) < 4 / math.sqrt(2 * n)  # more noise on top of the same noise
+
+
+def test_scale_one_makes_no_second_branch(toy):
+    sample(toy.net, toy.space, {"text": toy.draw(N)["text"]}, steps=4, guidance=Guidance(1.0, 0.5))
+    assert batches(toy) == [N] * 7
+
+
+def test_interval_is_closed_at_both_ends(toy):
+    """Heun at 1, 0.75, 0.5, 0.25: an update is guided, in both its evaluations, if its time lies in the interval."""
+    given = {"text": toy.draw(N)["text"]}
+    samplers = {"image": Sampler("heun", torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))}
+    expected = {
+        (0.5, 0.75): [1, 1, 2, 2, 2, 2, 1],
+        (0.0, 1.0): [2] * 7,
+        (1.0, 1.0): [2, 2, 1, 1, 1, 1, 1],
+        (0.0, 0.25): [1, 1, 1, 1, 1, 1, 2],
+        (0.3, 0.4): [1] * 7,
+    }
+    for interval, branches in expected.items():
+        toy.calls.clear()
+        sample(toy.net, toy.space, given, steps=4, guidance=Guidance(3.0, 1.0, interval), samplers=samplers)
+        assert batches(toy) == [N * b for b in branches], interval
+
+
+def test_guidance_outside_its_interval_changes_nothing(toy):
+    given = {"text": toy.draw(N)["text"]}
+    times = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    samplers = {"image": Sampler("heun", times)}
+    _, plain = sample(toy.net, toy.space, given, steps=4, samplers=samplers, trajectory=True)
+    guidance = Guidance(3.0, 1.0, (0.0, 0.5))
+    _, guided = sample(toy.net, toy.space, given, steps=4, samplers=samplers, trajectory=True, guidance=guidance)
+    for k in range(3):
+        assert torch.equal(plain[k]["image"], guided[k]["image"])
+    assert not torch.allclose(plain[3]["image"], guided[3]["image"], atol=1e-3)
+
+
+def test_joint_guidance_moves_gaussians_only(toy):
+    """One update from a half-revealed text: the text moves as without guidance, the image by the mixed ε."""
+    text = Given(torch.tensor([[0, toy.states]]).expand(N, 2), 0.5, hold=False, noised=True)
+    plain, guided = (
+        sample(toy.net, toy.space, {"text": text}, steps=2, init={"image": noise()}, trajectory=True, guidance=w)[1][1]
+        for w in (1.0, 3.0)
+    )
+    assert torch.equal(plain["text"], guided["text"])
+    assert (plain["image"] - guided["image"]).abs().max() > 0.05
+    assert batches(toy) == [N] * 3 + [2 * N] * 3
+    assert [call.outputs for call in toy.calls[3:]] == [["image", "text"], ["image"], ["image", "text"]]
+    second = toy.calls[3].x["text"][N:]
+    assert bool((second == toy.states).double().mean() > 0.99)
+
+
+def three_way() -> tuple[Space, object]:
+    """A condition c that pushes a picture and a text: ε = x/2 − c, log p ∝ (c, 0, −c)."""
+    space = Space(
+        {
+            "picture": Gaussian((2,), Linear(), 1e-3, time_input="time"),
+            "text": Masked(4, 3, LogLinear(), 1e-3),
+            "c": Gaussian((1,), Linear(), 1e-3, time_input="time"),
+        }
+    )
+
+    def net(x, t, mask=None, outputs=None):
+        c = x["c"]
+        logits = (c * torch.tensor([1.0, 0.0, -1.0]))[:, None].expand(-1, 4, 3)
+        answers = {"picture": 0.5 * x["picture"] - c, "text": logits, "c": torch.zeros_like(c)}
+        return {m: answers[m] for m in outputs}
+
+    return space, net
+
+
+def test_conditional_sampling_guides_all_that_is_generated():
+    """c = 1, second branch c ~ N(0, 1): guidance at w = 4 shifts the picture's first ε by about 3 (1 − c_σ) and makes
+    the first token likelier: 0.67 → above 0.8."""
+    space, net = three_way()
+    n = 500
+    runs = {
+        w: sample(
+            net, space, {"c": torch.ones(n, 1)}, steps=1, guidance=w, chunk=n, samplers={"picture": Sampler("euler")}
+        )
+        for w in (1.0, 4.0)
+    }
+    assert (runs[1.0]["picture"] - runs[4.0]["picture"]).abs().mean() > 0.5
+    plain, guided = ((runs[w]["text"] == 0).double().mean().item() for w in (1.0, 4.0))
+    assert abs(plain - math.e / (math.e + 1 + 1 / math.e)) < 0.05
+    assert guided > plain + 0.1
+
+
+def test_second_branch_keeps_what_is_not_a_condition():
+    space, net = three_way()
+    seen = []
+
+    def spy(x, t, mask=None, outputs=None):
+        seen.append((x, t))
+        return net(x, t, mask, outputs)
+
+    given = {"c": torch.ones(N, 1), "text": Given(torch.zeros(N, 4, dtype=torch.int64), 0.5, hold=False)}
+    sample(spy, space, given, steps=2, guidance=3.0)
+    for x, t in seen:
+        for m in ("picture", "text"):
+            assert torch.equal(*x[m].chunk(2))
+            assert torch.equal(*t[m].chunk(2))
+        assert not torch.equal(*x["c"].chunk(2))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"interval": (0.8, 0.2)},
+        {"interval": (-0.1, 0.5)},
+        {"interval": (0.5, 1.1)},
+        {"final_time": 0.0},
+        {"final_time": 1.5},
+    ],
+)
+def test_bad_guidance_is_refused(bad):
+    with pytest.raises(ValueError, match="guidance"):
+        Guidance(2.0, **bad)

@@ -1,0 +1,130 @@
+"""Training: resuming, killing, accumulating, averaging, diverging."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from anystate.train import checkpoint
+from anystate.train.loop import NonFiniteLoss, Trainer
+
+
+def losses(run) -> list[tuple]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss/image"], row["loss/text"], row["lr"]) for row in rows]
+
+
+def test_resumed_run_has_the_losses_of_one_never_stopped(tiny, tmp_path):
+    Trainer(tiny(), tmp_path / "whole", quiet=True).run()
+    Trainer(tiny(), tmp_path / "parts", quiet=True).run(stop=3)
+    resumed = Trainer(tiny(), tmp_path / "parts", quiet=True)
+    assert resumed.step == 3
+    resumed.run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (
+        checkpoint.read_tensors(tmp_path / run / "step_00000006/ema.safetensors") for run in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_resuming_keeps_learned_weightings(tiny, tmp_path):
+    config = tiny("modalities.image.loss.weighting=learned", "modalities.text.loss.weighting=learned")
+    Trainer(config, tmp_path / "whole", quiet=True).run()
+    Trainer(config, tmp_path / "parts", quiet=True).run(stop=3)
+    Trainer(config, tmp_path / "parts", quiet=True).run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_kill_9_and_the_same_command_again(tiny, tiny_overrides, tmp_path):
+    """A process killed in mid-run, then the same command: the losses of a run never stopped."""
+    overrides = [*tiny_overrides, "train.steps=60", "train.save_every=5"]
+    command = [sys.executable, "-m", "anystate", "train", "digits", *overrides, "--device", "cpu", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (checkpoint.latest(tmp_path / "killed")) and time.time() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    step = int(checkpoint.latest(tmp_path / "killed").name.removeprefix("step_"))
+    assert 0 < step < 60, "the run was killed too late to test anything"
+    for run in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / run)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".step_*"))
+
+
+def test_accumulation_gives_the_same_step(tiny, tmp_path):
+    whole = Trainer(tiny(), tmp_path / "a", quiet=True)
+    parts = Trainer(tiny("train.accumulate=4"), tmp_path / "b", quiet=True)
+    first, second = whole.update(), parts.update()
+    for m, value in first.items():
+        torch.testing.assert_close(value, second[m], rtol=1e-5, atol=1e-6)
+    for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_average_follows_the_weights(tiny, tmp_path):
+    trainer = Trainer(tiny("train.ema=0.5"), tmp_path, quiet=True)
+    before = [p.clone() for p in trainer.ema.parameters()]
+    trainer.step = 100  # past the short memory of the beginning
+    trainer.update()
+    for old, ema, new in zip(before, trainer.ema.parameters(), trainer.net.parameters(), strict=True):
+        torch.testing.assert_close(ema, 0.5 * old + 0.5 * new)
+
+
+def test_learning_rate_course(tiny, tmp_path):
+    trainer = Trainer(
+        tiny("train.lr=1.0", "train.warmup=4", "train.steps=8", "train.decay=cosine"), tmp_path, quiet=True
+    )
+    assert [trainer.lr(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert trainer.lr(4) == 1.0
+    assert trainer.lr(6) == pytest.approx(0.5)
+    assert trainer.lr(8) == pytest.approx(0.0)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path):
+    trainer = Trainer(tiny("train.save_every=2"), tmp_path, quiet=True)
+    trainer.run(stop=4)
+    good = (tmp_path / "step_00000004/model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match="last good checkpoint is .*step_00000004"):
+        trainer.run()
+    assert checkpoint.latest(tmp_path).name == "step_00000004"
+    assert (tmp_path / "step_00000004/model.safetensors").read_bytes() == good
+
+
+def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
+    Trainer(tiny(), tmp_path, quiet=True).run(stop=3)
+    with pytest.raises(checkpoint.CheckpointError, match="another 'seed'"):
+        Trainer(tiny("seed=5"), tmp_path, quiet=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
+    Trainer(tiny("train.save_every=1", "train.keep=2"), tmp_path, quiet=True).run()
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
+
+
+def test_held_modalities_do_not_learn(tiny, tmp_path):
+    """With text always held as a clean condition its head gets no gradient, whatever the image learns."""
+    trainer = Trainer(tiny("times.hold={text: 1.0}"), tmp_path, quiet=True)
+    trainer.backward(range(16))
+    assert all(p.grad is None or not p.grad.any() for p in trainer.net.head["text"].parameters())
+    assert any(p.grad.any() for p in trainer.net.head["image"].parameters())
+
+
+def test_training_lowers_the_losses(tiny, tmp_path):
+    trainer = Trainer(tiny("train.steps=80", "train.lr=5e-3", "train.batch=32"), tmp_path, quiet=True)
+    trainer.run()
+    rows = losses(tmp_path)
+    start, end = rows[0], [sum(r[i] for r in rows[-10:]) / 10 for i in range(3)]
+    assert end[1] < 0.8 * start[1]
+    assert end[2] < 0.8 * start[2]
