@@ -1,27 +1,17 @@
 """Tensors in, tensors out: the operations of diffusion training and sampling. Knows no schedule, model or config."""
 
+from .adaln import adaln_modulate, gated_residual
+from .attention import joint_attention
+from .draws import normal, uniform
+from .eps_mse import eps_mse
+from .heun import dpmpp_2m, heun_correct, heun_predict, sde_step
+from .linear_cross_entropy import linear_cross_entropy
 from .logits import Logits
+from .perturb import gaussian_perturb, mask_perturb, uniform_perturb
 from .philox import Draw, Rng
-from .reference import (
-    adaln_modulate,
-    dpmpp_2m,
-    eps_mse,
-    gated_residual,
-    gaussian_perturb,
-    heun_correct,
-    heun_predict,
-    joint_attention,
-    linear_cross_entropy,
-    mask_perturb,
-    normal,
-    qk_norm_pack,
-    sde_step,
-    tau_leap,
-    tau_leap_linear,
-    tau_leap_uniform,
-    uniform,
-    uniform_perturb,
-)
+from .qk_norm import qk_norm_pack
+from .tau_leap import tau_leap, tau_leap_uniform
+from .tau_leap_linear import tau_leap_linear
 
 __all__ = [
     "Draw",

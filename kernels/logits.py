@@ -59,9 +59,10 @@ class Logits:
         """`kernels.tau_leap` from whatever this object holds; `uncond` is the second branch of guidance."""
         from . import tau_leap, tau_leap_linear
 
-        if self.weight is not None and uncond is None:
+        if self.weight is not None and (uncond is None or uncond.weight is self.weight):
+            hidden = None if uncond is None else uncond.hidden
             return tau_leap_linear(
-                self.hidden, self.weight, self.bias, tokens, rate, keys, states, rule, mask_column=mask_column
+                self.hidden, self.weight, self.bias, tokens, rate, keys, states, rule, mask_column, hidden, guidance
             )
         other = None if uncond is None else uncond.values()
         return tau_leap(self.values(), tokens, rate, keys, states, rule, mask_column, other, guidance)

@@ -1,7 +1,7 @@
 """Every operation of `kernels` in plain PyTorch: the definition that the Triton kernels are held to.
 
 The random operations draw the very numbers the kernels draw (see `philox`). They are product code: the
-CPU runs on them, tests and benchmarks import them.
+CPU runs on them, tests and benchmarks import them. They compute in float32, and in float64 where that is given.
 
 Shapes: B samples, L positions, K real states, C head columns (K, or K + 1 with a mask column), D features.
 """
@@ -88,11 +88,17 @@ def normal_like(x: Tensor, keys: Tensor) -> Tensor:
     return normal(keys, x[0].numel()).view(x.shape)
 
 
+def wide(x: Tensor) -> Tensor:
+    """What every operation computes in: float64 of float64, float32 of everything else."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float:
-    """(B,) → (B, 1, …) in float32, to broadcast against `like`."""
+    """(B,) → (B, 1, …) in the dtype that `like` is computed in, to broadcast against it."""
     if not isinstance(values, Tensor) or values.ndim == 0:
         return values
-    return values.to(torch.float32).view(-1, *[1] * (like.ndim - 1))
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return values.to(dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 # Noising
@@ -101,7 +107,7 @@ def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float:
 def gaussian_perturb(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     """x_t = α x₀ + σ ε. x (B, …) floating, alpha and sigma (B,), keys (B, 5). Computes in float32."""
     noise = normal_like(x, keys)
-    return (per_sample(alpha, x) * x.float() + per_sample(sigma, x) * noise).to(x.dtype)
+    return (per_sample(alpha, x) * wide(x) + per_sample(sigma, x) * noise).to(x.dtype)
 
 
 def mask_perturb(tokens: Tensor, prob: Tensor, keys: Tensor, mask_id: int) -> Tensor:
@@ -127,7 +133,7 @@ def words_to_index(words: Tensor, n: int) -> Tensor:
 
 def eps_mse(eps: Tensor, keys: Tensor) -> Tensor:
     """(B,) mean over the sample of (ε̂ − ε)², with ε the noise that `gaussian_perturb` drew from the same keys."""
-    return (eps.float() - normal_like(eps, keys)).square().flatten(1).mean(1)
+    return (wide(eps) - normal_like(eps, keys)).square().flatten(1).mean(1)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, z_loss: float = 0.0):
@@ -136,7 +142,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     hidden (N, D), weight (K, D), bias (K,) or None, target (N,) int64 in [−1, K); a row of target −1 is left
     out: its loss and gradients are zero.
     """
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = wide(torch.nn.functional.linear(hidden, weight, bias))
     lse = torch.logsumexp(logits, -1)
     picked = logits.gather(-1, target.clamp(min=0)[:, None]).squeeze(-1)
     return torch.where(target < 0, 0.0, lse - picked + z_loss * lse.square())
@@ -148,14 +154,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 def guide(out: Tensor, uncond: Tensor | None, guidance: Tensor | float) -> Tensor:
     """w·out + (1 − w)·uncond in float32; `out` alone where there is no second branch. guidance: float or (B,)."""
     if uncond is None:
-        return out.float()
+        return wide(out)
     w = per_sample(guidance, out)
-    return w * out.float() + (1.0 - w) * uncond.float()
+    return w * wide(out) + (1.0 - w) * wide(uncond)
 
 
 def ode_drift(x: Tensor, eps: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
     """Probability-flow drift −β (x + score) = −β (x − ε/σ)."""
-    return -per_sample(beta, x) * (x.float() - eps / per_sample(sigma, x))
+    return -per_sample(beta, x) * (wide(x) - eps / per_sample(sigma, x))
 
 
 def heun_predict(x, eps, beta, sigma, dt, uncond=None, guidance=1.0) -> Tensor:
@@ -164,7 +170,7 @@ def heun_predict(x, eps, beta, sigma, dt, uncond=None, guidance=1.0) -> Tensor:
     x, eps, uncond (B, …); beta, sigma, dt (B,) with dt < 0 towards the data; guidance float or (B,).
     """
     eps = guide(eps, uncond, guidance)
-    return (x.float() + per_sample(dt, x) * ode_drift(x, eps, beta, sigma)).to(x.dtype)
+    return (wide(x) + per_sample(dt, x) * ode_drift(x, eps, beta, sigma)).to(x.dtype)
 
 
 def heun_correct(x, x_hat, eps, beta, sigma, dt, uncond=None, guidance=1.0) -> Tensor:
@@ -173,15 +179,15 @@ def heun_correct(x, x_hat, eps, beta, sigma, dt, uncond=None, guidance=1.0) -> T
     eps, beta, sigma belong to (x̂, t + dt).
     """
     drift = ode_drift(x_hat, guide(eps, uncond, guidance), beta, sigma)
-    return (0.5 * (x.float() + x_hat.float()) + 0.5 * per_sample(dt, x) * drift).to(x.dtype)
+    return (0.5 * (wide(x) + wide(x_hat)) + 0.5 * per_sample(dt, x) * drift).to(x.dtype)
 
 
 def sde_step(x, eps, beta, sigma, dt, keys, uncond=None, guidance=1.0, noise=1.0) -> Tensor:
     """Euler–Maruyama step of the reverse SDE, x − |dt| (−β) (x + 2 score) + √(2 β |dt|) z; `noise` scales z."""
     score2 = -2.0 * guide(eps, uncond, guidance) / per_sample(sigma, x)
     b, h = per_sample(beta, x), per_sample(dt, x)
-    drift = -b * (x.float() + score2)
-    return (x.float() + h * drift + noise * torch.sqrt(2.0 * b * -h) * normal_like(x, keys)).to(x.dtype)
+    drift = -b * (wide(x) + score2)
+    return (wide(x) + h * drift + noise * torch.sqrt(2.0 * b * -h) * normal_like(x, keys)).to(x.dtype)
 
 
 def dpmpp_2m(x, eps, x0_prev, alpha, sigma, decay, gain, mix, uncond=None, guidance=1.0) -> tuple[Tensor, Tensor]:
@@ -191,9 +197,9 @@ def dpmpp_2m(x, eps, x0_prev, alpha, sigma, decay, gain, mix, uncond=None, guida
     `x0_prev` None means a first-order step.
     """
     eps = guide(eps, uncond, guidance)
-    x0 = (x.float() - per_sample(sigma, x) * eps) / per_sample(alpha, x)
+    x0 = (wide(x) - per_sample(sigma, x) * eps) / per_sample(alpha, x)
     d = x0 if x0_prev is None else x0 + per_sample(mix, x) * (x0 - x0_prev)
-    return (per_sample(decay, x) * x.float() + per_sample(gain, x) * d).to(x.dtype), x0
+    return (per_sample(decay, x) * wide(x) + per_sample(gain, x) * d).to(x.dtype), x0
 
 
 # Discrete steps
@@ -234,12 +240,14 @@ def masked_log_scores(logits, uncond, guidance, states: int, mask_column: bool) 
     known = uncond is None and not mask_column
 
     def log_p(values):
-        return torch.log_softmax(values.float(), -1)[..., :states]
+        return torch.log_softmax(wide(values[..., : states + mask_column]), -1)[..., :states]
 
-    scores = log_p(logits) if mask_column else log_p(logits[..., :states])
+    scores = log_p(logits)
     if uncond is not None:
-        other = log_p(uncond) if mask_column else log_p(uncond[..., :states])
-        scores = guidance * scores + (1.0 - guidance) * other
+        mixed = guidance * scores + (1.0 - guidance) * log_p(uncond)
+        scores = torch.where(
+            scores == -math.inf, scores, mixed
+        )  # a state that the first branch forbids stays forbidden
     return scores, (1.0 if known else torch.logsumexp(scores, -1).exp())
 
 
@@ -290,9 +298,14 @@ def tau_leap(
     return out
 
 
-def tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule="tau", **kwargs) -> Tensor:
-    """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None."""
-    return tau_leap(torch.nn.functional.linear(hidden, weight, bias), tokens, rate, keys, states, rule, **kwargs)
+def tau_leap_linear(
+    hidden, weight, bias, tokens, rate, keys, states, rule="tau", mask_column=False, uncond=None, guidance=1.0
+) -> Tensor:
+    """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None; `uncond` is hidden too."""
+    linear = torch.nn.functional.linear
+    other = None if uncond is None else linear(uncond, weight, bias)
+    logits = linear(hidden, weight, bias)
+    return tau_leap(logits, tokens, rate, keys, states, rule, mask_column, other, guidance)
 
 
 def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str = "tau"):
@@ -306,7 +319,7 @@ def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor,
     states = logits.shape[-1]
     b, length = tokens.shape
     rows = torch.cartesian_prod(torch.arange(b, device=tokens.device), torch.arange(length, device=tokens.device))
-    flat, x = logits.float().flatten(0, 1), tokens.flatten()
+    flat, x = wide(logits).flatten(0, 1), tokens.flatten()
     if rule == "last":
         return race(flat, keys, rows).view_as(tokens)
     px = torch.softmax(flat, -1).gather(-1, x[:, None]).squeeze(-1)
@@ -330,14 +343,14 @@ def adaln_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, p
 
     x (B, L, D); scale, shift (B, D). Computes in float32 and returns x's dtype.
     """
-    normed = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    gamma = scale.float() + 1.0 if plus_one else scale.float()
-    return (normed * gamma[:, None] + shift.float()[:, None]).to(x.dtype)
+    normed = torch.nn.functional.layer_norm(wide(x), x.shape[-1:], eps=eps)
+    gamma = wide(scale) + 1.0 if plus_one else wide(scale)
+    return (normed * gamma[:, None] + wide(shift)[:, None]).to(x.dtype)
 
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x + gate·branch. x, branch (B, L, D); gate (B, D). Returns x's dtype."""
-    return (x.float() + gate.float()[:, None] * branch.float()).to(x.dtype)
+    return (wide(x) + wide(gate)[:, None] * wide(branch)).to(x.dtype)
 
 
 def qk_norm_pack(
@@ -352,7 +365,7 @@ def qk_norm_pack(
         q, k, v = x.unflatten(-1, (3, heads, -1)).unbind(2)
         scale = q.shape[-1] ** 0.5
         norm = [
-            (torch.nn.functional.normalize(y.float(), dim=-1) * scale * g.float()).to(y.dtype)
+            (torch.nn.functional.normalize(wide(y), dim=-1) * scale * wide(g)).to(y.dtype)
             for y, g in ((q, gq), (k, gk))
         ]
         packed.append((*norm, v))

@@ -1,0 +1,124 @@
+"""`joint_attention`: softmax attention over the joint sequence by whichever fused kernel is installed.
+
+Without a key mask: flash-attn (4, 3 or 2, whichever imports first), else PyTorch's SDPA, which has flash kernels of its
+own. With one: the variable-length function of flash-attn, else `torch.nn.attention.varlen.varlen_attn`, else SDPA with
+a mask. The variable-length functions get every query, also those at masked positions (the network computes them), and
+only the keys that are attended: keys and values of all samples packed one after the other. The packed buffer keeps the
+size B·L, its tail unread, so nothing waits for the GPU; it is a permutation of the rows, so gradients flow back by the
+inverse one, and those of unread rows, which the kernels leave unwritten, are set to zero.
+
+Floor: 4 · ΣL · (attended keys) · H · Dh FLOPs; q, k, v read once, the result written once.
+"""
+
+import functools
+import importlib
+import inspect
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import check, check_device, check_floating, check_shape, use_triton
+
+# (module, compute capability it needs)
+FLASH_MODULES = (("flash_attn.cute", (9, 0)), ("flash_attn_interface", (9, 0)), ("flash_attn", (8, 0)))
+FUNCTIONS = {"sdpa": reference.joint_attention}
+
+
+def packing_order(key_mask: Tensor) -> Tensor:
+    """(B·L,) permutation that brings the attended positions to the front, in order, without reading their number."""
+    attended = key_mask.flatten()
+    front, back = attended.cumsum(0) - 1, (~attended).cumsum(0) - 1
+    place = torch.where(attended, front, back + attended.sum())
+    return torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
+
+
+def fixed_attention(function, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+    return first_output(function(q, k, v))
+
+
+def varlen_attention(function, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+    """Attention by a variable-length `function(q, k, v, cu_q, cu_k, max_q, max_k)`: all queries, attended keys."""
+    batch, length = key_mask.shape
+    order, counts = packing_order(key_mask), key_mask.sum(1)
+    read = torch.arange(batch * length, device=q.device) < counts.sum()
+    cu_q = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=q.device)
+    cu_k = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+    k, v = (torch.where(read[:, None, None], x.flatten(0, 1)[order], 0.0) for x in (k, v))
+    return first_output(function(q.flatten(0, 1), k, v, cu_q, cu_k, length, length)).view(q.shape)
+
+
+def first_output(result):
+    """Some versions return the log-sum-exps beside the result."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def flash_varlen(function):
+    """flash-attn's variable-length function by position; not every version takes the longest lengths."""
+    known = inspect.signature(function).parameters
+
+    def call(q, k, v, cu_q, cu_k, max_q, max_k):
+        lengths = {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+        return function(q, k, v, **{name: value for name, value in lengths.items() if name in known})
+
+    return call
+
+
+@functools.cache
+def discover(capability: tuple[int, int]) -> None:
+    """Adds to FUNCTIONS what this GPU and installation offer."""
+    for name, needed in FLASH_MODULES:
+        try:
+            module = importlib.import_module(name)
+            fixed, varlen = module.flash_attn_func, module.flash_attn_varlen_func
+        except (ImportError, AttributeError):
+            continue
+        if capability >= needed:
+            FUNCTIONS["flash"] = functools.partial(fixed_attention, fixed)
+            FUNCTIONS["flash_varlen"] = functools.partial(varlen_attention, flash_varlen(varlen))
+            break
+    if capability >= (8, 0):
+        try:
+            function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        except (ImportError, AttributeError):
+            return
+        FUNCTIONS["torch_varlen"] = functools.partial(varlen_attention, function)
+
+
+@torch.compiler.assume_constant_result
+def candidates(device: torch.device, dtype: torch.dtype, width: int, masked: bool) -> tuple[str, ...]:
+    """Names in FUNCTIONS that can run, the preferred one first; "sdpa" always can."""
+    fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
+    if not fits:
+        return ("sdpa",)
+    discover(torch.cuda.get_device_capability(device))
+    wanted = ("flash_varlen", "torch_varlen", "sdpa") if masked else ("flash", "sdpa")
+    return tuple(name for name in wanted if name in FUNCTIONS)
+
+
+def joint_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention over the joint sequence, (B, L, H, Dh). key_mask (B, L) bool, True = attend. Scale 1/√Dh.
+
+    Queries at masked positions are computed too. A sample that attends to no key at all gets whatever the chosen
+    implementation makes of it.
+    """
+    check(q.ndim == 4, "q", f"must be (B, L, H, Dh), got {tuple(q.shape)}")
+    check_shape("k", k, q.shape)
+    check_shape("v", v, q.shape)
+    check_floating(q=q, k=k, v=v)
+    check_device(q.device, k=k, v=v, key_mask=key_mask)
+    if key_mask is not None:
+        check(key_mask.dtype == torch.bool, "key_mask", f"must be bool, got {key_mask.dtype}")
+        check_shape("key_mask", key_mask, q.shape[:2])
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    if not use_triton(backend, q):
+        return reference.joint_attention(q, k, v, key_mask)
+    name = candidates(q.device, q.dtype, q.shape[-1], key_mask is not None)[0]
+    return FUNCTIONS[name](q, k, v, key_mask)

@@ -1,0 +1,94 @@
+"""Attention: every implementation at hand against float64, and the packing that the variable-length ones rely on."""
+
+import pytest
+import torch
+from anystate.kernels import joint_attention, reference
+from anystate.kernels.attention import FUNCTIONS, candidates, packing_order, varlen_attention
+
+B, L, H, D = 3, 11, 2, 16
+
+
+@pytest.fixture
+def mask(device):
+    """Pads at the end, pads in between, none."""
+    mask = torch.ones(B, L, dtype=torch.bool, device=device)
+    mask[0, 6:], mask[1, ::3] = False, False
+    return mask
+
+
+def loop_attention(q, k, v, cu_q, cu_k, max_q, max_k):
+    """A variable-length attention of plain PyTorch that, like flash-attn, never touches the tail of k and v."""
+    assert max_q == max_k == L
+    out = []
+    for i in range(len(cu_q) - 1):
+        rows, columns = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
+        parts = (part.transpose(0, 1)[None] for part in (q[rows], k[columns], v[columns]))
+        out.append(torch.nn.functional.scaled_dot_product_attention(*parts)[0].transpose(0, 1))
+    return torch.cat(out), None
+
+
+class PoisonTail(torch.autograd.Function):
+    """Puts NaN into the gradient of rows from `count` on, as a kernel does that leaves them unwritten."""
+
+    @staticmethod
+    def forward(ctx, x, count):
+        ctx.count = count
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad[ctx.count :] = torch.nan
+        return grad, None
+
+
+def test_packing_order_brings_attended_positions_to_the_front(mask):
+    order = packing_order(mask)
+    attended = mask.flatten().nonzero().squeeze(1)
+    assert torch.equal(order[: len(attended)], attended)
+    assert torch.equal(order.sort().values, torch.arange(B * L, device=order.device))
+
+
+def test_varlen_attention_and_its_gradients(mask, random):
+    inputs = [random(B, L, H, D) for _ in range(3)]
+    ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+
+    def poisoned(q, k, v, *rest):
+        count = int(mask.sum())
+        return loop_attention(q, PoisonTail.apply(k, count), PoisonTail.apply(v, count), *rest)
+
+    a, b = varlen_attention(poisoned, *ours, mask), reference.joint_attention(*theirs, mask)
+    upstream = random(B, L, H, D)
+    a.backward(upstream)
+    b.backward(upstream)
+    # every query, also at masked positions
+    assert (a - b).abs().max() < 1e-5
+    for x, y in zip(ours, theirs, strict=True):
+        assert (x.grad - y.grad).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_implementation_agrees(dtype, masked, mask, random, device, check_gradients):
+    key_mask = mask if masked else None
+    names = candidates(torch.device(device), dtype, D, masked)
+    assert names[-1] == "sdpa"
+    for name in names:
+        check_gradients(
+            lambda q, k, v, name=name: FUNCTIONS[name](q, k, v, key_mask),
+            lambda q, k, v: reference.joint_attention(q, k, v, key_mask),
+            [random(B, L, H, D, dtype=dtype) for _ in range(3)],
+        )
+
+
+def test_pads_are_not_attended(mask, random):
+    q, k, v = (random(B, L, H, D) for _ in range(3))
+    before = joint_attention(q, k, v, mask)
+    k[~mask], v[~mask] = 100.0, 100.0
+    assert torch.equal(joint_attention(q, k, v, mask), before)
+
+
+def test_autocast_computes_in_its_dtype(mask, random, device):
+    q, k, v = (random(B, L, H, D) for _ in range(3))
+    with torch.autocast(device, torch.bfloat16):
+        assert joint_attention(q, k, v, mask).dtype == torch.bfloat16

@@ -1,0 +1,101 @@
+"""τ-leaping token by token against the reference."""
+
+import pytest
+import torch
+from anystate.kernels import reference, tau_leap, tau_leap_uniform
+
+B, L, K = 2, 7, 70
+RATES = (0.9, 0.3)
+
+
+@pytest.fixture(autouse=True)
+def blocks(small_blocks):
+    small_blocks("tau_leap", BLOCK=32)
+
+
+@pytest.fixture
+def state(device, random, tokens):
+    """logits with extra columns, a second branch, tokens mostly masked, float64 rates."""
+    x = tokens(B, L, high=K)
+    x[:, ::3] = K
+    x[1, 1:5] = K
+    return random(B, L, K + 3) * 2, random(B, L, K + 3), x, torch.tensor(RATES, dtype=torch.float64, device=device)
+
+
+@pytest.mark.parametrize("guided", [None, 2.5, "rows"])
+@pytest.mark.parametrize("mask_column", [False, True])
+@pytest.mark.parametrize("rule", ["tau", "euler", "ancestral", "last"])
+def test_masked_matches_the_reference(rule, mask_column, guided, state, keys):
+    logits, uncond, x, rate = state
+    weight = torch.tensor([0.3, 3.0], device=x.device) if guided == "rows" else guided
+    guidance = {} if guided is None else {"uncond": uncond, "guidance": weight}
+    theirs = reference.tau_leap(logits, x, rate, keys(B), K, rule, mask_column, **guidance)
+    ours = tau_leap(logits, x, rate, keys(B), K, rule, mask_column, **guidance, backend="triton")
+    assert torch.equal(ours, theirs)
+    assert rule != "last" or (ours < K).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits(dtype, state, keys):
+    logits, uncond, x, rate = state
+    logits, uncond = logits.to(dtype), uncond.to(dtype)
+    ours = tau_leap(logits, x, rate, keys(B), K, "euler", True, uncond, 2.0, backend="triton")
+    assert torch.equal(ours, reference.tau_leap(logits, x, rate, keys(B), K, "euler", True, uncond, 2.0))
+
+
+@pytest.mark.parametrize("states", [1, 2, 31, 32, 33])
+def test_any_number_of_states(states, random, keys, device):
+    logits = random(B, 3, states)
+    x = torch.full((B, 3), states, device=device)
+    rate = torch.tensor(RATES, device=device)
+    for rule in ("tau", "last"):
+        ours = tau_leap(logits, x, rate, keys(B), states, rule, backend="triton")
+        assert torch.equal(ours, reference.tau_leap(logits, x, rate, keys(B), states, rule))
+
+
+def test_non_contiguous_logits(state, keys):
+    logits, _, x, rate = state
+    strided = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    for values in (strided, logits.transpose(0, 1).contiguous().transpose(0, 1), logits[..., :K]):
+        ours = tau_leap(values, x, rate, keys(B), K, "euler", backend="triton")
+        assert torch.equal(ours, reference.tau_leap(logits, x, rate, keys(B), K, "euler"))
+
+
+def test_nothing_masked_and_everything_masked(state, keys):
+    logits, _, x, rate = state
+    clean = x.clamp(max=K - 1)
+    assert torch.equal(tau_leap(logits, clean, rate, keys(B), K, "last", backend="triton"), clean)
+    masked = torch.full_like(x, K)
+    ours = tau_leap(logits, masked, rate, keys(B), K, "tau", backend="triton")
+    assert torch.equal(ours, reference.tau_leap(logits, masked, rate, keys(B), K, "tau"))
+
+
+def test_nothing_at_all(random, tokens, keys):
+    assert tau_leap(random(B, 0, K), tokens(B, 0, high=K), 0.1, keys(B), K, backend="triton").shape == (B, 0)
+
+
+def test_forbidden_states_are_never_drawn(state, keys):
+    """−∞ in the conditional branch stays −∞ under guidance, whatever the other branch says."""
+    logits, uncond, x, rate = state
+    logits[..., 1:], uncond[..., 2:] = -torch.inf, -torch.inf
+    for kwargs in ({}, {"uncond": uncond, "guidance": 3.0}):
+        ours = tau_leap(logits, x, rate, keys(B), K, "last", **kwargs, backend="triton")
+        assert (ours[x == K] == 0).all()
+        assert torch.equal(ours, reference.tau_leap(logits, x, rate, keys(B), K, "last", **kwargs))
+
+
+@pytest.mark.parametrize("rule", ["tau", "euler", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uniform_matches_the_reference(rule, dtype, state, tokens, keys, device):
+    logits = state[0][..., :K].to(dtype)
+    x, odds = tokens(B, L, high=K), torch.tensor([20.0, 300.0], device=device)
+    rate = torch.tensor([0.6, 0.2], dtype=torch.float64, device=device) / K
+    ours = tau_leap_uniform(logits, x, rate, odds, keys(B), rule, backend="triton")
+    assert torch.equal(ours, reference.tau_leap_uniform(logits, x, rate, odds, keys(B), rule))
+
+
+def test_uniform_moves_only_to_other_states(random, tokens, keys, device):
+    """Two states, odds 0: every move is by chance and goes to the other state."""
+    x, rate = tokens(2, 40, high=2), torch.full((2,), 1.0, device=device)
+    ours = tau_leap_uniform(random(2, 40, 2), x, rate, rate * 0, keys(2), "euler", backend="triton")
+    assert torch.equal(ours, 1 - x)
