@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 console = Console()
 
 Out = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
@@ -111,8 +114,29 @@ def verify() -> None:
     raise typer.Exit(0 if check() else 1)
 
 
+@bench.command("kernels")
+def bench_kernels(
+    op: Annotated[
+        list[str] | None, typer.Option(help="Operation to measure; repeat for several. Default: all.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="tiny, small or official.")] = "small",
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write bars of the share of the floor here (.png).")] = None,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Registers, shared memory and spills per GPU generation; no GPU.")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Every kernel against its floor, PyTorch eager, torch.compile and well-kept peers."""
+    from .bench.kernels import run
+
+    raise typer.Exit(run(op, size, json, plot, compile_only, device))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; user errors become one line and exit code 2."""
+    # threads that wait asleep: spinning ones slow training tenfold as soon as anything else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from typer.main import get_command
 
     from .train.checkpoint import CheckpointError

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of
 from anystate.bench.kernels import runs
 from anystate.kernels import reference

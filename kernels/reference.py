@@ -350,7 +350,7 @@ def adaln_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, p
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x + gate·branch. x, branch (B, L, D); gate (B, D). Returns x's dtype."""
-    return (wide(x) + wide(gate)[:, None] * wide(branch)).to(x.dtype)
+    return torch.addcmul(wide(x), wide(gate)[:, None], wide(branch)).to(x.dtype)
 
 
 def qk_norm_pack(
@@ -363,9 +363,8 @@ def qk_norm_pack(
     packed = []
     for x, gq, gk in zip(qkv, q_gamma, k_gamma, strict=True):
         q, k, v = x.unflatten(-1, (3, heads, -1)).unbind(2)
-        scale = q.shape[-1] ** 0.5
-        norm = [
-            (torch.nn.functional.normalize(wide(y), dim=-1) * scale * wide(g)).to(y.dtype)
+        norm = [  # an RMS norm whose epsilon never shows: y/‖y‖ · √Dh
+            (torch.nn.functional.rms_norm(wide(y), y.shape[-1:], eps=1e-12) * wide(g)).to(y.dtype)
             for y, g in ((q, gq), (k, gk))
         ]
         packed.append((*norm, v))

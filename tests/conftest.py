@@ -13,8 +13,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from safetensors.torch import load_file
+
+from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from anystate import kernels
 from anystate.diffusion import Guidance, LogLinear, ScaledLinear
 from anystate.kernels import Rng, reference

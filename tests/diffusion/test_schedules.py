@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from anystate.diffusion import GAUSSIAN_SCHEDULES, Cosine, Linear, LogLinear, LogSNR, ScaledLinear
 
 ENDS = torch.tensor([1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.37, 0.5, 0.73, 0.9, 0.99, 0.999, 1.0], dtype=torch.float64)

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, Times, grid
-from anystate.kernels import Rng
 from scipy.stats import kstest
 from scipy.stats.qmc import discrepancy
+
+from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, Times, grid
+from anystate.kernels import Rng
 
 SPACE = {"image": Gaussian((2,), Cosine(), 1e-3), "text": Masked(3, 4, LogLinear(), 1e-3)}
 

@@ -6,6 +6,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+
 from anystate.kernels import Draw, Rng, backend
 from anystate.kernels.backend import tl
 

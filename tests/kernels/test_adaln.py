@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import adaln_modulate, gated_residual, reference
 
 SHAPES = [(2, 9, 32), (3, 7, 24), (1, 1, 5)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import joint_attention, reference
 from anystate.kernels.attention import FUNCTIONS, candidates, packing_order, varlen_attention
 

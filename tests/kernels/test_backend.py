@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate import kernels
 from anystate.kernels import backend, reference
 

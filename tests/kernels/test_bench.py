@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from anystate.bench import kernels as bench
 from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of, trajectory
 from anystate.bench.verify import verify

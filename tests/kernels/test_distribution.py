@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.kernels import Draw, Rng, reference
 
 stats = pytest.importorskip("scipy.stats", reason="scipy, which comes with scikit-learn, is not installed")

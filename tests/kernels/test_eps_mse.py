@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import eps_mse, gaussian_perturb, reference
 
 

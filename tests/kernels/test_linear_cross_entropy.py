@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import linear_cross_entropy, reference
 
 

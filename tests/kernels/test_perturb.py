@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.kernels import Draw, Rng, gaussian_perturb, mask_perturb, reference, uniform_perturb
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.kernels import Draw, Rng, draws, normal, reference, uniform
 from anystate.kernels.backend import jit, tl
 

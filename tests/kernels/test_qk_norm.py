@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import qk_norm_pack, reference
 
 

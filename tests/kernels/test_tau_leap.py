@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import reference, tau_leap, tau_leap_uniform
 
 B, L, K = 2, 7, 70

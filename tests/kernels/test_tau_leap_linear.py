@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.kernels import reference, tau_leap_linear
 
 B, L, K, D = 2, 19, 70, 20

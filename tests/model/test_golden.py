@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from anystate.model.official import load_official, to_official
 
 MODELS = {"net": "weights/", "net_b": "weights_b/"}

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space
 from torch import Tensor
+
+from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space
 
 
 class Call(NamedTuple):

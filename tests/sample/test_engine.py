@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.diffusion import Cosine, Gaussian, LogLinear, Masked, Space, Uniform
 from anystate.model import MMDiT, Patches, Tokens
 from anystate.sample import KINDS, Given, Sampler, sample

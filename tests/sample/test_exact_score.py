@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.diffusion import Masked, Uniform, grid
 from anystate.sample import Given, Sampler, sample
 

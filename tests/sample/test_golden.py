@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from anystate.diffusion import Guidance
 from anystate.model.official import load_official
 from anystate.sample import sample

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from anystate.diffusion import Gaussian, Guidance, Linear, LogLinear, Masked, Space, grid
 from anystate.sample import Given, Sampler, sample
 

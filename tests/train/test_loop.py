@@ -96,7 +96,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     good = (tmp_path / "step_00000004/model.safetensors").read_bytes()
     with torch.no_grad():
         next(trainer.net.parameters()).fill_(float("nan"))
-    with pytest.raises(NonFiniteLoss, match="last good checkpoint is .*step_00000004"):
+    with pytest.raises(NonFiniteLoss, match=r"last good checkpoint is .*step_00000004"):
         trainer.run()
     assert checkpoint.latest(tmp_path).name == "step_00000004"
     assert (tmp_path / "step_00000004/model.safetensors").read_bytes() == good
