@@ -1,8 +1,8 @@
 """Which implementation an operation runs, and the checks its arguments pass before any launch.
 
-Every operation takes `backend`: "triton", "reference" or "auto" (Triton on CUDA tensors, reference
-elsewhere); None reads the environment variable ANYSTATE_BACKEND, which defaults to "auto". Triton kernels
-run on CPU tensors only under its interpreter (TRITON_INTERPRET=1, set before the first import).
+Every operation takes `backend`: "triton", "reference" or "auto" (Triton on CUDA tensors, the reference
+elsewhere and for float64); None reads the environment variable ANYSTATE_BACKEND, by default "auto". Triton
+kernels run on CPU tensors only under its interpreter (TRITON_INTERPRET=1, set before the first import).
 """
 
 import os
@@ -34,20 +34,21 @@ def checks_cuda_values() -> bool:
 
 
 def use_triton(backend: str | None, tensor: Tensor, **floating: Tensor | None) -> bool:
-    """Whether the kernels run: decided by `backend` and the device of `tensor`; `floating` must have their dtypes."""
+    """Whether the kernels run: decided by `backend`, the device of `tensor` and the dtypes of `floating`.
+
+    "auto" leaves float64 to the reference; "triton" refuses it.
+    """
     choice = backend or environment_backend()
     check(choice in BACKENDS, "backend", f"must be one of {', '.join(BACKENDS)}, got {choice!r}")
-    if choice == "reference" or (choice == "auto" and not (tensor.is_cuda and triton)):
+    foreign = {name: x.dtype for name, x in floating.items() if x is not None and x.dtype not in KERNEL_DTYPES}
+    if choice == "reference":
         return False
+    if choice == "auto":
+        return tensor.is_cuda and triton is not None and not foreign
     runs = triton is not None and (tensor.is_cuda or INTERPRETED)
     check(runs, "backend", f"triton needs Triton and CUDA tensors (or TRITON_INTERPRET=1), got {tensor.device}")
-    for name, value in floating.items():
-        supported = value is None or value.dtype in KERNEL_DTYPES
-        check(
-            supported,
-            name,
-            f"Triton kernels take float32, bfloat16 and float16, got {value is not None and value.dtype}",
-        )
+    for name, dtype in foreign.items():
+        check(False, name, f"Triton kernels take float32, bfloat16 and float16, got {dtype}")
     return True
 
 

@@ -1,0 +1,67 @@
+"""The whole system with and without kernels: a training step's losses and gradients, and samples token for token."""
+
+import pytest
+import torch
+from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
+from anystate.kernels import Rng
+from anystate.model import MMDiT, Patches, Tokens
+from anystate.sample import sample
+
+PAD = 3
+
+
+@pytest.fixture
+def system(device, small_blocks):
+    """A network with no zero left by its initialization, and the space it belongs to; pads are not attended."""
+    small_blocks("tau_leap_linear", BLOCK_R=16)
+    torch.manual_seed(0)
+    streams = {"image": Patches(2, 4, 2, 16), "text": Tokens(5, 11, 24, tower=1)}
+    net = MMDiT(streams, depth=2, heads=2, head_dim=8).to(device)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    text = Masked(5, 11, LogLinear(), pad_id=PAD, attend_pads=False)
+    return net, Space({"image": Gaussian((2, 4, 4), ScaledLinear()), "text": text})
+
+
+@pytest.fixture
+def data(random, tokens):
+    x = tokens(2, 5, high=11)
+    x[0, 3:] = PAD
+    return {"image": random(2, 2, 4, 4), "text": x}
+
+
+def losses_and_gradients(system, data, device, autocast):
+    net, space = system
+    t = {m: torch.tensor([0.3, 0.8], dtype=torch.float64, device=device) for m in space}
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        losses = space.losses(net, data, t, Rng.for_batch(0, 2, device=device))
+    gradients = torch.autograd.grad(sum(loss.sum() for loss in losses.values()), list(net.parameters()))
+    return losses, gradients
+
+
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 5e-2)])
+def test_training_step(system, data, device, autocast, tolerance, monkeypatch):
+    results = []
+    for choice in ("triton", "reference"):
+        monkeypatch.setenv("ANYSTATE_BACKEND", choice)
+        results.append(losses_and_gradients(system, data, device, autocast))
+    (ours, our_gradients), (theirs, their_gradients) = results
+    for name, loss in theirs.items():
+        assert (ours[name] - loss).abs().max() <= tolerance * loss.abs().max(), name
+    for (name, _), a, b in zip(system[0].named_parameters(), our_gradients, their_gradients, strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6, name
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sampling(system, data, guidance, device, monkeypatch):
+    net, space = system
+    results = []
+    for choice in ("triton", "reference"):
+        monkeypatch.setenv("ANYSTATE_BACKEND", choice)
+        results.append(sample(net, space, n=2, steps=3, guidance=guidance, device=device))
+        given = {"image": data["image"]}
+        results[-1]["caption"] = sample(net, space, given, steps=3, guidance=guidance, device=device)["text"]
+    ours, theirs = results
+    assert torch.equal(ours["text"], theirs["text"])
+    assert torch.equal(ours["caption"], theirs["caption"])
+    assert (ours["image"] - theirs["image"]).abs().max() < 1e-3 * theirs["image"].abs().max()
