@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from anystate.kernels import Rng
 from anystate.model import MMDiT, Patches, Tokens
