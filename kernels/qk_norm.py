@@ -11,7 +11,7 @@ from . import reference
 from .backend import check, check_device, check_floating, check_shape, jit, tl, triton, use_triton, warps
 
 PROGRAMS = 2048
-TINY = 1e-12  # torch.nn.functional.normalize's floor of the norm
+EPSILON = 1e-12  # of the mean square: keeps a zero vector zero and its gradient finite, and shows nowhere else
 
 
 @jit
@@ -27,8 +27,7 @@ def _pack_kernel(
     total,
     heads,
     width,
-    root_width,
-    tiny,
+    epsilon,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -46,8 +45,8 @@ def _pack_kernel(
         p_out = p_q if part == 0 else p_k
         b_x = tl.load(p_qkv + o_in + part * heads * width, mask=m, other=0.0).to(tl.float32)
         b_gamma = tl.load(p_gamma + o, mask=m, other=0.0).to(tl.float32)
-        norm = tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 1)), tiny)
-        tl.store(p_out + o_out, b_x / norm[:, None] * root_width * b_gamma, mask=m)
+        rms = tl.sqrt(tl.sum(b_x * b_x, 1) / width + epsilon)
+        tl.store(p_out + o_out, b_x / rms[:, None] * b_gamma, mask=m)
     tl.store(p_v + o_out, tl.load(p_qkv + o_in + 2 * heads * width, mask=m, other=0.0), mask=m)
 
 
@@ -67,8 +66,7 @@ def _pack_backward_kernel(
     total,
     heads,
     width,
-    root_width,
-    tiny,
+    epsilon,
     run,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -82,22 +80,20 @@ def _pack_backward_kernel(
     for part in tl.static_range(2):
         p_gamma = p_q_gamma if part == 0 else p_k_gamma
         p_grad = p_grad_q if part == 0 else p_grad_k
-        b_gamma = tl.load(p_gamma + o, mask=m, other=0.0).to(tl.float32) * root_width
+        b_gamma = tl.load(p_gamma + o, mask=m, other=0.0).to(tl.float32)
         b_sum = tl.zeros((HEADS, WIDTH), tl.float32)
         for i_row in range(i_run * run, tl.minimum(i_run * run + run, n)):
             o_in = (i_row * 3 + part) * heads * width + o
             o_out = ((i_row // length) * total + offset + i_row % length) * heads * width + o
             b_x = tl.load(p_qkv + o_in, mask=m, other=0.0).to(tl.float32)
             b_grad = tl.load(p_grad + o_out, mask=m, other=0.0).to(tl.float32)
-            norm = tl.sqrt(tl.sum(b_x * b_x, 1))
-            inverse = 1.0 / tl.maximum(norm, tiny)
+            inverse = 1.0 / tl.sqrt(tl.sum(b_x * b_x, 1) / width + epsilon)
             b_unit = b_x * inverse[:, None]
             b_sum += b_grad * b_unit
             b_grad = b_grad * b_gamma
-            # below the floor of the norm the map is linear
-            slope = tl.where(norm > tiny, tl.sum(b_grad * b_unit, 1), 0.0)
+            slope = tl.sum(b_grad * b_unit, 1) / width
             tl.store(p_grad_qkv + o_in, (b_grad - b_unit * slope[:, None]) * inverse[:, None], mask=m)
-        tl.store(p_grad_gamma + (i_run * 2 + part) * heads * width + o, b_sum * root_width, mask=m)
+        tl.store(p_grad_gamma + (i_run * 2 + part) * heads * width + o, b_sum, mask=m)
     for i_row in range(i_run * run, tl.minimum(i_run * run + run, n)):
         o_out = ((i_row // length) * total + offset + i_row % length) * heads * width + o
         b_grad = tl.load(p_grad_v + o_out, mask=m, other=0.0)
@@ -130,8 +126,7 @@ def launch_pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor])
                 total,
                 heads,
                 width,
-                width**0.5,
-                TINY,
+                EPSILON,
                 **tile(heads, width),
             )
         offset += length
@@ -166,8 +161,7 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
                 total,
                 heads,
                 width,
-                width**0.5,
-                TINY,
+                EPSILON,
                 run,
                 **tile(heads, width),
             )

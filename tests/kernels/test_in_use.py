@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from anystate.kernels import Rng
+
+pytest.importorskip("einops", reason="einops, which the networks need, is not installed")
+
 from anystate.model import MMDiT, Patches, Tokens
 from anystate.sample import sample
 

@@ -33,7 +33,7 @@ def test_slices_and_an_empty_stream(random):
 
 
 def test_zero_vectors(random):
-    """‖q‖ = 0: the result is 0 and the gradient finite, as torch.nn.functional.normalize has it."""
+    """‖q‖ = 0: the result is 0 and the gradient finite."""
     x, gamma = torch.zeros_like(random(1, 2, 48)).requires_grad_(), random(2, 8)
     q, _, _ = qk_norm_pack([x], [gamma], [gamma], 2, backend="triton")
     q.sum().backward()
