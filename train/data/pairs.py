@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,15 +81,10 @@ def load_npz(path: str, encode_images: Encode, encode_captions, test_share: floa
         raise ValueError(
             f"data file {path!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"
         )
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            missing = [name for name in ("images", "captions") if name not in arrays]
-            if missing:
-                raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays.files)}")
-            images, captions = arrays["images"], arrays["captions"]
-            split = arrays.get("split")
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{file}: not a readable .npz file ({error})") from None
+    arrays = _read_npz(file)
+    if missing := [name for name in ("images", "captions") if name not in arrays]:
+        raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays)}")
+    images, captions, split = arrays["images"], arrays["captions"], arrays.get("split")
     if len(images) != len(captions):
         raise ValueError(f"{file}: {len(images)} images but {len(captions)} captions")
     if split is None:
@@ -99,3 +95,12 @@ def load_npz(path: str, encode_images: Encode, encode_captions, test_share: floa
         raise ValueError(f"{file}: {len(train)} training and {len(test)} held-out pairs; both must be there")
     encoded = encode_images(images), encode_captions([str(c) for c in captions])[:, None]
     return tuple(Pairs(encoded[0][rows], encoded[1][rows]) for rows in (train, test))
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; never unpickles."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: not a readable .npz file of plain arrays ({error})") from None
