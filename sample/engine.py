@@ -89,6 +89,7 @@ def sample(
     init = _known(space, "init", init)
     n = _check(space, given, init, n, steps, first, chunk)
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
+    _known(space, "guidance", guidance.scale if isinstance(guidance.scale, dict) else None)
     samplers = _known(space, "samplers", samplers)
     device = torch.device(device) if device is not None else _device(net)
     results, states = [], []

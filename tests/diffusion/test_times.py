@@ -105,12 +105,28 @@ def test_held_modalities():
     assert bool((learns["image"] == 1).all())
 
 
+def test_skewed_times_look_more_at_noise():
+    """1 − (1 − t)^(1/s) is uniform; the other modality keeps its law."""
+    t, _ = draw(Times(skew={"image": 3.0}, low_discrepancy=False), 4000)
+    assert uniform(1e-3 + (1 - 1e-3) * (1 - ((1 - t["image"]) / (1 - 1e-3)) ** (1 / 3)))
+    assert not uniform(t["image"])
+    assert t["image"].mean() > 0.7
+    assert uniform(t["text"])
+
+
 def test_bad_times_are_refused():
-    for options in ({"draw": "both"}, {"hold": {"image": -0.1}}, {"hold": {"image": 0.6, "text": 0.6}}):
+    for options in (
+        {"draw": "both"},
+        {"hold": {"image": -0.1}},
+        {"hold": {"image": 0.6, "text": 0.6}},
+        {"skew": {"text": 0.5}},
+    ):
         with pytest.raises(ValueError, match="times"):
             Times(**options)
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
         draw(Times(hold={"sound": 0.5}))
+    with pytest.raises(ValueError, match="unknown modality 'sound'"):
+        draw(Times(skew={"sound": 2.0}))
 
 
 # Grids

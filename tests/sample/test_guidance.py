@@ -235,6 +235,22 @@ def test_conditional_sampling_guides_all_that_is_generated():
     assert guided > plain + 0.1
 
 
+def test_each_modality_may_have_its_own_scale():
+    """{name: w}: the picture as with w alone, the text as without; a joint run may name what it cannot guide."""
+    space, net = three_way()
+    given, samplers = {"c": torch.ones(64, 1)}, {"picture": Sampler("euler")}
+    plain, both, one = (
+        sample(net, space, given, steps=1, guidance=Guidance(w), samplers=samplers)
+        for w in (1.0, 4.0, {"picture": 4.0})
+    )
+    assert torch.equal(one["picture"], both["picture"])
+    assert torch.equal(one["text"], plain["text"])
+    assert not torch.equal(both["text"], plain["text"])
+    sample(net, space, n=2, steps=1, guidance=Guidance({"text": 4.0}))
+    with pytest.raises(ValueError, match="guidance: unknown modality 'sound'"):
+        sample(net, space, given, steps=1, guidance=Guidance({"sound": 4.0}))
+
+
 def test_second_branch_keeps_what_is_not_a_condition():
     space, net = three_way()
     seen = []
