@@ -53,11 +53,11 @@ def train(
     if dry_run:
         console.print(schema.dump(settings), markup=False, highlight=False, end="")
         return
-    from .train.gallery import save_galleries
+    from .train.hooks import evaluate, save_galleries
     from .train.loop import Trainer
 
     run = out or Path("runs") / settings.name
-    trainer = Trainer(settings, run, _device(device), on_sample=save_galleries)
+    trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
     if trainer.step:
         console.print(f"resuming {run} at step {trainer.step}")
     trainer.run()

@@ -36,7 +36,7 @@ class Trainer:
 
     Args:
         on_sample, on_evaluate: called every `sample_every` / `eval_every` steps with the trainer; what an
-            evaluation returns is logged. Default: a gallery, and nothing.
+            evaluation returns is logged (see `train.hooks`).
     """
 
     def __init__(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from anystate.train import checkpoint
+from anystate.train.hooks import evaluate, save_galleries
 from anystate.train.loop import NonFiniteLoss, Trainer
 
 
@@ -128,3 +129,21 @@ def test_training_lowers_the_losses(tiny, tmp_path):
     start, end = rows[0], [sum(r[i] for r in rows[-10:]) / 10 for i in range(3)]
     assert end[1] < 0.8 * start[1]
     assert end[2] < 0.8 * start[2]
+
+
+def test_galleries_evaluations_and_tensorboard_on_schedule(tiny, tmp_path):
+    config = tiny("train.sample_every=3", "train.eval_every=3", "train.tensorboard=true")
+    Trainer(config, tmp_path, on_sample=save_galleries, on_evaluate=evaluate, quiet=True).run()
+    names = {f"{step:08d}_{case}.png" for step in (3, 6) for case in ("joint", "given_image", "given_text")}
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == names
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if "held_out/image" in row]
+    assert [row["step"] for row in evaluated] == [3, 6]
+    assert all(0.0 <= row["quality/text_to_image"] <= 1.0 for row in evaluated)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_service_that_is_not_installed_says_how_to_get_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install anystate\[log\]"):
+        Trainer(tiny("train.wandb=project"), tmp_path, quiet=True).run()
