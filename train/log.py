@@ -56,7 +56,7 @@ class Log:
         if self.run:
             self.run.log(values, step=step)
         if self.bar:
-            shown = {name.split("/")[-1]: value for name, value in values.items() if name != "lr"}
+            shown = {name.split("/")[-1]: value for name, value in values.items() if name not in ("lr", "grad_norm")}
             text = "  ".join(f"{name.replace('samples_per_second', 'samples/s')} {v:.4g}" for name, v in shown.items())
             self.bar.update(self.task, note=text)
 

@@ -93,7 +93,8 @@ class Trainer:
                     rate = (self.step - since) * settings.batch / seconds
                     values = {f"loss/{m}": float(v) for m, v in losses.items()}
                     self._check_finite(values)
-                    log.write(self.step, {**values, "lr": self.lr(self.step - 1), "samples_per_second": rate})
+                    now = {"lr": self.lr(self.step - 1), "grad_norm": float(self.grad_norm), "samples_per_second": rate}
+                    log.write(self.step, {**values, **now})
                     began, since = time.perf_counter(), self.step
                 log.advance()
                 if self.on_evaluate and self._due(settings.eval_every, stop):
@@ -114,8 +115,8 @@ class Trainer:
             rows = range(i * part, (i + 1) * part)
             for m, value in self.backward(rows).items():
                 sums[m] = sums.get(m, 0.0) + value
-        if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True)
+        limit = math.inf if settings.clip is None else settings.clip
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
