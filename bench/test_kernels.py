@@ -8,7 +8,7 @@ from anystate.bench.kernels import runs
 from anystate.kernels import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZE = "official" if DEVICE == "cuda" else "small"
+SIZE = "official" if DEVICE == "cuda" else "tiny"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND, INK = (255, 255, 255), (32, 33, 36)
+FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"  # has the sign ▯ of a hidden character
 
 
 def contact_sheet(
     pictures: np.ndarray, captions: list[str] | None = None, columns: int = 8, size: int = 80
 ) -> Image.Image:
     """One picture of all pictures (N, S, S, C) uint8, enlarged to `size` pixels, each above its caption."""
-    font = ImageFont.load_default(11)
+    font = ImageFont.truetype(str(FONT), 10)
     captions = captions or [""] * len(pictures)
     width = max([size, *(int(font.getlength(c)) + 4 for c in captions)])
     height = size + (18 if any(captions) else 0)
