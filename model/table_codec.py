@@ -240,7 +240,7 @@ class ColumnCodec:
                     numbers[tokens == i] = rest[0]
                 elif role == "missing":
                     empty |= tokens == i
-            return self._from_numbers(numbers, empty)
+            return self.from_numbers(numbers, empty)
         table = np.empty(len(self.states), dtype=object)
         for i, (role, *rest) in enumerate(self.states):
             table[i] = _untag(rest[0]) if role == "v" else None
@@ -256,8 +256,9 @@ class ColumnCodec:
         """The token of a state that is no value; −1 where the column has none."""
         return self.states.index(role) if role in self.states else -1
 
-    def _from_numbers(self, numbers: np.ndarray, empty: np.ndarray) -> pd.Series:
-        column = self.column
+    def from_numbers(self, numbers: np.ndarray, empty: np.ndarray | None = None) -> pd.Series:
+        """Numbers in the column's own dtype and resolution, `empty` cells empty."""
+        column, empty = self.column, np.zeros(len(numbers), dtype=bool) if empty is None else empty
         if column.kind == "datetime":
             ns = np.where(empty, 0, np.round(np.nan_to_num(numbers))).astype(np.int64) * STEPS[column.step or "ns"]
             values = pd.Series(ns.astype("datetime64[ns]")).mask(empty)
