@@ -24,7 +24,7 @@ setup(
     packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
     package_data={
         "anystate.configs": ["*.yaml", "*/*.yaml"],
-        "anystate.train": ["*.html"],
+        "anystate.train": ["*.html", "data/adult/*"],
         "anystate.bench": ["*.html"],
     },
     install_requires=[

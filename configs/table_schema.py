@@ -55,6 +55,7 @@ class TableNetwork(Section):
 class TableConfig(Section):
     name: str
     seed: int = 0
+    missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
     encoding: EncodingConfig = EncodingConfig()
     numbers: NumbersConfig = NumbersConfig()
     tokens: TokensConfig = TokensConfig()

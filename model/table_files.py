@@ -52,8 +52,10 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
 
 
-def parse_csv(text: str, where: str, missing: Sequence[str] = MISSING) -> pd.DataFrame:
-    """A DataFrame from the text of a CSV file; see `read_table`."""
+def parse_csv(
+    text: str, where: str, missing: Sequence[str] = MISSING, words: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A DataFrame from the text of a CSV file, see `read_table`; columns `words` stay text whatever they hold."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
     except csv.Error as error:
@@ -68,11 +70,18 @@ def parse_csv(text: str, where: str, missing: Sequence[str] = MISSING) -> pd.Dat
     if twice:
         raise ValueError(f"{where}: column name {min(twice)!r} occurs more than once: rename one of them")
     columns = zip(*body, strict=True) if body else [[] for _ in header]
-    return pd.DataFrame({name: _typed(list(cells), set(missing)) for name, cells in zip(header, columns, strict=True)})
+    return pd.DataFrame(
+        {
+            name: _typed(list(cells), set(missing), name in words)
+            for name, cells in zip(header, columns, strict=True)
+        }
+    )
 
 
-def _typed(cells: list[str], missing: set[str]) -> pd.Series:
-    """Numbers where all filled cells are numbers, else text with None for empty cells."""
+def _typed(cells: list[str], missing: set[str], word: bool) -> pd.Series:
+    """Numbers where all filled cells are numbers (and not `word`), else text with None for empty cells."""
+    if word:
+        return pd.Series([None if cell in missing else cell for cell in cells], dtype=object)
     distinct = set(cells) - missing
     empty = np.array([cell in missing for cell in cells], dtype=bool)
     if distinct and all(INTEGER.fullmatch(cell) for cell in distinct):

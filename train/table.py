@@ -109,6 +109,11 @@ class TableTrainer(Trainer):
         names = {"num": codec.numbers, "cat": codec.tokens}
         return {m: torch.stack([known[name] for name in names[m]], 1) for m in self.system.space}
 
+    def _check_same_run(self, folder):
+        super()._check_same_run(folder)
+        if json.loads((folder / "codec.json").read_text(encoding="utf-8")) != self.codec.to_json():
+            raise CheckpointError(f"{self.out} holds a run of another table: choose another --out")
+
     def files(self):
         return {**super().files(), "codec.json": pack_json(self.codec.to_json())}
 
