@@ -80,7 +80,8 @@ class Quantiles:
         return ndtri(self.margin + (1.0 - 2.0 * self.margin) * np.clip(share, 0.0, 1.0))
 
     def decode(self, scores: np.ndarray) -> np.ndarray:
-        share = np.clip((ndtr(scores.astype(np.float64)) - self.margin) / (1.0 - 2.0 * self.margin), 0.0, 1.0)
+        margin = 1.001 * self.margin  # so that a float32 score of an end is not just inside it
+        share = np.clip((ndtr(scores.astype(np.float64)) - margin) / (1.0 - 2.0 * margin), 0.0, 1.0)
         values = np.interp(share, self.share, self.value)
         if self.width:
             values = np.round(values / self.width) * self.width

@@ -111,21 +111,12 @@ def fill_csv(text: str, table: pd.DataFrame, filled: pd.DataFrame, missing: Sequ
     blank = table.isna().to_numpy()
     written = [[_cell(v) if e else "" for v, e in zip(filled[c], table[c].isna(), strict=True)] for c in table.columns]
     out, row = [], -1
-    for fields in _records(text):
-        joined = "".join(fields)
-        if not joined.strip("\r\n"):
-            out.append(joined)
-            continue
-        if row >= 0:
-            column = 0
-            for i, field in enumerate(fields):
-                if field == "," or field[:1] in "\r\n":
-                    column += field == ","
-                    continue
-                if blank[row, column]:
-                    fields[i] = written[column][row]
-        out.append("".join(fields))
-        row += 1
+    for parts in _records(text):
+        if not (blank_line := not "".join(parts[:-1])) and row >= 0:
+            for column in np.flatnonzero(blank[row]):
+                parts[2 * column] = written[column][row]
+        row += not blank_line
+        out.append("".join(parts))
     return "".join(out)
 
 
@@ -136,7 +127,7 @@ def _cell(value) -> str:
 
 
 def _records(text: str):
-    """The records of a CSV as lists of fields, separators and the line end, which joined give the text again."""
+    """The records of a CSV as lists of field, separator, field, …, line end, which joined give the text again."""
     parts: list[str] = []
     for match in re.finditer(r'(?P<field>"(?:[^"]|"")*"|[^",\r\n]*)(?P<end>,|\r\n|\n|\r|\Z)', text):
         parts += [match["field"], match["end"]]
