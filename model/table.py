@@ -11,6 +11,7 @@ B rows, C columns of a group or of all, D width, K states of a column.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -44,7 +45,7 @@ class Mlp(nn.Sequential):
 
     def __init__(self, *widths: int, act=nn.SiLU):
         layers = []
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             layers += [nn.Linear(a, b), act()] if i < len(widths) - 2 else [nn.Linear(a, b)]
         super().__init__(*layers)
 

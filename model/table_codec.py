@@ -4,7 +4,7 @@
 |---|---|---|
 | categorical, boolean, numbers and dates of few values | one state per value | |
 | continuous, integer, date | | normal score of its quantile, whole numbers spread evenly over their width |
-| the same with empty cells, infinities or spikes (a value of many rows) | regular, or which of them | of the regular rows |
+| the same with empty cells, infinities or spikes (frequent values) | regular, or which of them | of the regular |
 | constant, identifier | | |
 
 Empty cells are a state of their own. Categories beyond the most frequent `most` share one state and are drawn from

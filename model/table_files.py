@@ -52,9 +52,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
 
 
-def parse_csv(
-    text: str, where: str, missing: Sequence[str] = MISSING, words: Sequence[str] = ()
-) -> pd.DataFrame:
+def parse_csv(text: str, where: str, missing: Sequence[str] = MISSING, words: Sequence[str] = ()) -> pd.DataFrame:
     """A DataFrame from the text of a CSV file, see `read_table`; columns `words` stay text whatever they hold."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
@@ -71,10 +69,7 @@ def parse_csv(
         raise ValueError(f"{where}: column name {min(twice)!r} occurs more than once: rename one of them")
     columns = zip(*body, strict=True) if body else [[] for _ in header]
     return pd.DataFrame(
-        {
-            name: _typed(list(cells), set(missing), name in words)
-            for name, cells in zip(header, columns, strict=True)
-        }
+        {name: _typed(list(cells), set(missing), name in words) for name, cells in zip(header, columns, strict=True)}
     )
 
 

@@ -132,9 +132,7 @@ class TableSynthesizer(BaseEstimator):
         folder = checkpoint.resolve(path)
         made = cls(device=device)
         made.system_ = load_table(folder, weights, device)
-        made._files = {
-            str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
-        }
+        made._files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         made.schema_ = made.system_.codec.schema
         made.feature_names_in_ = [column.name for column in made.schema_.columns]
         made.n_features_in_ = len(made.feature_names_in_)

@@ -67,9 +67,7 @@ class Generator:
             torch.zeros(n, numbers, dtype=torch.bool),
         )
 
-    def table(
-        self, n: int, where: Mapping[str, Condition] | None = None, balance: str | None = None
-    ) -> pd.DataFrame:
+    def table(self, n: int, where: Mapping[str, Condition] | None = None, balance: str | None = None) -> pd.DataFrame:
         """n new rows; see the module's text.
 
         Raises:
@@ -214,7 +212,9 @@ class Generator:
         masked = torch.full((n, 1), process.mask_id, device=self.device)
         rows = torch.nn.functional.pad(scores, (0, process.states - len(allowed)), value=-math.inf)
         rate = torch.ones(n, device=self.device)
-        drawn = kernels.tau_leap(rows[:, None], masked, rate, rng.keys(f"range {name}", Draw.STEP), process.states, "last")
+        drawn = kernels.tau_leap(
+            rows[:, None], masked, rate, rng.keys(f"range {name}", Draw.STEP), process.states, "last"
+        )
         cells.tokens[:, column] = drawn[:, 0]
 
     def _balance(self, cells: Cells, name: str) -> None:

@@ -187,7 +187,7 @@ def test_a_schema_that_does_not_fit_names_the_column():
     table = pd.DataFrame({"a": ["x", "y"] * 10, "b": [1, 2] * 10})
     schema = infer(table)
     schema.columns[0].kind = "continuous"
-    with pytest.raises(ValueError, match="'a'.*not a number"):
+    with pytest.raises(ValueError, match=r"'a'.*not a number"):
         TableCodec.fit(table, schema, Encoding())
     with pytest.raises(ValueError, match="'a' is missing; the table has c, b"):
         codec_of(table).encode(table.rename(columns={"a": "c"}))
