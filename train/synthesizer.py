@@ -102,7 +102,7 @@ class TableSynthesizer(BaseEstimator):
         Args:
             how: "draw" fills with one draw from the model, or with several (`draws`): a list of tables.
                 "expected" fills with the mean of a number or date and the most frequent value of a category over
-                `draws` (default 10), and returns a second table of the same shape with its spread: the standard
+                `draws` (default 20), and returns a second table of the same shape with its spread: the standard
                 deviation, or the share of draws that differ from the value; NaN where the cell was filled.
         """
         if how not in ("draw", "expected"):
@@ -110,7 +110,7 @@ class TableSynthesizer(BaseEstimator):
         check_columns(table, list(self._fitted().codec.columns))
         generator = self._generator(seed, None)
         cells = generator.cells_of(table)
-        count = (1 if how == "draw" else 10) if draws is None else draws
+        count = (1 if how == "draw" else 20) if draws is None else draws
         if count < 1:
             raise ValueError(f"draws must be at least 1, got {count}")
         tables = [generator.impute(table, i, cells) for i in range(count)]
