@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,12 @@ Run = Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 Weights = Annotated[str, typer.Option(help="ema or raw.")]
 Missing = Annotated[list[str] | None, typer.Option(help="Text that means an empty cell, e.g. '?'; repeat for several.")]
+
+
+@app.callback()
+def _needs_pandas() -> None:
+    if importlib.util.find_spec("pandas") is None:
+        raise ValueError("tables need pandas: pip install anystate[table]")
 
 
 @app.command()

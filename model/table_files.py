@@ -93,7 +93,10 @@ def write_table(table: pd.DataFrame, path: str | Path, missing: str = "") -> Non
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".parquet", ".pq"):
-        table.to_parquet(path, index=False)
+        try:
+            table.to_parquet(path, index=False)
+        except ImportError:
+            raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow") from None
     else:
         table.to_csv(path, index=False, na_rep=missing)
 

@@ -148,6 +148,8 @@ class TableSynthesizer(BaseEstimator):
         return Generator(system, steps, system.config.seed if seed is None else seed, self.verbose)
 
     def _expected(self, table: pd.DataFrame, tables: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        index, tables = table.index, _bare(*tables)
+        (table,) = _bare(table)
         filled = tables[0].copy()
         spread = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
         for name, codec in self.system_.codec.columns.items():
@@ -164,7 +166,12 @@ class TableSynthesizer(BaseEstimator):
                 mean = counts.apply(lambda row: row.value_counts().index[0], axis=1)
                 spread.loc[empty, name] = counts.ne(mean, axis=0).mean(axis=1).to_numpy()
             filled.loc[empty, name] = mean.to_numpy()
-        return filled, spread
+        return filled.set_axis(index), spread.set_axis(index)
+
+
+def _bare(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables without their index, which may repeat itself."""
+    return [table.reset_index(drop=True) for table in tables]
 
 
 def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:

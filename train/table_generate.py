@@ -113,18 +113,19 @@ class Generator:
             for c, name in enumerate(self.codec.tokens):
                 if (state := self.codec.columns[name].state(MISSING)) >= 0 and len(self.codec.columns[name].states) > 1:
                     forbidden[c, state] = True
+        index, table = table.index, table.reset_index(drop=True)  # an index may repeat itself
         incomplete = torch.from_numpy(table.isna().to_numpy().any(1))
-        filled = table.copy()
+        filled = table.copy().set_axis(index)
         if not incomplete.any():
             return filled
         again = dataclasses.replace(self, seed=self.seed + 1_000_003 * draw)
         tokens, scores = again.fill(cells.rows(incomplete), [], forbidden)
         made = self.codec.decode(tokens, scores, again.seed)
-        made.index = table.index[incomplete.numpy()]
+        made.index = np.flatnonzero(incomplete.numpy())
         for name in self.codec.columns:
             empty = table.loc[made.index, name].isna()
             if empty.any() and self.codec.columns[name].column.kind != "identifier":
-                filled[name] = _put(table[name], made.loc[empty, name])
+                filled[name] = _put(table[name], made.loc[empty, name]).set_axis(index)
         return filled
 
     def cells_of(self, table: pd.DataFrame) -> Cells:
