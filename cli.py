@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_table import app as table_app
+
 app = typer.Typer(
     name="anystate",
     help="One diffusion model over any mix of state spaces: train it, sample any part from any other.",
@@ -19,6 +21,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(table_app, name="table")
 console = Console()
 
 Out = Annotated[Path, typer.Option(help="Folder for everything that is written.")]

@@ -10,7 +10,7 @@ VERSION = next(
 )
 FOLDERS = ["kernels", "diffusion", "model", "sample", "train", "train.data", "bench", "configs"]
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "pandas>=2.1"]
 
 setup(
     name="anystate",
@@ -24,7 +24,7 @@ setup(
     packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
     package_data={
         "anystate.configs": ["*.yaml", "*/*.yaml"],
-        "anystate.train": ["*.html"],
+        "anystate.train": ["*.html", "data/adult/*"],
         "anystate.bench": ["*.html"],
     },
     install_requires=[

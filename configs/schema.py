@@ -164,8 +164,10 @@ class Config(Section):
     sample: Sampling = Sampling()
 
 
-def load(source: str | Path, overrides: list[str] | None = None) -> Config:
+def load(source: str | Path, overrides: list[str] | None = None, model: type[Section] = Config):
     """Read a YAML config (a path, or the name of one shipped in `configs/`) and apply `key.key=value` overrides.
+
+    model: what it describes, a `Config` or another top-level section.
 
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
@@ -179,7 +181,7 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: expected a mapping of settings")
     for override in overrides or []:
         _override(raw, override)
-    return parse(raw, str(path))
+    return parse(raw, str(path), model)
 
 
 def find(source: str | Path) -> Path:
@@ -191,12 +193,12 @@ def find(source: str | Path) -> Path:
     raise ConfigError(f"config {str(source)!r} not found; shipped configs: {shipped}")
 
 
-def parse(raw: dict[str, Any], where: str) -> Config:
-    """A Config from plain data; `where` names its origin in errors."""
+def parse(raw: dict[str, Any], where: str, model: type[Section] = Config):
+    """A config from plain data; `where` names its origin in errors."""
     try:
-        return Config.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+        raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
 
 
 def dump(config: BaseModel) -> str:
@@ -220,28 +222,28 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {value!r} is not valid YAML") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, model: type[Section]) -> str:
     """One line: which key, its value, what is allowed."""
     problem = error.errors(include_url=False)[0]
     tags = {"gaussian", "masked", "uniform"}  # pydantic puts the chosen union member into the path
     path = [str(part) for part in problem["loc"] if part not in tags]
     key = ".".join(path) or "config"
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
+        known = _fields_at(path[:-1], model)
         return f"unknown key {key!r}" + (f"; allowed here: {', '.join(known)}" if known else "")
     if problem["type"] == "missing":
         return f"missing key {key!r}"
     return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _fields_at(path: list[str]) -> list[str]:
+def _fields_at(path: list[str], model: type[Section]) -> list[str]:
     """The keys allowed in the section at `path`, as far as the models tell."""
     if path[:1] == ["modalities"]:
         node, rest = (StreamConfig if "stream" in path else None), []
         by_name = {"schedule": Schedule, "sampler": SamplerConfig, "loss": Loss, "stream": StreamConfig}
         node = by_name.get(path[-1])
         return list(node.model_fields) if node else sorted({*Image.model_fields, *Text.model_fields})
-    node, rest = Config, list(path)
+    node, rest = model, list(path)
     while rest:
         annotation = node.model_fields[rest.pop(0)].annotation
         choices = [annotation, *getattr(annotation, "__args__", ())]

@@ -43,8 +43,11 @@ class Process(abc.ABC):
         """Carry x from noise level s to level t ≥ s, both (B,); level 0 is clean data."""
 
     @abc.abstractmethod
-    def loss(self, out, x0: Tensor, xt: Tensor, keys: Tensor) -> Tensor:
-        """(B,) float32 loss of a network output at x_t, with the keys that noised x₀."""
+    def loss(self, out, x0: Tensor, xt: Tensor, keys: Tensor, given: Tensor | None = None) -> Tensor:
+        """(B,) float32 loss of a network output at x_t, with the keys that noised x₀.
+
+        given: bool of x₀'s shape, elements that are a condition and add nothing; the mean is over all elements.
+        """
 
     @abc.abstractmethod
     def elbo_weight(self, t: Tensor) -> Tensor:
@@ -120,7 +123,10 @@ class Gaussian(Process):
             return (self.schedule.log_snr(t) / 8.0).float()
         return t.float()
 
-    def loss(self, out, x0, xt, keys):
+    def loss(self, out, x0, xt, keys, given=None):
+        if given is not None:
+            noise = kernels.normal(keys, math.prod(self.shape)).view(x0.shape)
+            out = torch.where(given, noise.to(out.dtype), out)
         return kernels.eps_mse(out, keys)
 
     def elbo_weight(self, t):
@@ -199,8 +205,9 @@ class Masked(Discrete):
     def key_mask(self, x):
         return None if self.attend_pads else x != self.pad_id
 
-    def loss(self, out, x0, xt, keys):
+    def loss(self, out, x0, xt, keys, given=None):
         target = x0 if self.counted == "all" else torch.where(xt == self.mask_id, x0, -1)
+        target = target if given is None else torch.where(given, -1, target)
         out = Logits.of(out)
         rows = out.cross_entropy(target, self.states + (self.mask_column == "leak"))
         if self.mask_column == "extra":
@@ -228,8 +235,9 @@ class Uniform(Discrete):
         """a K/(1 − a) with a = e^{−s}: how much likelier the clean state is than any other one, minus 1."""
         return self.states / torch.expm1(self.schedule.total(t))
 
-    def loss(self, out, x0, xt, keys):
-        return Logits.of(out).cross_entropy(x0, self.states).mean(1)
+    def loss(self, out, x0, xt, keys, given=None):
+        target = x0 if given is None else torch.where(given, -1, x0)
+        return Logits.of(out).cross_entropy(target, self.states).mean(1)
 
     def elbo_weight(self, t):
         raise ValueError("weighting elbo is not defined for the uniform process: choose none or learned")

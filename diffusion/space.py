@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -48,13 +49,24 @@ class Space(dict[str, Process]):
         return {m: self[m].answer(value, x[m], t[m]) for m, value in out.items()}
 
     def losses(
-        self, net: Net, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng, names: Iterable[str] | None = None
+        self,
+        net: Net,
+        x0: dict[str, Tensor],
+        t: dict[str, Tensor],
+        rng: Rng,
+        names: Iterable[str] | None = None,
+        given: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """{name: (B,) float32}: every modality's own loss at its own time, unweighted."""
-        names = list(x0 if names is None else names)
+        """{name: (B,) float32}: every modality's own loss at its own time, unweighted.
+
+        given: {name: bool of x₀'s shape}, elements that stay clean as a condition: the network is told (as `given=`)
+        and they do not count in the loss.
+        """
+        names, given = list(x0 if names is None else names), given or {}
         xt = self.perturb(x0, t, rng)
-        out = self.evaluate(net, xt, t, outputs=names)
-        return {m: self[m].loss(out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE)) for m in names}
+        xt = {m: torch.where(given[m], x0[m], x) if m in given else x for m, x in xt.items()}
+        out = self.evaluate(functools.partial(net, given=given) if given else net, xt, t, outputs=names)
+        return {m: self[m].loss(out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE), given.get(m)) for m in names}
 
     def check(self, x: dict[str, Tensor]) -> None:
         """Raise ValueError unless every given modality belongs to the space and holds valid data."""

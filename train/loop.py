@@ -6,6 +6,7 @@ resume from is the weights, their average, the optimizer and the step.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configs import schema
 from ..configs.schema import Config
@@ -51,11 +52,11 @@ class Trainer:
     ):
         self.config, self.out, self.quiet = config, Path(out), quiet
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.system: System = build(config)
+        self.system: System = self.build()
         self.train_data, self.test_data = data or load_data(self.system)
         self.net = self.system.net.to(self.device).train()
-        self.ema = build(config).net.to(self.device).eval().requires_grad_(False)
-        self.weighting = weightings(config, self.system.space).to(self.device)
+        self.ema = self.build().net.to(self.device).eval().requires_grad_(False)
+        self.weighting = self.weightings().to(self.device)
         self.times = Times(**config.times.model_dump())
         settings = config.train
         if settings.batch % settings.accumulate:
@@ -71,6 +72,17 @@ class Trainer:
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._resume()
+
+    def build(self) -> System:
+        """A new system of the config; called once for the weights that learn and once for their average."""
+        return build(self.config)
+
+    def weightings(self) -> nn.ModuleDict:
+        return weightings(self.config, self.system.space)
+
+    def losses(self, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
+        """{modality: (B,) unweighted loss} of clean data at its times."""
+        return self.system.space.losses(self.net, x0, t, rng, list(self.net.head))
 
     def run(self, stop: int | None = None) -> System:
         """Train up to step `stop` (default: the configured number) and return the system with its EMA weights.
@@ -130,7 +142,7 @@ class Trainer:
         rng = Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
         t, learns = self.times(space, rng)
         with self.autocast:
-            losses = space.losses(self.net, x0, t, rng, list(self.net.head))
+            losses = self.losses(x0, t, rng)
         weighted = {m: (self.weighting[m](loss, t[m]) * learns[m]).sum() for m, loss in losses.items()}
         total = sum(weighted.values()) / config.train.batch
         self.finite &= torch.isfinite(total.detach())
@@ -151,9 +163,13 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the current step; see `train.checkpoint`."""
+        return checkpoint.save_checkpoint(self.out, self.step, self.files(), self.config.train.keep)
+
+    def files(self) -> dict[str, bytes]:
+        """What a checkpoint holds, {relative name: content}."""
         self._check_finite({})
         state = {"step": self.step, "seconds": self.seconds}
-        files = {
+        return {
             "model.safetensors": checkpoint.pack(self.net.state_dict()),
             "ema.safetensors": checkpoint.pack(self.ema.state_dict()),
             "config.yaml": schema.dump(self.config).encode(),
@@ -161,11 +177,10 @@ class Trainer:
             "train_state/weighting.safetensors": checkpoint.pack(self.weighting.state_dict()),
             "train_state/state.json": checkpoint.pack_json(state),
         }
-        return checkpoint.save_checkpoint(self.out, self.step, files, self.config.train.keep)
 
     def averaged(self) -> System:
         """The system with the averaged weights, for sampling."""
-        return System(self.config, self.system.space, self.ema, self.system.codecs)
+        return dataclasses.replace(self.system, net=self.ema)
 
     def _resume(self) -> None:
         folder = checkpoint.latest(self.out)
@@ -184,7 +199,7 @@ class Trainer:
 
     def _check_same_run(self, folder: Path) -> None:
         """Only `train` and `sample` settings may change between a run and its continuation."""
-        saved = schema.load(folder / "config.yaml").model_dump(mode="json")
+        saved = schema.load(folder / "config.yaml", model=type(self.config)).model_dump(mode="json")
         wanted = self.config.model_dump(mode="json")
         for key, value in wanted.items():
             if key not in ("train", "sample") and value != saved[key]:

@@ -1,0 +1,66 @@
+"""Every setting of a table model, typed and documented; read by `schema.load(…, model=TableConfig)`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .schema import Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
+
+
+class EncodingConfig(Section):
+    """How columns become tokens and numbers (see `model.table_codec`)."""
+
+    discrete: int = Field(128, ge=0, description="numerical columns with at most so many values are tokens; 0 is none")
+    spike: float = Field(0.05, gt=0, description="share of rows from which one value is split off; above 1 is none")
+    most: int = Field(256, ge=2, description="states of a categorical column; rarer categories are pooled")
+    knots: int = Field(2000, ge=2, description="points of a quantile curve")
+
+
+class NumbersConfig(Section):
+    """Numerical columns: Gaussian diffusion of normal scores."""
+
+    schedule: Schedule = Schedule()
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    time_input: Literal["sigma", "time", "log_snr"] = "time"
+    predicts: Literal["eps", "v"] = "eps"
+    loss: Loss = Field(Loss(), description="scale is per column: a group's loss is the sum over its columns")
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class TokensConfig(Section):
+    """Categorical columns: masked diffusion."""
+
+    delta: float = Field(1e-3, gt=0, lt=1, description="δ of the log-linear schedule")
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    counted: Literal["all", "masked"] = Field("all", description="positions in the loss")
+    mask_column: Literal["leak"] | None = Field(None, description="leak: official heads, which put out the mask too")
+    loss: Loss = Field(Loss(), description="scale is per column")
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class TableNetwork(Section):
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp: int = Field(4, gt=0, description="factor of the feed-forward width")
+    deep_heads: bool = Field(True, description="three layers per categorical column (official) instead of one")
+    clocks: list[Literal["num", "cat"]] = Field(
+        ["num"], min_length=1, description="groups whose times the network sees; those the table lacks are dropped"
+    )
+    time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
+
+
+class TableConfig(Section):
+    name: str
+    seed: int = 0
+    missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
+    encoding: EncodingConfig = EncodingConfig()
+    numbers: NumbersConfig = NumbersConfig()
+    tokens: TokensConfig = TokensConfig()
+    network: TableNetwork
+    times: TimesConfig = TimesConfig()
+    known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
+    train: Train
+    sample: Sampling = Sampling()

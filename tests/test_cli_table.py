@@ -1,0 +1,132 @@
+"""`anystate table` as a user meets it: files in, files out, one line and exit code 2 for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+
+import pandas as pd
+import pytest
+
+from anystate.cli import main
+from anystate.train.synthesizer import load_bundled
+
+TINY = [
+    "network.width=16",
+    "network.depth=1",
+    "network.heads=2",
+    "train.batch=64",
+    "train.steps=20",
+    "sample.steps=16",
+    "sample.chunk=64",
+]
+
+
+def call(*args) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    return stop.value.code
+
+
+def refused(capsys, *args) -> str:
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    assert call(*args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("table") / "adult.csv"
+    load_bundled()[0].head(500).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    out = data.parent / "run"
+    assert call("table", "fit", data, *TINY, "--out", out, "--device", "cpu", "--missing", "?") == 0
+    return out
+
+
+def test_sampling_under_conditions(run, tmp_path):
+    out = tmp_path / "new" / "rows.csv.gz"
+    where = ["--where", "education=Masters", "age=30..40", "--balance", "income"]
+    assert call("table", "sample", run, "-n", "20", *where, "--out", out, "--device", "cpu") == 0
+    with gzip.open(out, "rt") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    assert {row["education"] for row in rows} == {"Masters"}
+    assert all(30 <= int(row["age"]) <= 40 for row in rows)
+    assert sum(row["income"] == ">50K" for row in rows) == 10
+    assert set(load_bundled()[0]) == set(rows[0])
+
+
+def with_holes(data) -> str:
+    lines = data.read_text().split("\n")
+    for i in range(1, 60):
+        cells = lines[i].split(",")
+        cells[i % 15] = "?"
+        lines[i] = ",".join(cells)
+    return "\r\n".join(lines)
+
+
+def test_imputing_leaves_every_other_byte(run, data, tmp_path):
+    file, out = tmp_path / "holes.csv", tmp_path / "filled.csv"
+    file.write_bytes(with_holes(data).encode())
+    assert call("table", "impute", run, file, "--out", out, "--device", "cpu") == 0
+    before, after = file.read_bytes().decode().split("\r\n"), out.read_bytes().decode().split("\r\n")
+    assert len(before) == len(after)
+    for old, new in zip(before, after, strict=True):
+        for a, b in zip(old.split(","), new.split(","), strict=True):
+            assert b != "?"
+            assert a in ("?", b)
+    assert call("table", "impute", run, file, "--out", out, "--draws", "2", "--device", "cpu") == 0
+    assert (tmp_path / "filled.1.csv").read_bytes() == out.read_bytes()
+    spread = tmp_path / "spread.csv"
+    options = ["--expected", "--draws", "2", "--spread", spread]
+    assert call("table", "impute", run, file, "--out", out, *options, "--device", "cpu") == 0
+    assert pd.read_csv(spread).shape == (500, 15)
+
+
+def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys):
+    file = tmp_path / "schema.yaml"
+    assert call("table", "schema", data, "--out", file) == 0
+    edited = "- name: education.num\n  kind: categorical"
+    file.write_text(file.read_text().replace("- name: education.num\n  kind: integer", edited))
+    capsys.readouterr()
+    assert call("table", "fit", data, "--schema", file, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert edited in shown
+    assert "predicts: v" in shown
+    file.write_text(file.read_text().replace("kind: categorical", "kind: sort of", 1))
+    assert "columns.1.kind" in refused(capsys, "table", "fit", data, "--schema", file)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sample", "RUN", "--where", "schol=x"], ["unknown column 'schol'", "education"]),
+        (["sample", "RUN", "--where", "education=Kindergarten"], ["'education' never was 'Kindergarten'", "Bachelors"]),
+        (["sample", "RUN", "--where", "age=200..300"], ["'age' has nothing in 200..300"]),
+        (["sample", "RUN", "--where", "age"], ["--where 'age'"]),
+        (["sample", "RUN", "--balance", "fnlwgt"], ["'fnlwgt'", "cannot be balanced"]),
+        (["sample", "RUN", "-n", "0"], ["n must be at least 1"]),
+        (["sample", "gone"], ["no checkpoint at 'gone'"]),
+        (["impute", "RUN", "gone.csv"], ["'gone.csv' not found"]),
+        (["impute", "RUN", "BAD"], ["row 1 has 1 fields, the header 2"]),
+        (["impute", "RUN", "OTHER"], ["column 'age' is missing"]),
+        (["fit", "BAD"], ["row 1 has 1 fields, the header 2"]),
+        (["fit", "nothing"], ["'nothing' not found"]),
+        (["fit", "OTHER", "train.stepz=1"], ["unknown key 'train.stepz'"]),
+    ],
+)
+def test_wrong_input_is_one_line(run, tmp_path, capsys, args, words):
+    (tmp_path / "bad.csv").write_text("a,b\n1\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    places = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
+    error = refused(capsys, "table", *[places.get(a, a) for a in args])
+    assert all(word in error for word in words), error

@@ -1,0 +1,305 @@
+"""Table models: fit, sample, condition, balance, impute, save, resume; on tables small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import anystate
+from anystate.configs import schema
+from anystate.configs.table_schema import TableConfig
+from anystate.kernels import Rng
+from anystate.model.table_codec import Encoding, TableCodec
+from anystate.model.table_schema import infer
+from anystate.train import checkpoint
+from anystate.train.synthesizer import TableSynthesizer, load_bundled
+from anystate.train.table import TableTrainer, build_table, load_table
+from anystate.train.table_generate import Generator
+
+TINY = [
+    "network.width=16",
+    "network.depth=1",
+    "network.heads=2",
+    "train.batch=64",
+    "train.steps=6",
+    "train.save_every=3",
+    "train.log_every=1",
+    "train.warmup=2",
+    "sample.steps=8",
+    "sample.chunk=64",
+]
+LEARNT = [*TINY, "train.steps=400", "train.save_every=400", "train.lr=1e-2", "train.log_every=100", "train.batch=128"]
+
+
+def toy(n: int = 600, seed: int = 0) -> pd.DataFrame:
+    """Income follows school, height follows sex; bonus is mostly zero; some cells are empty."""
+    r = np.random.default_rng(seed)
+    school = r.choice(["none", "high", "college"], n, p=[0.5, 0.4, 0.1])
+    sex = r.choice(["f", "m"], n)
+    chance = np.select([school == "college", school == "high"], [0.95, 0.5], 0.05)
+    income = np.where(r.random(n) < chance, "rich", "poor")
+    table = pd.DataFrame(
+        {
+            "school": school,
+            "sex": sex,
+            "income": income,
+            "age": r.integers(18, 60, n),
+            "height": np.round(np.where(sex == "m", 180.0, 165.0) + 5 * r.standard_normal(n), 3),
+            "bonus": np.where(r.random(n) < 0.7, 0.0, np.round(r.gamma(2.0, 1000.0, n), 2)),
+            "land": "here",
+        }
+    )
+    table["pet"] = np.where(r.random(n) < 0.3, None, r.choice(["cat", "dog"], n)).astype(object)
+    return table
+
+
+@pytest.fixture(scope="module")
+def model() -> TableSynthesizer:
+    return TableSynthesizer(overrides=LEARNT, device="cpu").fit(toy())
+
+
+def trainer(out, *overrides, table=None) -> TableTrainer:
+    table = toy() if table is None else table
+    config = schema.load("table/default", [*TINY, *overrides], TableConfig)
+    codec = TableCodec.fit(table, infer(table), Encoding())
+    return TableTrainer(config, out, codec, *codec.encode(table), device="cpu", quiet=True)
+
+
+def losses(run) -> list[tuple]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss/num"], row["loss/cat"]) for row in rows]
+
+
+def test_rows_have_the_columns_types_ranges_and_categories_of_the_table(model):
+    real, made = toy(), model.sample(200)
+    assert list(made) == list(real)
+    assert (made.dtypes == real.dtypes).all()
+    assert len(made) == 200
+    for name in ("school", "sex", "income", "land"):
+        assert set(made[name]) <= set(real[name])
+    assert made["age"].between(18, 59).all()
+    assert made["height"].between(real["height"].min(), real["height"].max()).all()
+    assert 0.5 < (made["bonus"] == 0).mean() < 0.9
+    assert 0.1 < made["pet"].isna().mean() < 0.5
+    assert len(model.sample()) == len(real)
+
+
+def test_it_learns_what_goes_with_what(model):
+    made = model.sample(1500)
+    rich = made.groupby("school")["income"].apply(lambda v: (v == "rich").mean())
+    assert rich["college"] > rich["high"] > rich["none"]
+    tall = made.groupby("sex")["height"].mean()
+    assert 8 < tall["m"] - tall["f"] < 22
+
+
+def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
+    pd.testing.assert_frame_equal(model.sample(100, seed=3).head(64), model.sample(64, seed=3))
+    assert not model.sample(64, seed=3).equals(model.sample(64, seed=4))
+
+
+def test_given_values_and_ranges_hold(model):
+    made = model.sample(
+        200, where={"school": "college", "age": (30, 39), "height": (170.0, None), "bonus": 0.0, "pet": None}
+    )
+    assert (made["school"] == "college").all()
+    assert made["age"].between(30, 39).all()
+    assert made["age"].nunique() > 3
+    assert (made["height"] >= 170).all()
+    assert (made["bonus"] == 0).all()
+    assert made["pet"].isna().all()
+    assert (made["income"] == "rich").mean() > 0.75
+    made = model.sample(20, where={"height": 171.234, "bonus": (1.0, 2000.0)})
+    assert (made["height"] == 171.234).all()
+    assert made["bonus"].between(1, 2000).all()
+
+
+def test_a_rare_condition_gets_its_own_conditional_distribution(model):
+    tall = model.sample(400, where={"sex": "m"})["height"].mean()
+    small = model.sample(400, where={"sex": "f"})["height"].mean()
+    assert 8 < tall - small < 22
+
+
+def test_balance(model):
+    counts = model.sample(90, balance="income")["income"].value_counts()
+    assert set(counts) == {45}
+    assert set(model.sample(90, balance="pet")["pet"].value_counts()) == {45}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"schol": "none"}, "unknown column 'schol'; the table has school, sex"),
+        ({"school": "kinder"}, "'school' never was 'kinder'; it has college, high, none"),
+        ({"school": ("a", "b")}, "'school' is categorical: give a value"),
+        ({"age": (70, 80)}, "'age' has nothing in 70..80; it runs from 18 to 59"),
+        ({"age": (40, 30)}, "range 40..30 is empty"),
+        ({"height": "tall"}, "'height': 'tall' is not a number"),
+        ({"sex": None}, "'sex' had no empty cells"),
+        ({"land": "here"}, "'land' is constant"),
+    ],
+)
+def test_wrong_conditions_say_why(model, where, words):
+    with pytest.raises(ValueError, match=words):
+        model.sample(3, where=where)
+
+
+def test_wrong_balance_says_why(model):
+    with pytest.raises(ValueError, match="'height' is continuous with many values"):
+        model.sample(3, balance="height")
+    with pytest.raises(ValueError, match="balanced and given at once"):
+        model.sample(3, where={"sex": "m"}, balance="sex")
+
+
+def holes(table: pd.DataFrame, share: float = 0.3) -> pd.DataFrame:
+    r = np.random.default_rng(1)
+    columns = [c for c in table if c != "land"]
+    return table.assign(**{c: table[c].mask(r.random(len(table)) < share) for c in columns})
+
+
+def test_imputing_fills_what_is_empty_and_touches_nothing_else(model):
+    table = holes(toy(200, seed=5))
+    table.index = [7] * 200
+    filled = model.impute(table)
+    assert not filled.isna().any(axis=None)
+    assert filled.index.equals(table.index)
+    for name in table:
+        known = table[name].notna()
+        assert (filled[name][known] == table[name][known]).all()
+    assert set(filled["school"]) <= set(toy()["school"])
+    drawn = model.impute(table, draws=3)
+    assert len(drawn) == 3
+    assert not drawn[0].equals(drawn[1])
+    pd.testing.assert_frame_equal(drawn[0], filled)
+    pd.testing.assert_frame_equal(model.impute(filled), filled)
+
+
+def test_imputing_uses_the_rest_of_the_row(model):
+    truth = toy(300, seed=6)
+    table = truth.assign(height=np.nan)
+    mean, spread = model.impute(table, "expected", draws=8)
+    error = np.sqrt(((mean["height"] - truth["height"]) ** 2).mean())
+    assert error < 0.9 * truth["height"].std()
+    assert spread["height"].between(0.5, 20).mean() > 0.95
+    assert spread["school"].isna().all()
+
+
+def test_imputing_expected_categories(model):
+    truth = toy(300, seed=7)
+    mode, spread = model.impute(truth.assign(income=None), "expected", draws=9)
+    assert (mode["income"] == truth["income"]).mean() > 0.65
+    assert spread["income"].between(0, 1).all()
+    with pytest.raises(ValueError, match="how must be draw or expected"):
+        model.impute(truth, "best")
+    with pytest.raises(ValueError, match="'sex' is missing"):
+        model.impute(truth.drop(columns="sex"))
+    with pytest.raises(ValueError, match="'school': 'kinder' did not occur in training"):
+        model.impute(truth.assign(school="kinder"))
+
+
+def test_save_and_load(model, tmp_path):
+    model.save(tmp_path / "model")
+    again = TableSynthesizer.load(tmp_path / "model", device="cpu")
+    pd.testing.assert_frame_equal(again.sample(50, seed=1), model.sample(50, seed=1))
+    again.save(tmp_path / "copy")
+    pd.testing.assert_frame_equal(TableSynthesizer.load(tmp_path / "copy", device="cpu").sample(9), model.sample(9))
+    assert again.feature_names_in_ == list(toy())
+
+
+def test_scikit_learn_conventions():
+    from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
+
+    model = anystate.TableSynthesizer(seed=3)
+    assert clone(model).get_params()["seed"] == 3
+    with pytest.raises(NotFittedError):
+        model.sample(3)
+
+
+def test_resumed_run_has_the_losses_of_one_never_stopped(tmp_path):
+    trainer(tmp_path / "whole").run()
+    trainer(tmp_path / "parts").run(stop=3)
+    resumed = trainer(tmp_path / "parts")
+    assert resumed.step == 3
+    resumed.run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    with pytest.raises(checkpoint.CheckpointError, match="another table"):
+        trainer(tmp_path / "parts", table=toy(seed=8))
+
+
+def test_the_checkpoint_of_something_else_is_refused(tmp_path):
+    trainer(tmp_path).run(stop=3)
+    assert load_table(tmp_path).codec.rows == 600
+    (tmp_path / "step_00000003/codec.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="not the checkpoint of a table"):
+        load_table(tmp_path)
+
+
+def test_given_columns_stay_clean_and_do_not_learn(tmp_path):
+    t = trainer(tmp_path, "known=1.0")
+    rng = Rng.for_batch(0, 64)
+    given = t.given(rng)
+    assert 0.3 < given["cat"].float().mean() < 0.7
+    number = t.codec.numbers.index("bonus")
+    token = t.codec.tokens.index("bonus")
+    assert torch.equal(given["num"][:, number], given["cat"][:, token])
+    x0 = t.train_data.batch(0, 0, range(64), 64)
+    time = {m: torch.full((64,), 0.9, dtype=torch.float64) for m in x0}
+    every = {m: torch.ones_like(v, dtype=torch.bool) for m, v in x0.items()}
+    seen = []
+    hook = t.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    lost = t.system.space.losses(t.net, x0, time, rng, list(x0), every)
+    hook.remove()
+    assert all((v == 0).all() for v in lost.values())
+    assert all(torch.equal(seen[0][m], x0[m]) for m in x0)
+
+
+def test_batches_are_a_function_of_seed_and_step(tmp_path):
+    rows = trainer(tmp_path).train_data
+    a, b = rows.batch(0, 5, range(0, 64), 64), rows.batch(0, 5, range(32, 64), 64)
+    assert all(torch.equal(a[m][32:], b[m]) for m in a)
+    assert not any(v.isnan().any() for v in a.values() if v.is_floating_point())
+    epoch = torch.cat([rows.batch(0, k, range(50), 50)["cat"] for k in range(12)])
+    assert torch.equal(epoch.sort(0)[0], rows.tokens.long().sort(0)[0])
+
+
+R = np.random.default_rng(0)
+TABLES = {
+    "all numerical": pd.DataFrame(R.standard_normal((300, 4)), columns=list("abcd")),
+    "all categorical": pd.DataFrame(R.choice(list("xyz"), (300, 3)), columns=list("abc")),
+    "one column": pd.DataFrame({"a": R.standard_normal(300)}),
+    "ten rows": pd.DataFrame({"a": R.standard_normal(10), "b": list("xyxyxyxyxy")}),
+    "200 columns": pd.DataFrame(R.integers(0, 5, (60, 200))).rename(columns=lambda i: f"c{i}"),
+    "1000 categories": pd.DataFrame({"a": [f"v{i % 1000}" for i in range(1500)], "b": R.standard_normal(1500)}),
+    "one row per category": pd.DataFrame({"a": [f"v{i}" for i in range(50)], "b": R.choice(["x", "y"], 50)}),
+    "constant and all missing": pd.DataFrame({"a": 1, "b": np.nan, "c": R.standard_normal(50), "d": None}),
+    "unicode": pd.DataFrame({"größe": R.standard_normal(50), "猫 🐈": R.choice(["ä", "", "🐈"], 50)}),
+    "infinities": pd.DataFrame({"a": R.choice([np.inf, -np.inf, 0.5, 1.5], 100), "b": R.choice(["x", "y"], 100)}),
+    "mixed types": pd.DataFrame({"a": R.choice(np.array([1, "1", 2.5, True], dtype=object), 100)}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_break_others(name):
+    table = TABLES[name]
+    overrides = [*TINY, "train.steps=2", "sample.steps=3"]
+    made = TableSynthesizer(overrides=overrides, device="cpu").fit(table).sample(12)
+    assert list(made) == list(table)
+    assert (made.dtypes == table.dtypes).all()
+    full = table.columns[table.notna().all()]
+    assert made[full].notna().all(axis=None)
+
+
+def test_the_papers_config_has_the_papers_size_and_sampler():
+    table, _ = load_bundled()
+    config = schema.load("table/paper", None, TableConfig)
+    codec = TableCodec.fit(table, infer(table), Encoding(**config.encoding.model_dump()))
+    system = build_table(config, codec)
+    assert len(codec.numbers) == 6
+    assert len(codec.tokens) == 9
+    assert sum(p.numel() for p in system.net.parameters()) == 70_194
+    made = Generator(system, steps=4).table(5)
+    assert made.notna().all(axis=None)

@@ -1,0 +1,191 @@
+"""`TableSynthesizer`: a table model with the conventions of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
+from ..configs import schema as settings
+from ..configs.table_schema import TableConfig
+from ..model.table_codec import Encoding, TableCodec, check_columns
+from ..model.table_files import read_table
+from ..model.table_schema import Schema, infer
+from . import checkpoint
+from .table import TableSystem, TableTrainer, load_table
+from .table_generate import Generator
+
+BUNDLED = {"adult": Path(__file__).parent / "data" / "adult"}
+
+
+class TableSynthesizer(BaseEstimator):
+    """Learn a mixed-type table; draw new rows, rows under conditions, and the empty cells of others.
+
+    >>> rows = TableSynthesizer().fit(df).sample(1000, where={"education": "Masters", "age": (30, 40)})
+
+    Args:
+        config: a YAML file, or a shipped one: "table/default", "table/paper".
+        overrides: settings of it, e.g. ["train.steps=2000"].
+        schema: kinds of the columns, default inferred: a `Schema`, or a YAML file.
+        seed: of weights, training and samples; default the config's.
+        device: cpu, cuda, …; default a GPU if there is one.
+        out: run folder with checkpoints; the same folder resumes. Default: nothing is kept on disk.
+        verbose: show progress.
+    """
+
+    def __init__(
+        self,
+        config: str | Path = "table/default",
+        overrides: Sequence[str] = (),
+        schema: Schema | str | Path | None = None,
+        seed: int | None = None,
+        device: str | None = None,
+        out: str | Path | None = None,
+        verbose: bool = False,
+    ):
+        self.config, self.overrides, self.schema = config, overrides, schema
+        self.seed, self.device, self.out, self.verbose = seed, device, out, verbose
+
+    def fit(self, table: pd.DataFrame, y=None) -> TableSynthesizer:
+        """Train on a table; `y` is not used.
+
+        Raises:
+            ValueError: a table or schema that cannot be modelled (names the column), a wrong setting.
+        """
+        if not isinstance(table, pd.DataFrame):
+            raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
+        overrides = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
+        config = settings.load(self.config, overrides, TableConfig)
+        schema = self.schema if isinstance(self.schema, Schema) else None
+        if schema is None:
+            schema = infer(table) if self.schema is None else Schema.load(self.schema)
+        codec = TableCodec.fit(table, schema, Encoding(**config.encoding.model_dump()), config.seed)
+        coded = codec.encode(table, config.seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary if self.out is None else self.out)
+            trainer = TableTrainer(config, folder, codec, *coded, device=self.device, quiet=not self.verbose)
+            self.system_: TableSystem = trainer.run()
+            self._files = trainer.files()
+        self.schema_, self.n_features_in_ = schema, len(schema.columns)
+        self.feature_names_in_ = [column.name for column in schema.columns]
+        return self
+
+    def sample(
+        self,
+        n: int | None = None,
+        where: Mapping | None = None,
+        balance: str | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+    ) -> pd.DataFrame:
+        """n new rows (default: as many as there were in training).
+
+        Args:
+            where: {column: value} or {column: (low, high)}, None for an open end; NaN asks for an empty cell.
+            balance: a categorical column all of whose values come equally often.
+            steps: network evaluations; default the config's.
+        """
+        system = self._fitted()
+        return self._generator(seed, steps).table(system.codec.rows if n is None else n, where, balance)
+
+    def impute(
+        self, table: pd.DataFrame, how: str = "draw", draws: int | None = None, seed: int | None = None
+    ) -> pd.DataFrame | list[pd.DataFrame] | tuple[pd.DataFrame, pd.DataFrame]:
+        """The table with its empty cells filled; all others stay as they are.
+
+        Args:
+            how: "draw" fills with one draw from the model, or with several (`draws`): a list of tables.
+                "expected" fills with the mean of a number or date and the most frequent value of a category over
+                `draws` (default 20), and returns a second table of the same shape with its spread: the standard
+                deviation, or the share of draws that differ from the value; NaN where the cell was filled.
+        """
+        if how not in ("draw", "expected"):
+            raise ValueError(f"how must be draw or expected, got {how!r}")
+        check_columns(table, list(self._fitted().codec.columns))
+        generator = self._generator(seed, None)
+        cells = generator.cells_of(table)
+        count = (1 if how == "draw" else 20) if draws is None else draws
+        if count < 1:
+            raise ValueError(f"draws must be at least 1, got {count}")
+        tables = [generator.impute(table, i, cells) for i in range(count)]
+        if how == "draw":
+            return tables[0] if draws is None else tables
+        return self._expected(table, tables)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model into a folder; the checkpoint inside it is returned."""
+        self._fitted()
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        return checkpoint.save_checkpoint(folder, self.system_.config.train.steps, self._files, keep=1)
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str = "ema", device: str | None = None) -> TableSynthesizer:
+        """The model of a run folder, of a checkpoint, or of what `save` wrote."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder = checkpoint.resolve(path)
+        made = cls(device=device)
+        made.system_ = load_table(folder, weights, device)
+        made._files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        made.schema_ = made.system_.codec.schema
+        made.feature_names_in_ = [column.name for column in made.schema_.columns]
+        made.n_features_in_ = len(made.feature_names_in_)
+        return made
+
+    def _fitted(self) -> TableSystem:
+        if not hasattr(self, "system_"):
+            raise NotFittedError("this TableSynthesizer is not fitted: call fit or load first")
+        return self.system_
+
+    def _generator(self, seed: int | None, steps: int | None) -> Generator:
+        system = self._fitted()
+        return Generator(system, steps, system.config.seed if seed is None else seed, self.verbose)
+
+    def _expected(self, table: pd.DataFrame, tables: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        index, tables = table.index, _bare(*tables)
+        (table,) = _bare(table)
+        filled = tables[0].copy()
+        spread = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
+        for name, codec in self.system_.codec.columns.items():
+            empty = table[name].isna().to_numpy()
+            if not empty.any() or tables[0].loc[empty, name].isna().all():
+                continue
+            drawn = [t[name][empty].reset_index(drop=True) for t in tables]
+            if codec.numeric:
+                numbers = pd.DataFrame({i: codec.to_numbers(v) for i, v in enumerate(drawn)})
+                mean = codec.from_numbers(numbers.mean(axis=1).to_numpy())
+                spread.loc[empty, name] = numbers.std(axis=1, ddof=0).to_numpy()
+            else:
+                counts = pd.DataFrame(dict(enumerate(drawn))).astype(object)
+                mean = counts.apply(lambda row: row.value_counts().index[0], axis=1)
+                spread.loc[empty, name] = counts.ne(mean, axis=0).mean(axis=1).to_numpy()
+            filled.loc[empty, name] = mean.to_numpy()
+        return filled.set_axis(index), spread.set_axis(index)
+
+
+def _bare(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables without their index, which may repeat itself."""
+    return [table.reset_index(drop=True) for table in tables]
+
+
+def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and test rows of a data set that comes with the package."""
+    if name not in BUNDLED:
+        raise ValueError(f"data set {name!r} is not bundled; there are {', '.join(BUNDLED)}")
+    return tuple(read_table(BUNDLED[name] / f"{part}.csv.gz") for part in ("train", "test"))
+
+
+def find_table(source: str) -> Path:
+    """The file of that path, or the training rows of a bundled set of that name."""
+    path = Path(source)
+    if not path.is_file() and source in BUNDLED:
+        return BUNDLED[source] / "train.csv.gz"
+    if not path.is_file() and not path.is_absolute() and "ANYSTATE_DATA" in os.environ:
+        return Path(os.environ["ANYSTATE_DATA"]) / source
+    return path
