@@ -71,10 +71,8 @@ def roles_of(real: pd.DataFrame, schema: Mapping | Path | str | None = None, tar
         if missing:
             raise ValueError(f"the schema names column {missing[0]!r}, which the table lacks")
     else:
-        numbers = {c: pd.api.types.is_numeric_dtype(t) and t != bool for c, t in real.dtypes.items()}
-        dates = {c: pd.api.types.is_datetime64_any_dtype(t) for c, t in real.dtypes.items()}
-        numerical = [c for c in real.columns if (numbers[c] or dates[c]) and c != target]
-        categorical = [c for c in real.columns if not (numbers[c] or dates[c]) and c != target]
+        numerical = [c for c in real.columns if _is_continuous(real[c])]
+        categorical = [c for c in real.columns if c not in numerical]
     task = loaded.get("task") if target == loaded.get("target") else None
     if target is not None:
         task = task or _task(real[target])
@@ -173,8 +171,8 @@ class Features:
     """Rows as points: numbers as quantiles of the real column in [0, 1], categories one-hot at length 1/√2.
 
     So the widest difference in a number and a differing category both count as distance 1. A missing value is a
-    category of its own; a number that is missing sits at the median and is marked by an extra coordinate. Blocks of rows are
-    encoded one at a time: nothing here grows with rows × levels.
+    category of its own; a number that is missing sits at the median and is marked by an extra coordinate. Blocks of
+    rows are encoded one at a time: nothing here grows with rows × levels.
     """
 
     def __init__(self, roles: Roles, real: pd.DataFrame):
@@ -231,9 +229,15 @@ class Encoded:
             yield start, self.block(start, start + rows)
 
 
+def _is_continuous(column: pd.Series) -> bool:
+    kinds = pd.api.types
+    number = kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column)
+    return number or kinds.is_datetime64_any_dtype(column)
+
+
 def _task(column: pd.Series) -> str:
     distinct = column.nunique()
-    if pd.api.types.is_numeric_dtype(column) and column.dtype != bool and distinct > 20:
+    if _is_continuous(column) and distinct > 20:
         return "regression"
     return "binclass" if distinct <= 2 else "multiclass"
 

@@ -19,6 +19,7 @@ from .table_columns import Encoded, Features, Roles, codes, numbers, words
 BINS = 10  # of a number that meets a category in Trend
 DECIMALS = 14  # sdmetrics rounds numbers to these before the Kolmogorov–Smirnov statistic
 BLOCK = 2048  # rows of a distance block
+TIES = 1e-9  # distances this near are equal
 RECORDS = 50_000  # real rows that distances are taken to, at most
 
 
@@ -182,9 +183,9 @@ def precision_recall(
     instead of a learned embedding.
 
     The α-support of a table is the ball about its mean that holds a share α of its rows. P_α is the share of synthetic
-    rows inside the real α-support. R_β is the share of real rows whose nearest synthetic row lies in the synthetic β-support
-    (measured among such nearest rows, as the authors' code does) and is no farther than the nearest other real row. Each
-    score is 1 − Σ|curve − level| / Σ level, 1 when the curve is the diagonal.
+    rows inside the real α-support. R_β is the share of real rows whose nearest synthetic row lies in the synthetic
+    β-support (measured among such nearest rows, as the authors' code does) and is no farther than the nearest other
+    real row. Each score is 1 − Σ|curve − level| / Σ level, 1 when the curve is the diagonal.
     """
     rng = np.random.default_rng(seed)
     features = Features(roles, real)
@@ -195,11 +196,11 @@ def precision_recall(
     at = np.linspace(0, 1, levels)
     real_centre, synth_centre = _centre(x), _centre(y)
     radii = np.quantile(_from_point(x, real_centre), at)
-    precision = (_from_point(y, real_centre)[None] <= radii[:, None]).mean(1)
+    precision = (_from_point(y, real_centre)[None] <= radii[:, None] + TIES).mean(1)
     own, _ = nearest(x, x, skip_self=True)
     other, which = nearest(x, y)
     depth = _from_point(y, synth_centre)[which]
-    recall = ((other <= own)[None] & (depth[None] <= np.quantile(depth, at)[:, None])).mean(1)
+    recall = ((other <= own + TIES)[None] & (depth[None] <= np.quantile(depth, at)[:, None] + TIES)).mean(1)
     return PrecisionRecall(*(1 - float(np.abs(c - at).sum() / at.sum()) for c in (precision, recall)))
 
 
@@ -237,8 +238,8 @@ def nearest(queries: Encoded, among: Encoded, skip_self: bool = False) -> tuple[
 class Privacy:
     """Copies are rows equal in every column. DCR is the distance to the closest record.
 
-    The `holdout_*` fields are what real rows the model never saw get: the level that copies nothing. closer_to_train is the
-    share of synthetic rows whose closest real row is a training row rather than a holdout row. Fresh rows get
+    The `holdout_*` fields are what real rows the model never saw get: the level that copies nothing. closer_to_train is
+    the share of synthetic rows whose closest real row is a training row rather than a holdout row. Fresh rows get
     closer_expected, the share of training rows among the real ones (rows are exchangeable); copies get 1.
     """
 

@@ -2,10 +2,10 @@
 
 The grid of the papers: 36 settings, selected on a ninth of the synthetic rows. Two scores:
 
-- `score`, the honest one: the setting with the best AUC (or smallest error) on the ninth, whatever it then does on test.
-- `official`: as the papers' code, which selects five settings by five criteria (regression: two) and reports the one that is
-  best on the test rows; which never takes the logarithm of the ninth's regression target; and which scales every number
-  by the minimum and maximum of the first one (`_official_scale`).
+- `score`, the honest one: the setting with the best AUC (or smallest error) on the ninth, whatever it does on test.
+- `official`: as the papers' code, which selects five settings by five criteria (regression: two) and reports the one
+  that is best on the test rows; which never takes the logarithm of the ninth's target; and which scales every
+  number by the minimum and maximum of the first one (`_official_scale`).
 
 Boosting adds trees one after another, so the settings with 10 and 50 trees are the first trees of the one with 100:
 12 fits give all 36. Trees see only the order of a number, so the official scaling needs fits of its own only where it
@@ -50,8 +50,8 @@ def mle(
     threads: int | None = None,
 ) -> Mle:
     """Fit on `synth`, score on `test`. `grid="fast"` tries 4 settings, for a quick look that is not comparable with
-    published numbers. `log_target`: RMSE of the logarithm of the target clipped to [1, 20000]; by default if the target is
-    never negative and reaches 100 in the test rows, as in the papers' sets."""
+    published numbers. `log_target`: RMSE of the logarithm of the target clipped to [1, 20000]; by default if the
+    target is never negative and reaches 100 in the test rows, as in the papers' sets."""
     if grid not in ("official", "fast"):
         raise ValueError(f"grid {grid!r} is neither official nor fast")
     if roles.target is None:
@@ -98,7 +98,7 @@ class _Data:
 def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Training rows and the selection ninth, by numpy's legacy generator as in the papers' code."""
     order = np.arange(n)
-    np.random.RandomState(seed).shuffle(order)  # noqa: NPY002
+    np.random.RandomState(seed).shuffle(order)
     return order[n // 9 :], order[: n // 9]
 
 
@@ -144,8 +144,8 @@ def _classification(data: _Data, settings: dict) -> tuple[float, dict, float]:
 
 
 def auc(y: np.ndarray, shares: np.ndarray) -> float:
-    """Area under the ROC curve; the mean over classes, each against the rest, with more than two. A label of −1 belongs to
-    no class. NaN where no class can be told from the rest."""
+    """Area under the ROC curve; the mean over classes, each against the rest, with more than two. A label of −1
+    belongs to no class. NaN where no class can be told from the rest."""
     from sklearn.metrics import roc_auc_score
 
     classes = [1] if shares.shape[1] == 2 and (y >= 0).all() else range(shares.shape[1])
@@ -202,8 +202,8 @@ def _official_scale(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Features as the papers' code scales them, and whether that can change a tree.
 
-    Going through the columns in table order, it keeps the first minimum and maximum that are not zero, for all columns and
-    both tables, and takes logarithms of every number once that minimum is ≥ 0 and the maximum ≥ 1000.
+    Going through the columns in table order, it keeps the first minimum and maximum that are not zero, for all columns
+    and both tables, and takes logarithms of every number once that minimum is ≥ 0 and the maximum ≥ 1000.
     """
     place = {c: i for i, c in enumerate(c for c in roles.numerical if c != roles.target)}
     low = high = 0.0
