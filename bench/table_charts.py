@@ -130,7 +130,7 @@ def _ratio(value: np.ndarray, level: np.ndarray) -> float:
 
 
 def association_map(matrix: np.ndarray, columns: list[str], title: str, scale: float) -> str:
-    """A square per pair: blue for +scale, white for 0, red for −scale, grey where there is no association to speak of."""
+    """A square per pair: blue for +scale, white for 0, red for −scale, grey where a column does not vary."""
     shown = np.clip(np.nan_to_num(matrix) / scale, -1, 1)[..., None]
     blue, red, white = (np.array(c, float) for c in ((26, 115, 232), (217, 48, 37), (255, 255, 255)))
     colours = np.where(shown > 0, white + shown * (blue - white), white - shown * (red - white))
@@ -160,7 +160,8 @@ def association_map(matrix: np.ndarray, columns: list[str], title: str, scale: f
 def _number(value: float, column: pd.Series) -> str:
     if pd.api.types.is_datetime64_any_dtype(column):
         return str(pd.Timestamp(value, unit="s").date())
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+    whole = abs(value) >= 1e4 or float(value).is_integer()
+    return f"{value:,.0f}" if whole and abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: str, opacity: float = 1.0) -> str:

@@ -80,7 +80,9 @@ def correlations(values: dict[str, np.ndarray]) -> np.ndarray:
     matrix = np.column_stack(list(values.values()))
     # np.ptp of a column of NaN alone is NaN, which is not > 0 either
     varies = np.array([np.ptp(v[~np.isnan(v)]) > 0 if (~np.isnan(v)).any() else False for v in matrix.T])
-    if np.isnan(matrix).any():
+    if len(matrix) < 2:
+        result = np.full((matrix.shape[1],) * 2, np.nan)
+    elif np.isnan(matrix).any():
         result = pd.DataFrame(matrix).corr().to_numpy(copy=True)
     else:
         with np.errstate(all="ignore"):

@@ -53,6 +53,8 @@ def gaussian_copula(real: pd.DataFrame, roles: Roles, rows: int, rng: np.random.
     from scipy.stats import norm
 
     columns, orders, scores = roles.columns, {}, []
+    if len(real) < 2:
+        return real[columns].take(np.zeros(rows, int)).reset_index(drop=True)
     for column in columns:
         values = numbers(real[column]) if column in roles.numerical else codes(real[column]).codes[0]
         orders[column] = np.lexsort([rng.random(len(real)), values])
