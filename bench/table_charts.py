@@ -78,7 +78,7 @@ def _bars(real: pd.Series, synth: pd.Series) -> str:
     if counts[0][0] or counts[1][0]:
         rows.append(("∅ missing", counts[0][0], counts[1][0]))
     top = max([max(x, y) for _, x, y in rows], default=0) or 1.0
-    parts, room, pitch = [], WIDTH - 130 - 90, 17
+    parts, room, pitch = [], WIDTH - 130 - 100, 17
     for i, (name, x, y) in enumerate(rows):
         y0 = 4 + i * pitch
         parts.append(_text(124, y0 + 10, name if len(name) <= 20 else name[:19] + "…", "end"))

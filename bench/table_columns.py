@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 TASKS = ("binclass", "multiclass", "regression")
+MISSING = "\ue000missing"  # the level of a missing category; no table holds this private character
 LEVELS_SHOWN = 64  # categories of a column that get a feature of their own; rarer ones share one
 
 
@@ -149,7 +150,7 @@ def words(column: pd.Series) -> pd.Series:
 def _word(value: object) -> str:
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).replace("\0", "␀")  # pandas compares text only up to a zero byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Features:
         self.roles = roles
         self.sorted = {c: np.sort(v[~np.isnan(v)]) for c in roles.numerical for v in [numbers(real[c])]}
         self.levels = {
-            c: words(real[c]).fillna("\0missing").value_counts().index[: LEVELS_SHOWN - 1] for c in roles.categorical
+            c: words(real[c]).fillna(MISSING).value_counts().index[: LEVELS_SHOWN - 1] for c in roles.categorical
         }
         self.width = 2 * len(roles.numerical) + sum(len(v) + 1 for v in self.levels.values())
 
@@ -196,7 +197,7 @@ class Features:
             quantiles[:, 2 * i + 1] = missing
         chosen = np.zeros((len(table), len(self.roles.categorical)), np.int64)
         for i, column in enumerate(self.roles.categorical):
-            found = self.levels[column].get_indexer(words(table[column]).fillna("\0missing"))
+            found = self.levels[column].get_indexer(words(table[column]).fillna(MISSING))
             chosen[:, i] = np.where(found < 0, len(self.levels[column]), found)
         starts = np.cumsum([quantiles.shape[1], *(len(v) + 1 for v in self.levels.values())])[:-1]
         return Encoded(quantiles, chosen + starts, self.width)

@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from .table_columns import Encoded, Features, Roles, codes, numbers, words
+from .table_columns import MISSING, Encoded, Features, Roles, codes, numbers, words
 
 BINS = 10  # of a number that meets a category in Trend
 DECIMALS = 14  # sdmetrics rounds numbers to these before the Kolmogorov–Smirnov statistic
@@ -164,8 +164,8 @@ def model_features(table: pd.DataFrame, levels_from: pd.DataFrame, roles: Roles,
     for column in roles.categorical:
         if column in leave_out:
             continue
-        levels = words(levels_from[column]).fillna("\0missing").value_counts().index
-        found = levels.get_indexer(words(table[column]).fillna("\0missing"))
+        levels = words(levels_from[column]).fillna(MISSING).value_counts().index
+        found = levels.get_indexer(words(table[column]).fillna(MISSING))
         parts.append((found[:, None] == np.arange(len(levels))).astype(np.float32))
     return np.column_stack(parts) if parts else np.zeros((len(table), 0), np.float32)
 
@@ -296,6 +296,6 @@ def copied(train: pd.DataFrame, rows: pd.DataFrame, roles: Roles) -> float:
 def row_keys(table: pd.DataFrame, roles: Roles) -> pd.Series:
     """A 64-bit key per row; equal rows have equal keys."""
     plain = {c: numbers(table[c]).astype(np.float32) + np.float32(0) for c in roles.numerical}
-    plain |= {c: words(table[c]).fillna("\0missing").to_numpy(dtype=object) for c in roles.categorical}
+    plain |= {c: words(table[c]).fillna(MISSING).to_numpy(dtype=object) for c in roles.categorical}
     columns = [plain[c] for c in sorted(plain)]
     return pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False)

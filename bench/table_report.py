@@ -110,7 +110,7 @@ def report(
             for title, matrix, scale in (
                 ("Real", matrices[0], 1.0),
                 ("Synthetic", matrices[1], 1.0),
-                ("Synthetic − real, colours three times as strong", matrices[1] - matrices[0], 1 / 3),
+                ("Synthetic − real (colours × 3)", matrices[1] - matrices[0], 1 / 3),
             )
         ],
         "mapped": len(mapped),

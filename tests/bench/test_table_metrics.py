@@ -318,3 +318,12 @@ def test_pairs_cover_the_table(mixed):
     roles = roles_of(real)
     assert set(density(real, real, roles).pairs) == set(itertools.combinations(roles.columns, 2))
     assert density(real, real, roles).trend == pytest.approx(1.0)
+
+
+def test_missing_empty_and_zero_bytes_are_three_things():
+    """pandas compares text only up to a zero byte; a missing value is not the empty word."""
+    table = pd.DataFrame({"k": ["", None, "\0", "\0a", "\0b"]})
+    roles = Roles((), ("k",))
+    for i in range(5):
+        assert copied(table.drop(index=i), table[i : i + 1], roles) == 0.0
+    assert len(codes(table["k"]).levels) == 4

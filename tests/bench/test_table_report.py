@@ -99,6 +99,7 @@ def test_renders(tmp_path, name):
     assert {"shape", "trend", "copies"} <= set(scores)
     assert "<script>alert" not in page
     if name == "nasty":
+        assert scores["copies"] == 1.0, "the same rows in another order"
         assert "Infinite values count as missing: ends" in page
         assert "Constant in the real table" in page
         assert "Without a value in one of the tables" in page
