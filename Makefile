@@ -11,10 +11,10 @@ SEED ?= 0
 demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed-dev
 	$(RUN)/python -m pytest tests
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check --config .ci/ruff.toml .
 	$(RUN)/ruff format --check --config .ci/ruff.toml .
 
@@ -25,8 +25,14 @@ clean:
 	rm -rf $(VENV) build *.egg-info
 
 # torch first, with its exact version: anything that merely depends on it would fetch another build
+PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
 	touch $@

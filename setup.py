@@ -10,7 +10,12 @@ VERSION = next(
 )
 FOLDERS = ["kernels", "diffusion", "model", "sample", "train", "train.data", "bench", "configs"]
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "pandas>=2.1"]
+XGBOOST = [  # plain xgboost brings half a gigabyte of GPU libraries along on Linux
+    "xgboost-cpu>=2; platform_system != 'Darwin'",
+    "xgboost>=2; platform_system == 'Darwin'",
+]
+TABLE = ["pandas>=2.1", "xlrd>=2", *XGBOOST]
+TEST = [*TABLE, "sdmetrics>=0.11.1", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
 
 setup(
     name="anystate",
@@ -25,7 +30,7 @@ setup(
     package_data={
         "anystate.configs": ["*.yaml", "*/*.yaml"],
         "anystate.train": ["*.html", "data/adult/*"],
-        "anystate.bench": ["*.html"],
+        "anystate.bench": ["*.html", "*.json", "*.yaml"],
     },
     install_requires=[
         "torch>=2.11",
@@ -48,7 +53,7 @@ setup(
         "gpu": ["triton>=3.6"],
         "flash": ["flash-attn-4"],
         "dali": ["nvidia-dali-cuda130>=1.52"],
-        "table": ["pandas>=2.1", "sdmetrics>=0.11.1", "xgboost>=2"],
+        "table": TABLE,
         "eval": ["torchmetrics>=1.6"],
         "log": ["tensorboard>=2.18", "wandb>=0.19"],
         "dev": [*TEST, "ruff>=0.9", "tensorboard>=2.18"],
