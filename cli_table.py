@@ -168,6 +168,40 @@ def impute(
     console.print(f"filled {int(known.isna().sum().sum()):,} cells; wrote {', '.join(written)}")
 
 
+@app.command()
+def report(
+    real: Annotated[Path, typer.Argument(help="The real rows that the generator was trained on.")],
+    synth: Annotated[Path, typer.Argument(help="The synthetic rows.")],
+    test: Annotated[
+        Path | None, typer.Option(help="Real rows it never saw: adds MLE and the level of privacy.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    schema: Annotated[Path | None, typer.Option(help="Roles of the columns (YAML); known sets are recognized.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column that models should predict.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the judges.")] = 0,
+) -> None:
+    """Compare synthetic with real rows: marginals, correlations, scores beside yardsticks, privacy; one page."""
+    from .bench.table_report import report as write
+
+    for name, value in write(real, synth, test, out, schema, target, fast, seed).items():
+        console.print(f"{name:28} {value:.4f}", highlight=False)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="adult, default, shoppers, magic, beijing or news.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets a folder of that name.")] = Path("data"),
+    url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Download a finished set again.")] = False,
+) -> None:
+    """Download one of the paper's six tables from UCI, checked and split as the literature does."""
+    from .train.data.fetch import fetch as get
+
+    console.print(f"{name}: {get(name, out, url, force)}")
+
+
 def parse_where(codec, pairs: list[tuple[str, str]]) -> dict:
     """{column: condition} of COLUMN=VALUE texts; see `TableSynthesizer.sample`."""
     conditions = {}

@@ -102,7 +102,9 @@ class TimesConfig(Section):
     draw: Literal["decoupled", "unified"] = "decoupled"
     low_discrepancy: bool = True
     skew: dict[str, float] = Field({}, description="s >= 1 per modality: t = 1 - (1 - u)^s looks more at noisy times")
-    hold: dict[str, float] = Field({}, description="share of samples in which a modality is a clean condition")
+    hold: dict[str, float] = Field(
+        {}, description="share of samples in which a modality is a clean condition; {text: 1} is the official stage 1"
+    )
 
 
 class Data(Section):
