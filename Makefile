@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	$(RUN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2
 
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check --config .ci/ruff.toml .

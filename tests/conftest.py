@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 from safetensors.torch import load_file
 
+from anystate.configs import schema
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
@@ -66,3 +67,31 @@ def assert_close(actual, expected, atol: float, name: str = "") -> None:
 @pytest.fixture(scope="session")
 def close():
     return assert_close
+
+
+# A digits run small enough for tests
+TINY = [
+    "modalities.image.stream.width=16",
+    "modalities.text.stream.width=16",
+    "network.depth=1",
+    "network.heads=2",
+    "network.head_dim=8",
+    "train.batch=16",
+    "train.steps=6",
+    "train.save_every=3",
+    "train.log_every=1",
+    "train.warmup=2",
+    "sample.steps=3",
+    "sample.chunk=8",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny("train.steps=3") → Config."""
+    return lambda *overrides: schema.load("digits", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides():
+    return list(TINY)

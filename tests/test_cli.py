@@ -10,18 +10,6 @@ from PIL import Image
 
 from anystate.cli import main
 
-TINY = [
-    "modalities.image.stream.width=16",
-    "modalities.text.stream.width=16",
-    "network.depth=1",
-    "network.heads=2",
-    "network.head_dim=8",
-    "train.batch=16",
-    "train.steps=3",
-    "sample.steps=3",
-    "sample.chunk=8",
-]
-
 
 def call(*args) -> int:
     with pytest.raises(SystemExit) as stop:
@@ -30,9 +18,9 @@ def call(*args) -> int:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, tiny_overrides):
     out = tmp_path_factory.mktemp("cli") / "run"
-    assert call("train", "digits", *TINY, "--out", out, "--device", "cpu") == 0
+    assert call("train", "digits", *tiny_overrides, "--out", out, "--device", "cpu") == 0
     return out
 
 
@@ -59,7 +47,7 @@ def refused(capsys, *args) -> str:
         (["train", "digits", "data.name=npz", "data.path=gone.npz"], ["'gone.npz' not found"]),
         (["train", "digits", "modalities.text.alphabet=ab"], ["outside the vocabulary"]),
         (["train", "digits", "modalities.text.length=4"], ["characters, the model takes 4"]),
-        (["train", "digits", "modalities.image.size=10"], ["(10, 10, 1)", "(8, 8, 1)"]),
+        (["train", "digits", "modalities.image.size=12"], ["(12, 12, 1)", "(8, 8, 1)"]),
         (["train", "digits", "modalities.image.stream.patch=3"], ["patch 3 does not divide"]),
         (["train", "digits", "--device", "cuda:9"], ["cuda:9"]),
         (["sample", "nothing"], ["no checkpoint at 'nothing'"]),
@@ -158,9 +146,9 @@ def test_dry_run_prints_the_resolved_config(capsys):
     assert "lr: 0.5" in capsys.readouterr().out
 
 
-def test_demo_writes_metrics_and_report(tmp_path):
+def test_demo_writes_metrics_and_report(tmp_path, tiny_overrides):
     out = tmp_path / "demo"
-    assert call("demo", "--out", out, "--device", "cpu", "--seed", "3", *TINY) == 0
+    assert call("demo", "--out", out, "--device", "cpu", "--seed", "3", *tiny_overrides) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     keys = ["text_to_image", "image_to_text", "joint", "nearest_train_ratio", "seconds", "seed"]
     assert list(metrics) == keys
