@@ -75,7 +75,7 @@ def fit(
     if dry_run:
         console.print(columns.dump() + settings.dump(resolved), markup=False, highlight=False, end="")
         return
-    run = out or Path("runs") / path.name.split(".")[0]
+    run = out or Path("runs") / Path(source).name.split(".")[0]
     console.print(f"{len(table):,} rows, {len(table.columns)} columns of {path}")
     for name, kind in describe(columns):
         console.print(f"  {name}: {kind}", markup=False, highlight=False)

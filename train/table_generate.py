@@ -40,6 +40,15 @@ class Cells:
 
 
 @dataclasses.dataclass
+class Pin:
+    """A column held to a range: its allowed states (K,) bool if there is a choice, and its part of the curve."""
+
+    codec: ColumnCodec
+    allowed: Tensor | None
+    span: tuple[float, float] | None
+
+
+@dataclasses.dataclass
 class Generator:
     """Samples a table system in chunks of constant size.
 
@@ -81,22 +90,15 @@ class Generator:
             if balance in where:
                 raise ValueError(f"column {balance!r} is balanced and given at once")
             self._balance(cells, balance)
-        ranges = []
+        pins = []
         for name, condition in where.items():
             codec = self._column(name)
             allowed, span = allowed_states(codec, condition)
             if codec.states and allowed.sum() == 1:
                 cells.tokens[:, self.codec.tokens.index(name)] = int(np.flatnonzero(allowed)[0])
-            elif codec.states:
-                ranges.append((name, torch.from_numpy(allowed)))
-            if span is not None:
-                column = self.codec.numbers.index(name)
-                rng = Rng.for_batch(self.seed, n).keys(f"range {name}", Draw.PRIOR)
-                u = kernels.uniform(rng, 1)[:, 0].numpy()
-                score = codec.quantiles.score(span[0] + u * (span[1] - span[0]))
-                cells.scores[:, column] = torch.from_numpy(score.astype(np.float32))
-                cells.known[:, column] = True
-        tokens, scores = self.fill(cells, ranges)
+            ranged = codec.states and allowed.sum() > 1
+            pins.append(Pin(codec, torch.from_numpy(allowed) if ranged else None, span))
+        tokens, scores = self.fill(cells, pins)
         table = self.codec.decode(tokens, scores, self.seed)
         for name, condition in where.items():  # a single given number comes back as it was given
             if self.codec.columns[name].numeric and not isinstance(condition, tuple) and not pd.isna(condition):
@@ -142,13 +144,11 @@ class Generator:
         cells.scores = torch.where(scores.isnan(), noise[:, : scores.shape[1]], scores)
         return cells
 
-    def fill(
-        self, cells: Cells, ranges: list[tuple[str, Tensor]], forbidden: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def fill(self, cells: Cells, pins: list[Pin], forbidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All cells of the rows, drawn where unknown.
 
         Args:
-            ranges: (column, allowed states) drawn first.
+            pins: columns to draw first, within their ranges.
             forbidden: (C, K) bool, states that no cell may take.
         """
         n, settings = len(cells.tokens), self.system.config.sample
@@ -158,8 +158,8 @@ class Generator:
             index = torch.arange(first, first + chunk).clamp(max=n - 1)
             part = cells.rows(index)
             part = Cells(*(x.to(self.device) for x in (part.tokens, part.scores, part.known)))
-            for name, allowed in ranges:
-                self._draw_range(part, name, allowed.to(self.device), first)
+            for pin in pins:
+                self._draw_pin(part, pin, Rng.for_batch(self.seed, chunk, first, self.device))
             parts.append(self._fill_chunk(part, first, forbidden))
         tokens, scores = (torch.cat([part[i] for part in parts])[:n].cpu() for i in (0, 1))
         return tokens, scores
@@ -202,21 +202,27 @@ class Generator:
         return call
 
     @torch.no_grad()
-    def _draw_range(self, cells: Cells, name: str, allowed: Tensor, first: int) -> None:
-        """Draw one column's token among its allowed states, with all that is unknown at pure noise."""
-        column, n, process = self.codec.tokens.index(name), len(cells.tokens), self.space["cat"]
-        rng = Rng.for_batch(self.seed, n, first, self.device)
-        x = {**self.space.prior(rng), "cat": cells.tokens}
-        t = {m: torch.ones(n, dtype=torch.float64, device=self.device) for m in self.space}
-        out = self.space.evaluate(self._net(cells), x, t, ["cat"])["cat"][:, column, : len(allowed)]
-        scores = out.float().masked_fill(~allowed, -math.inf)
-        masked = torch.full((n, 1), process.mask_id, device=self.device)
-        rows = torch.nn.functional.pad(scores, (0, process.states - len(allowed)), value=-math.inf)
-        rate = torch.ones(n, device=self.device)
-        drawn = kernels.tau_leap(
-            rows[:, None], masked, rate, rng.keys(f"range {name}", Draw.STEP), process.states, "last"
-        )
-        cells.tokens[:, column] = drawn[:, 0]
+    def _draw_pin(self, cells: Cells, pin: Pin, rng: Rng) -> None:
+        """Draw one column within its range, with all that is unknown at pure noise."""
+        name, regular = pin.codec.name, torch.ones(len(cells.tokens), dtype=torch.bool, device=self.device)
+        if pin.allowed is not None:
+            process, column = self.space["cat"], self.codec.tokens.index(name)
+            x = {**self.space.prior(rng), "cat": cells.tokens}
+            t = {m: torch.ones(len(cells.tokens), dtype=torch.float64, device=self.device) for m in self.space}
+            out = self.space.evaluate(self._net(cells), x, t, ["cat"])["cat"][:, column, : process.states]
+            closed = torch.nn.functional.pad(~pin.allowed, (0, process.states - len(pin.allowed)), value=True)
+            scores = out.float().masked_fill(closed.to(self.device), -math.inf)[:, None]
+            masked = torch.full((len(out), 1), process.mask_id, device=self.device)
+            rate, keys = torch.ones(len(out), device=self.device), rng.keys(f"range {name}", Draw.STEP)
+            drawn = kernels.tau_leap(scores, masked, rate, keys, process.states, "last")[:, 0]
+            cells.tokens[:, column] = drawn
+            regular = drawn == pin.codec.state(REGULAR)
+        if pin.span is not None:
+            column, (low, high) = self.codec.numbers.index(name), pin.span
+            u = kernels.uniform(rng.keys(f"range {name}", Draw.PRIOR), 1)[:, 0].cpu().numpy()
+            score = torch.from_numpy(pin.codec.quantiles.score(low + u * (high - low))).float().to(self.device)
+            cells.scores[:, column] = torch.where(regular, score, cells.scores[:, column])
+            cells.known[:, column] |= regular
 
     def _balance(self, cells: Cells, name: str) -> None:
         codec, n = self._column(name), len(cells.tokens)
