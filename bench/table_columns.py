@@ -12,6 +12,7 @@ import yaml
 
 TASKS = ("binclass", "multiclass", "regression")
 MISSING = "\ue000missing"  # the level of a missing category; no table holds this private character
+NO_NUMBER = ("NA", "N/A", "n/a", "na", "NULL", "null", "None", "<NA>", "#N/A", "?", "-")
 LEVELS_SHOWN = 64  # categories of a column that get a feature of their own; rarer ones share one
 
 
@@ -55,9 +56,25 @@ def read_table(path: Path | str, schema: Mapping | Path | str | None = None) -> 
         if str(path).endswith((".parquet", ".pq")):
             return pd.read_parquet(path)
         # only an empty cell is missing: "None" and "NA" are words that a category may have
-        return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=["", "NaN", "nan"])
-    except (OSError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        missing = {"keep_default_na": False, "na_values": ["", "NaN", "nan"]}
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, str), low_memory=False, **missing)
+    except (OSError, ImportError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"table {str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
+    for column in table.columns.difference(text):
+        if not pd.api.types.is_numeric_dtype(table[column]) and (values := _all_numbers(table[column])) is not None:
+            table[column] = values
+    return table
+
+
+def _all_numbers(column: pd.Series) -> pd.Series | None:
+    """A column of numbers and words for a missing one as numbers, else None."""
+    if not column.map(lambda value: isinstance(value, str), na_action="ignore").dropna().all():
+        return None  # flags with gaps
+    try:
+        values = pd.to_numeric(column.mask(column.isin(NO_NUMBER)))
+    except (ValueError, TypeError):
+        return None
+    return values if values.notna().any() else None
 
 
 def roles_of(real: pd.DataFrame, schema: Mapping | Path | str | None = None, target: str | None = None) -> Roles:

@@ -306,6 +306,12 @@ def test_bad_schema_and_files(mixed, tmp_path):
         roles_of(mixed(), {"numerical": ["age"]})
     with pytest.raises(ValueError, match=r"gone\.yaml"):
         roles_of(mixed(), tmp_path / "gone.yaml")
+    (tmp_path / "na.csv").write_text("x,k,e,f\n1,None,,True\nNA,a,,\n2.5,NA,,False\n")
+    table = read_table(tmp_path / "na.csv")
+    assert table["k"].tolist() == ["None", "a", "NA"], "words that a category may have"
+    assert table["x"].isna().tolist() == [False, True, False]
+    assert table["e"].isna().all()
+    assert roles_of(table).categorical == ("k", "f"), "flags with a gap are no numbers"
     (tmp_path / "bad.csv").write_bytes(b'a,b\n1,2\n3,"4\n')
     for name in ("gone.csv", "bad.csv"):
         with pytest.raises(ValueError, match="cannot be read") as caught:
