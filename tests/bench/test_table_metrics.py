@@ -116,10 +116,10 @@ def test_test_rows_score_as_with_the_official_code(real_table, name):
 
 
 def test_resampled_adult_matches_the_yardsticks(real_table):
-    """Means over three draws within three standard errors; the sd of a draw is measured over twenty draws here, because
+    """Means over three draws within three standard errors; the sd of a draw is measured over twelve draws here, because
     that of the yardsticks (.03 and .011) is of three draws alone. With the extremes kept, Trend is sharper."""
     train, _, roles = real_table("adult")
-    plain = [density(train, resample(train, len(train), np.random.default_rng(s)), roles) for s in range(20)]
+    plain = [density(train, resample(train, len(train), np.random.default_rng(s)), roles) for s in range(12)]
     kept = [
         density(train, resample(train, len(train), np.random.default_rng(s), extremes=roles.numerical), roles)
         for s in range(3)
