@@ -185,6 +185,8 @@ class Generator:
         """The network with known numbers held clean and forbidden states closed."""
         net, given = self.system.net, {}
         if "num" in self.space and bool(cells.known.any()):
+            if net.known is None:
+                raise ValueError("given numbers need a model trained with them: fit it with known=0.25 or so")
             given = {"num": cells.known}
         closed = None
         if forbidden is not None:

@@ -101,6 +101,13 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
     assert not model.sample(64, seed=3).equals(model.sample(64, seed=4))
 
 
+def test_the_kernels_draw_the_same_rows(model, monkeypatch):
+    where = {"school": "high", "age": (30, 39), "bonus": (0.0, 500.0)}
+    plain = model.sample(4, where, steps=3)
+    monkeypatch.setenv("ANYSTATE_BACKEND", "triton")
+    pd.testing.assert_frame_equal(model.sample(4, where, steps=3), plain)
+
+
 def test_given_values_and_ranges_hold(model):
     made = model.sample(
         200, where={"school": "college", "age": (30, 39), "height": (170.0, None), "bonus": 0.0, "pet": None}
@@ -303,3 +310,7 @@ def test_the_papers_config_has_the_papers_size_and_sampler():
     assert sum(p.numel() for p in system.net.parameters()) == 70_194
     made = Generator(system, steps=4).table(5)
     assert made.notna().all(axis=None)
+    holes = table.head(5).assign(sex=None)
+    assert Generator(system, steps=4).table(5, {"sex": "Male"})["sex"].eq("Male").all()
+    with pytest.raises(ValueError, match="model trained with them"):
+        Generator(system, steps=4).impute(holes)
