@@ -48,7 +48,6 @@ class Guidance:
         outputs: list[str],
         condition: list[str],
         rng: Rng,
-        draw: Draw = Draw.GUIDANCE,
     ) -> tuple[dict, dict]:
         """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition).
 
@@ -58,7 +57,7 @@ class Guidance:
         later = {}
         for m in condition:
             later[m] = t[m].clamp(min=self.final_time)
-            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, draw))
+            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE))
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         both = {m: out.chunk(2) for m, out in space.evaluate(net, x2, t2, outputs).items()}

@@ -64,10 +64,6 @@ class Rng:
     def at(self, step: int | Tensor) -> Rng:
         return dataclasses.replace(self, step=step)
 
-    def repeat(self, times: int) -> Rng:
-        """The same samples stacked `times` times along the batch."""
-        return dataclasses.replace(self, samples=self.samples.repeat(times))
-
     def keys(self, modality: str, draw: Draw) -> Tensor:
         """(B, 5) int64 keys of one stream, see the module's layout."""
         keys = self.samples.new_empty(len(self.samples), 5)

@@ -160,8 +160,7 @@ class _Run:
         moving = [m for m, s in self.steppers.items() if s.moves(k)]
         if not moving:
             return self.x
-        t = {**{m: level for m, level in self.levels.items() if m in self.held}}
-        t |= {m: s.time(k) for m, s in self.steppers.items()}
+        t = {**self.levels, **{m: s.time(k) for m, s in self.steppers.items()}}  # a free modality's own clock rules
         out, uncond = self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
         x = dict(self.x)
         for m in moving:

@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import nn
 
-from ..configs.schema import Config, Image, Text
+from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
+from ..diffusion.schedules import GaussianSchedule
 from ..model import MMDiT, Patches, Tokens
 from ..model.codecs import PAD, CharCodec, PixelCodec
 from ..sample import Sampler
@@ -45,10 +46,10 @@ class System:
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
 
 
-def build(config: Config, seed: int | None = None) -> System:
-    """The system a config describes, with freshly initialized weights (drawn from `seed`, default the config's)."""
+def build(config: Config) -> System:
+    """The system a config describes, with weights freshly drawn from its seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed if seed is None else seed)
+        torch.manual_seed(config.seed)
         net = MMDiT(
             {m: _stream(c) for m, c in config.modalities.items()},
             config.network.depth,
@@ -83,12 +84,17 @@ def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)
 
 
+def gaussian_schedule(c: Schedule) -> GaussianSchedule:
+    """The schedule a config names, with its options."""
+    try:
+        return GAUSSIAN_SCHEDULES[c.name](**c.options)
+    except TypeError:
+        raise ValueError(f"schedule {c.name} does not take the options {c.options}") from None
+
+
 def _process(c: Image | Text) -> Process:
     if isinstance(c, Image):
-        try:
-            schedule = GAUSSIAN_SCHEDULES[c.schedule.name](**c.schedule.options)
-        except TypeError:
-            raise ValueError(f"schedule {c.schedule.name} does not take the options {c.schedule.options}") from None
+        schedule = gaussian_schedule(c.schedule)
         return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_input, c.predicts)
     states, schedule = len(c.alphabet) + 1, LogLinear(c.delta)
     if c.process == "uniform":

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from .. import kernels
 from ..configs import schema
 from ..configs.table_schema import TableConfig
-from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, LogLinear, Masked, Process, Space, Weighting
+from ..diffusion import Gaussian, LogLinear, Masked, Process, Space, Weighting
 from ..kernels import Draw, Rng
 from ..model.table import Categories, Numbers, TableDiT
 from ..model.table_codec import TableCodec
 from ..sample import Sampler
+from .build import gaussian_schedule
 from .checkpoint import WEIGHTS, CheckpointError, load_weights, pack_json, resolve
 from .data.rows import Rows
 from .loop import Trainer
@@ -43,10 +44,7 @@ def build_table(config: TableConfig, codec: TableCodec) -> TableSystem:
     processes: dict[str, Process] = {}
     if codec.numbers:
         groups["num"], n = Numbers(len(codec.numbers)), config.numbers
-        try:
-            schedule = GAUSSIAN_SCHEDULES[n.schedule.name](**n.schedule.options)
-        except TypeError:
-            raise ValueError(f"schedule {n.schedule.name} does not take the options {n.schedule.options}") from None
+        schedule = gaussian_schedule(n.schedule)
         processes["num"] = Gaussian((len(codec.numbers),), schedule, n.t_min, n.time_input, n.predicts)
     if codec.tokens:
         groups["cat"], c = Categories(tuple(codec.states)), config.tokens

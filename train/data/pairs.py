@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import kernels
 from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
+from .epochs import batch_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +38,12 @@ class Pairs:
         return len(self.images)
 
     def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
-        """Rows `rows` of batch number `step` of `size` pairs: without replacement within an epoch, reshuffled each.
-
-        Nothing is remembered between calls, so a resumed run sees the batches of one never stopped.
-        """
-        order = torch.arange(rows.start, rows.stop) + step * size
-        epochs = order // len(self)
-        index = torch.empty_like(order)
-        for epoch in epochs.unique().tolist():
-            now = epochs == epoch
-            index[now] = self._permutation(seed, epoch)[order[now] % len(self)]
+        """Rows `rows` of batch number `step` of `size` pairs, see `batch_rows`; captions are drawn anew."""
+        index = batch_rows(len(self), seed, step, rows, size)
         keys = Rng(seed, torch.arange(rows.start, rows.stop), step).keys("data", Draw.DATA)
         choice = words_to_index(kernels.reference.random_words(keys, 1)[:, 0], self.captions.shape[1])
         image, text = self.names
         return {image: self.images[index], text: self.captions[index, choice]}
-
-    def _permutation(self, seed: int, epoch: int) -> Tensor:
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
 
 
 Encode = Callable[[np.ndarray], Tensor]

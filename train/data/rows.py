@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import kernels
 from ...kernels import Draw, Rng
+from .epochs import batch_rows
 
 
 class Rows:
@@ -19,20 +20,13 @@ class Rows:
     def __init__(self, tokens: Tensor, scores: Tensor, device: torch.device | str = "cpu"):
         small = torch.int16 if tokens.numel() == 0 or int(tokens.max()) < 2**15 else torch.int32
         self.tokens, self.scores = tokens.to(device, small), scores.to(device)
-        self._order: tuple[tuple[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
-        """Rows `rows` of batch number `step` of `size`: without replacement within an epoch, reshuffled each."""
-        order = torch.arange(rows.start, rows.stop) + step * size
-        epochs = order // len(self)
-        index = torch.empty_like(order)
-        for epoch in epochs.unique().tolist():
-            now = epochs == epoch
-            index[now] = self._permutation(seed, epoch)[order[now] % len(self)]
-        index = index.to(self.tokens.device)
+        """Rows `rows` of batch number `step` of `size`, see `batch_rows`."""
+        index = batch_rows(len(self), seed, step, rows, size).to(self.tokens.device)
         batch = {}
         if self.scores.shape[1]:
             scores = self.scores[index]
@@ -41,9 +35,3 @@ class Rows:
         if self.tokens.shape[1]:
             batch["cat"] = self.tokens[index].long()
         return batch
-
-    def _permutation(self, seed: int, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != (seed, epoch):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-            self._order = (seed, epoch), torch.randperm(len(self), generator=generator)
-        return self._order[1]
