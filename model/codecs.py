@@ -96,3 +96,11 @@ class CharCodec:
         symbols = np.array(["_", *self.alphabet, "▯"])  # ▯ is a masked position of a half-noised caption
         text = ["".join(symbols[row]) for row in tokens.cpu().numpy()]
         return [caption.rstrip("_") for caption in text]
+
+
+class LatentCodec:  # placeholder until merge
+    pass
+
+
+class TokenizerCodec:  # placeholder until merge
+    pass
