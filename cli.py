@@ -58,15 +58,17 @@ def train(
     if dry_run:
         console.print(schema.dump(settings), markup=False, highlight=False, end="")
         return
+    from .train import distributed
     from .train.hooks import evaluate, save_galleries
     from .train.loop import Trainer
 
     run = out or Path("runs") / settings.name
     trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
-    if trainer.step:
-        console.print(f"resuming {run} at step {trainer.step}")
+    screen = console if distributed.is_main() else Console(quiet=True)
+    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from)
     trainer.run()
-    console.print(f"trained {trainer.step} steps; sample with: anystate sample {run}")
+    screen.print(f"trained {trainer.step} steps; sample with: anystate sample {run}")
+    distributed.stop()
 
 
 @app.command()

@@ -51,13 +51,21 @@ class StreamConfig(Section):
     patch: int = Field(2, gt=0, description="side of a patch, pictures only")
 
 
+class Latents(Section):
+    """Pictures are diffused in the latent space of a variational autoencoder (`diffusers.AutoencoderKL`)."""
+
+    vae: str = Field("stabilityai/sd-vae-ft-mse", description="local folder or Hugging Face id")
+    scale: float = Field(0.18215, gt=0, description="factor that brings latents to about unit variance")
+
+
 class Image(Section):
-    """A picture under Gaussian diffusion, pixel values scaled to [−1, 1]."""
+    """A picture under Gaussian diffusion: pixel values scaled to [−1, 1], or latents."""
 
     process: Literal["gaussian"]
-    channels: int = Field(gt=0)
-    size: int = Field(gt=0)
+    channels: int = Field(gt=0, description="of what is diffused: 4 for the usual latents")
+    size: int = Field(gt=0, description="side of what is diffused: 32 for latents of 256-pixel pictures")
     pixel_max: float = Field(255.0, gt=0, description="raw pixels lie in [0, pixel_max]")
+    latents: Latents | None = Field(None, description="null: pixels")
     schedule: Schedule = Schedule()
     t_min: float = Field(1e-3, gt=0, lt=1)
     time_input: Literal["sigma", "time", "log_snr"] = "sigma"
@@ -67,12 +75,34 @@ class Image(Section):
     stream: StreamConfig
 
 
+class Tokenizer(Section):
+    """A vocabulary in the format of the `tokenizers` library."""
+
+    kind: Literal["bpe", "clip"]
+    path: str = Field(description="tokenizer.json, a folder that holds it, or a Hugging Face id")
+    states: int = Field(gt=1, description="real states: every id the tokenizer gives, the pad included")
+    pad: int = Field(ge=0, description="id that fills a caption up to its length; official CLIP: 49407")
+    start: int | None = Field(None, ge=0, description="id put before every caption; official CLIP: 49406")
+    end: int | None = Field(None, ge=0, description="id put after every caption; official CLIP: 49407")
+
+    @model_validator(mode="after")
+    def _inside(self):
+        for name in ("pad", "start", "end"):
+            if (value := getattr(self, name)) is not None and value >= self.states:
+                raise ValueError(f"{name} = {value} lies outside the {self.states} states")
+        return self
+
+
 class Text(Section):
-    """A character sequence under masked or uniform diffusion; state 0 is the pad, then the alphabet."""
+    """A caption under masked or uniform diffusion: characters (state 0 is the pad, then the alphabet) or tokens."""
 
     process: Literal["masked", "uniform"]
-    alphabet: str = Field(min_length=1, description="the characters, in the order of their token ids 1, 2, …")
+    alphabet: str | None = Field(
+        None, min_length=1, description="the characters, in the order of their token ids 1, 2, …"
+    )
+    tokenizer: Tokenizer | None = Field(None, description="instead of an alphabet")
     length: int = Field(gt=0)
+    mask_column: Literal["extra"] | None = Field(None, description="extra: the head has an unused column (official)")
     delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
     t_min: float = Field(1e-3, gt=0, lt=1)
     counted: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
@@ -81,10 +111,23 @@ class Text(Section):
     sampler: SamplerConfig = SamplerConfig()
     stream: StreamConfig
 
+    @property
+    def states(self) -> int:
+        """Real states K, the pad included."""
+        return self.tokenizer.states if self.tokenizer else len(self.alphabet) + 1
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.pad if self.tokenizer else 0
+
     @model_validator(mode="after")
-    def _distinct(self):
-        if len(set(self.alphabet)) < len(self.alphabet):
+    def _one_vocabulary(self):
+        if (self.alphabet is None) == (self.tokenizer is None):
+            raise ValueError("a text needs an alphabet or a tokenizer, one of the two")
+        if self.alphabet and len(set(self.alphabet)) < len(self.alphabet):
             raise ValueError("alphabet repeats a character")
+        if self.mask_column and self.process == "uniform":
+            raise ValueError("mask_column is for the masked process")
         return self
 
 
@@ -108,10 +151,24 @@ class TimesConfig(Section):
 
 
 class Data(Section):
-    name: Literal["digits", "npz"] = Field(description="digits: scikit-learn's; npz: arrays images, captions[, split]")
-    path: str | None = Field(None, description="the .npz file; relative paths are also looked up in $ANYSTATE_DATA")
+    name: Literal["digits", "npz", "packed"] = Field(
+        description="digits: scikit-learn's; npz: arrays images, captions[, split]; packed: made by anystate data pack"
+    )
+    path: str | None = Field(
+        None, description="the .npz file or packed folder; relative paths are also looked up in $ANYSTATE_DATA"
+    )
     test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
     split_seed: int = 0
+    loader: Literal["auto", "dali", "webdataset"] = Field("auto", description="packed: auto is DALI where installed")
+    flip: bool = Field(False, description="packed: half of the pictures mirrored")
+    bad_share: float = Field(0.01, ge=0, le=1, description="packed: a larger share of unreadable samples stops the run")
+
+
+class Init(Section):
+    """Weights to start from, say the stage before; the optimizer starts fresh."""
+
+    checkpoint: str = Field(description="a run folder (its newest checkpoint) or a checkpoint folder")
+    weights: Literal["ema", "raw"] = "ema"
 
 
 class Train(Section):
@@ -126,6 +183,12 @@ class Train(Section):
     clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU, else fp32")
+    freeze: list[str] = Field(
+        [], description="joint: embedders, time embedders and trunk; a modality's name: everything of its own"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="under torchrun: whole copies, or sharded weights")
+    recompute: bool = Field(False, description="activation checkpointing: blocks are run again in the backward pass")
+    nonfinite: Literal["stop", "zero"] = Field("stop", description="zero: such entries of the gradient become 0")
     log_every: int = Field(50, gt=0)
     save_every: int = Field(1000, gt=0)
     keep: int = Field(2, gt=0, description="checkpoints kept")
@@ -162,12 +225,21 @@ class Config(Section):
     modalities: dict[str, Modality] = Field(min_length=1)
     network: Network
     times: TimesConfig = TimesConfig()
+    init: Init | None = Field(None, description="null: fresh weights")
     train: Train
     sample: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _freeze_known(self):
+        if unknown := sorted(set(self.train.freeze) - {"joint", *self.modalities}):
+            raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {', '.join(self.modalities)}")
+        return self
 
 
 def load(source: str | Path, overrides: list[str] | None = None, model: type[Section] = Config):
     """Read a YAML config (a path, or the name of one shipped in `configs/`) and apply `key.key=value` overrides.
+
+    A file may say `base: OTHER`, a file beside it or a shipped name: it is then OTHER with its own keys put over it.
 
     model: what it describes, a `Config` or another top-level section.
 
@@ -175,15 +247,33 @@ def load(source: str | Path, overrides: list[str] | None = None, model: type[Sec
         ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
     """
     path = find(source)
+    raw = _read(path)
+    for override in overrides or []:
+        _override(raw, override)
+    return parse(raw, str(path), model)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain data of a config file laid over that of its bases."""
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    for override in overrides or []:
-        _override(raw, override)
-    return parse(raw, str(path), model)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if path in seen:
+        raise ConfigError(f"{path}: base leads back to this file")
+    beside = path.parent / base
+    return _over(_read(beside if beside.is_file() else find(base), (*seen, path)), raw)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, section by section."""
+    both = {k: _over(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **both}
 
 
 def find(source: str | Path) -> Path:
@@ -243,6 +333,7 @@ def _fields_at(path: list[str], model: type[Section]) -> list[str]:
     if path[:1] == ["modalities"]:
         node, rest = (StreamConfig if "stream" in path else None), []
         by_name = {"schedule": Schedule, "sampler": SamplerConfig, "loss": Loss, "stream": StreamConfig}
+        by_name |= {"latents": Latents, "tokenizer": Tokenizer}
         node = by_name.get(path[-1])
         return list(node.model_fields) if node else sorted({*Image.model_fields, *Text.model_fields})
     node, rest = model, list(path)

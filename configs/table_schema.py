@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .schema import Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
+from .schema import Init, Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
 
 
 class EncodingConfig(Section):
@@ -62,5 +62,12 @@ class TableConfig(Section):
     network: TableNetwork
     times: TimesConfig = TimesConfig()
     known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
+    init: Init | None = Field(None, description="null: fresh weights")
     train: Train
     sample: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _no_parts(self):
+        if self.train.freeze or self.train.recompute:
+            raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
+        return self

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels import Logits
 from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead
@@ -69,6 +70,8 @@ class Tokens:
 class MMDiT(nn.Module):
     """The network of a space of pictures and token sequences.
 
+    Set `recompute` to run blocks again in the backward pass instead of keeping what they compute.
+
     Args:
         streams: {name: Patches or Tokens}; their order is the order of the joint sequence.
         depth: joint blocks; heads, head_dim: attention, of width heads · head_dim whatever the streams' widths.
@@ -93,6 +96,15 @@ class MMDiT(nn.Module):
         self.tower = nn.ModuleDict({m: nn.ModuleList([block([m]) for _ in range(s.tower)]) for m, s in headed.items()})
         self.tower_norm = nn.ModuleDict({m: norm(s.width) for m, s in headed.items() if s.tower})
         self.head = nn.ModuleDict({m: built[m][1] for m in headed})
+        self.recompute = False
+
+    def part(self, name: str) -> list[nn.Module]:
+        """The modules behind a name: "joint" is all that sees every modality (embedders, time embeddings, trunk), a
+        modality's name is everything of its own."""
+        if name == "joint":
+            return [self.embed, self.time, self.trunk, self.trunk_norm]
+        own = (self.embed, self.time, self.tower, self.tower_norm, self.head)
+        return [modules[name] for modules in own if name in modules]
 
     def forward(
         self,
@@ -118,13 +130,18 @@ class MMDiT(nn.Module):
         key_mask = joint_mask(streams, mask)
         for i, block in enumerate(self.trunk):
             last = i == len(self.trunk) - 1
-            streams = block(streams, c, key_mask, needed=outputs if last else None)
+            streams = self._run(block, streams, c, key_mask, outputs if last else None)
         return {m: self._branch(m, streams[m], c[m], (mask or {}).get(m)) for m in outputs}
+
+    def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
 
     def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor | Logits:
         x = self.trunk_norm[name](x)
         for block in self.tower[name]:
-            x = block({name: x}, {name: c}, mask)[name]
+            x = self._run(block, {name: x}, {name: c}, mask, None)[name]
         if name in self.tower_norm:
             x = self.tower_norm[name](x)
         return self.head[name](x, c)

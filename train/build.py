@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,9 +12,13 @@ from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
 from ..diffusion.schedules import GaussianSchedule
 from ..model import MMDiT, Patches, Tokens
-from ..model.codecs import PAD, CharCodec, PixelCodec
+from ..model.codecs import CharCodec, LatentCodec, PixelCodec, TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
+from .data.locate import locate
+
+Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
+TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
 
 
 @dataclasses.dataclass
@@ -23,7 +28,7 @@ class System:
     config: Config
     space: Space
     net: MMDiT
-    codecs: dict[str, PixelCodec | CharCodec]
+    codecs: dict[str, Codec]
 
     @property
     def images(self) -> list[str]:
@@ -39,6 +44,14 @@ class System:
     def samplers(self) -> dict[str, Sampler]:
         return {m: Sampler(c.sampler.kind, c.sampler.grid) for m, c in self.config.modalities.items()}
 
+    def files(self) -> dict[str, bytes]:
+        """What its checkpoints need beside weights and config, {name: content}: the vocabularies."""
+        return {
+            TOKENIZER.format(m): codec.json().encode()
+            for m, codec in self.codecs.items()
+            if isinstance(codec, TokenizerCodec)
+        }
+
     def guidance(self, given: bool) -> Guidance:
         """The configured guidance of conditional (something is given) or joint sampling."""
         settings = self.config.sample
@@ -46,8 +59,11 @@ class System:
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
 
 
-def build(config: Config) -> System:
-    """The system a config describes, with weights freshly drawn from its seed."""
+def build(config: Config, folder: Path | None = None) -> System:
+    """The system a config describes, with weights freshly drawn from its seed.
+
+    folder: a checkpoint that holds its tokenizers (see `System.files`); default: they are where the config says.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = MMDiT(
@@ -58,7 +74,7 @@ def build(config: Config) -> System:
             config.network.time_scale,
         )
     space = Space({m: _process(c) for m, c in config.modalities.items()})
-    return System(config, space, net, {m: _codec(c) for m, c in config.modalities.items()})
+    return System(config, space, net, {m: _codec(m, c, folder) for m, c in config.modalities.items()})
 
 
 def weightings(config: Config, space: Space) -> nn.ModuleDict:
@@ -96,20 +112,27 @@ def _process(c: Image | Text) -> Process:
     if isinstance(c, Image):
         schedule = gaussian_schedule(c.schedule)
         return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_input, c.predicts)
-    states, schedule = len(c.alphabet) + 1, LogLinear(c.delta)
+    schedule = LogLinear(c.delta)
     if c.process == "uniform":
-        return Uniform(c.length, states, schedule, c.t_min)
-    return Masked(c.length, states, schedule, c.t_min, c.counted, pad_id=PAD, attend_pads=c.attend_pads)
+        return Uniform(c.length, c.states, schedule, c.t_min)
+    return Masked(c.length, c.states, schedule, c.t_min, c.counted, c.mask_column, c.pad, c.attend_pads)
 
 
 def _stream(c: Image | Text) -> Patches | Tokens:
     s = c.stream
     if isinstance(c, Image):
         return Patches(c.channels, c.size, s.patch, s.width, s.cond, s.tower, s.head)
-    return Tokens(c.length, len(c.alphabet) + 1, s.width, None, s.cond, s.tower, s.head)
+    columns = c.states + 1 if c.mask_column else None
+    return Tokens(c.length, c.states, s.width, columns, s.cond, s.tower, s.head)
 
 
-def _codec(c: Image | Text) -> PixelCodec | CharCodec:
+def _codec(name: str, c: Image | Text, folder: Path | None) -> Codec:
     if isinstance(c, Image):
+        if c.latents:
+            return LatentCodec(c.latents.vae, c.latents.scale, c.channels, c.size)
         return PixelCodec(c.channels, c.size, c.pixel_max)
-    return CharCodec(c.alphabet, c.length)
+    if c.tokenizer is None:
+        return CharCodec(c.alphabet, c.length)
+    t, kept = c.tokenizer, folder and folder / TOKENIZER.format(name)
+    path = kept if kept and kept.is_file() else locate(t.path) or t.path
+    return TokenizerCodec(path, c.length, t.states, t.pad, t.start, t.end)

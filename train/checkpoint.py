@@ -3,6 +3,7 @@
     step_00001000/
         model.safetensors   ema.safetensors   config.yaml
         train_state/        optimizer.safetensors, weighting.safetensors, state.json
+                            sharded/, a file a rank, instead of the optimizer's file where weights are sharded
 
 Written under a temporary name, synced, then renamed, so that a kill at any moment leaves the last good one.
 Nothing is pickled.
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..configs import schema
+from . import distributed, sharded
 from .build import System, build
 
 STEP = re.compile(r"step_(\d{8,})")
@@ -32,26 +35,32 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read or written; the message is one line for the user."""
 
 
-def save_checkpoint(run: Path, step: int, files: dict[str, bytes], keep: int) -> Path:
+def save_checkpoint(
+    run: Path, step: int, files: dict[str, bytes], keep: int, shards: Callable[[Path], None] | None = None
+) -> Path:
     """Write `files` {relative name: content} as checkpoint `step` of a run and drop all but the newest `keep`.
+
+    Every rank calls this, the main one with all files. shards: writes each rank's part of the sharded state into the
+    folder it is given.
 
     Raises:
         CheckpointError: the disk refused; what was there before is untouched.
     """
     final = run / f"step_{step:08d}"
-    temporary = run / f".{final.name}.{os.getpid()}.tmp"
+    temporary = run / f".{final.name}.{'shards' if shards else os.getpid()}.tmp"
     try:
-        for name, content in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if final.exists():  # a rerun of the same step: the new one takes its place
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _sync_folder(run)
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            _write(temporary, files)
+        if shards:
+            distributed.barrier()
+            shards(temporary / sharded.FOLDER)
+            distributed.barrier()
+        if distributed.is_main():
+            if final.exists():  # a rerun of the same step: the new one takes its place
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync_folder(run)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         last = latest(run)
@@ -59,10 +68,12 @@ def save_checkpoint(run: Path, step: int, files: dict[str, bytes], keep: int) ->
             f"cannot save checkpoint {final}: {error.strerror or error}; "
             + (f"the last good one is {last.name}" if last else "there is no earlier one")
         ) from None
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    for stale in run.glob(".step_*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
+    if distributed.is_main():
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for stale in run.glob(".step_*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+    distributed.barrier()
     return final
 
 
@@ -99,7 +110,7 @@ def load_system(path: str | Path, weights: str = "ema", device: torch.device | s
     """
     folder = resolve(path)
     raw = schema.load(folder / "config.yaml")
-    system = build(raw)
+    system = build(raw, folder)
     load_weights(system.net, folder / WEIGHTS[weights])
     system.net.to(device).eval()
     return system
@@ -136,6 +147,41 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint file {file} is truncated or damaged ({error})") from None
 
 
+def begin_from(net: nn.Module, path: str | Path, weights: str) -> str:
+    """Start a network from another run's weights; what that run lacks keeps its initial values.
+
+    Returns:
+        One line that says what was taken, what is new and what was left out.
+
+    Raises:
+        CheckpointError: no checkpoint, a tensor of another shape, or nothing in common.
+    """
+    file = resolve(path) / WEIGHTS[weights]
+    there, own = read_tensors(file), net.state_dict()
+    shared = {key: value for key, value in there.items() if key in own}
+    if not shared:
+        raise CheckpointError(f"{file} is of another architecture: it shares no tensor with this config")
+    for key, value in shared.items():
+        if value.shape != own[key].shape:
+            raise CheckpointError(
+                f"{file} is of another architecture: {key} has shape {tuple(value.shape)} in the file, "
+                f"{tuple(own[key].shape)} in this config"
+            )
+    net.load_state_dict(shared, strict=False)
+    new, left = _modules(set(own) - set(shared)), _modules(set(there) - set(shared))
+    parts = [f"{len(shared)} tensors from {file}", f"new: {new}" if new else "", f"left out: {left}" if left else ""]
+    return "; ".join(part for part in parts if part)
+
+
+def empty_slots(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """Give AdamW the state it would have before its first step, as tensors that a checkpoint can be read into."""
+    slots = {"exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like}
+    state = {i: {name: make(p) for name, make in slots.items()} for i, p in enumerate(parameters)}
+    for i, p in enumerate(parameters):
+        state[i]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as flat tensors, {parameter number.name: tensor}."""
     state = optimizer.state_dict()["state"]
@@ -163,6 +209,21 @@ def pack(tensors: dict[str, Tensor]) -> bytes:
 
 def pack_json(values: dict) -> bytes:
     return json.dumps(values, indent=1).encode()
+
+
+def _modules(keys: set[str]) -> str:
+    """The modules that tensors belong to, two names deep."""
+    return ", ".join(sorted({".".join(key.split(".")[:2]) for key in keys}))
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -80,6 +80,22 @@ class Log:
         self.bar.start()
 
 
+class Silent:
+    """The log of every rank but the main one."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+
 def environment() -> dict[str, str | int]:
     """Machine, versions and commit, to lie beside a result."""
     from .. import __version__

@@ -6,24 +6,27 @@ resume from is the weights, their average, the optimizer and the step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..configs import schema
 from ..configs.schema import Config
 from ..diffusion import Times
 from ..kernels import Rng
-from . import checkpoint
+from . import checkpoint, distributed, sharded
 from .build import System, build, load_data, weightings
 from .data.pairs import Pairs
-from .log import Log
+from .log import Log, Silent
 
 Hook = Callable[["Trainer"], dict[str, float] | None]
 
@@ -32,12 +35,32 @@ class NonFiniteLoss(RuntimeError):
     """Training diverged; the message is one line for the user."""
 
 
+class Objective(nn.Module):
+    """The weighted loss of a batch as one module, so that ranks average the gradients of network and weighting alike.
+
+    losses: (x0, t, rng) → {modality: (B,) unweighted loss}, computed with `net`.
+    """
+
+    def __init__(self, net: nn.Module, weighting: nn.ModuleDict, losses: Callable[..., dict[str, Tensor]]):
+        super().__init__()
+        self.net, self.weighting, self.losses = net, weighting, losses
+
+    def forward(self, x0, t, learns, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over samples and modalities, and the detached unweighted losses."""
+        losses = self.losses(x0, t, rng)
+        weighted = [(self.weighting[m](loss, t[m]) * learns[m]).sum() for m, loss in losses.items()]
+        return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
+
+
 class Trainer:
     """Trains the system of a config into a run folder; a folder that holds a checkpoint is resumed.
 
+    Under torchrun every rank makes one of these and computes its own contiguous rows of each batch; times, noise and
+    data depend on the row's place in the batch alone, so the number of ranks changes nothing but rounding.
+
     Args:
-        on_sample, on_evaluate: called every `sample_every` / `eval_every` steps with the trainer; what an
-            evaluation returns is logged (see `train.hooks`).
+        on_sample, on_evaluate: called on the main rank every `sample_every` / `eval_every` steps with the trainer;
+            what an evaluation returns is logged (see `train.hooks`).
     """
 
     def __init__(
@@ -51,7 +74,8 @@ class Trainer:
         quiet: bool = False,
     ):
         self.config, self.out, self.quiet = config, Path(out), quiet
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = distributed.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.rows = self._own_rows()
         self.system: System = self.build()
         self.train_data, self.test_data = data or load_data(self.system)
         self.net = self.system.net.to(self.device).train()
@@ -59,18 +83,24 @@ class Trainer:
         self.weighting = self.weightings().to(self.device)
         self.times = Times(**config.times.model_dump())
         settings = config.train
-        if settings.batch % settings.accumulate:
-            raise ValueError(f"train.accumulate = {settings.accumulate} does not divide train.batch = {settings.batch}")
-        self.parameters = [*self.net.parameters(), *self.weighting.parameters()]
+        self.started_from = self._start()
+        for name in settings.freeze:
+            for module in self.net.part(name):
+                module.requires_grad_(False)
+        self.net.recompute = settings.recompute
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
+        self.objective = self._objective(bf16)
+        self.parameters = [p for p in [*self.net.parameters(), *self.weighting.parameters()] if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.step = 0
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._gathered: nn.Module | None = None
         self._resume()
 
     def build(self) -> System:
@@ -82,7 +112,11 @@ class Trainer:
 
     def losses(self, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """{modality: (B,) unweighted loss} of clean data at its times."""
-        return self.system.space.losses(self.net, x0, t, rng, list(self.net.head))
+        return self.system.space.losses(self.net, x0, t, rng, self.learned())
+
+    def learned(self) -> list[str]:
+        """The modalities that have a head and a loss."""
+        return [m for m in self.net.head if self.config.modalities[m].loss.scale > 0]
 
     def run(self, stop: int | None = None) -> System:
         """Train up to step `stop` (default: the configured number) and return the system with its EMA weights.
@@ -92,7 +126,7 @@ class Trainer:
             CheckpointError: the disk refused a checkpoint.
         """
         settings, stop = self.config.train, self.config.train.steps if stop is None else stop
-        with Log(self.out, self.config, self.step, stop, self.quiet) as log:
+        with Log(self.out, self.config, self.step, stop, self.quiet) if distributed.is_main() else Silent() as log:
             began, since = time.perf_counter(), self.step
             while self.step < stop:
                 tick = time.perf_counter()
@@ -103,51 +137,59 @@ class Trainer:
                 if self._due(settings.log_every, stop):
                     seconds = time.perf_counter() - began
                     rate = (self.step - since) * settings.batch / seconds
-                    values = {f"loss/{m}": float(v) for m, v in losses.items()}
+                    mean = distributed.sum_over_ranks(torch.stack(list(losses.values()))).tolist()
+                    values = {f"loss/{m}": value for m, value in zip(losses, mean, strict=True)}
                     self._check_finite(values)
                     now = {"lr": self.lr(self.step - 1), "grad_norm": float(self.grad_norm), "samples_per_second": rate}
                     log.write(self.step, {**values, **now})
                     began, since = time.perf_counter(), self.step
                 log.advance()
                 if self.on_evaluate and self._due(settings.eval_every, stop):
-                    log.write(self.step, self.on_evaluate(self) or {})
+                    log.write(self.step, self._on_main(self.on_evaluate) or {})
                 if self.on_sample and self._due(settings.sample_every, stop):
-                    self.on_sample(self)
+                    self._on_main(self.on_sample)
                 if self._due(settings.save_every, stop):
                     self.save()
         return self.averaged()
 
     def update(self) -> dict[str, Tensor]:
-        """One optimizer step; returns the unweighted loss per modality, on the device."""
+        """One optimizer step; returns this rank's share of the mean unweighted loss per modality, on the device."""
         settings = self.config.train
         self.optimizer.param_groups[0]["lr"] = self.lr(self.step)
-        part = settings.batch // settings.accumulate
+        x0 = self.train_data.batch(self.config.seed, self.step, self.rows, settings.batch)
+        part = len(self.rows) // settings.accumulate
         sums: dict[str, Tensor] = {}
         for i in range(settings.accumulate):
-            rows = range(i * part, (i + 1) * part)
-            for m, value in self.backward(rows).items():
-                sums[m] = sums.get(m, 0.0) + value
+            rows = slice(i * part, (i + 1) * part)
+            last = i == settings.accumulate - 1
+            with contextlib.nullcontext() if last else self._without_sync():
+                for m, value in self.backward({m: x[rows] for m, x in x0.items()}, self.rows[rows]).items():
+                    sums[m] = sums.get(m, 0.0) + value
+        if settings.nonfinite == "zero":
+            for p in self.parameters:
+                if p.grad is not None:
+                    torch.nan_to_num_(*sharded.local([p.grad]), nan=0.0, posinf=0.0, neginf=0.0)
         limit = math.inf if settings.clip is None else settings.clip
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.grad_norm = sharded.whole(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
         return sums
 
-    def backward(self, rows: range) -> dict[str, Tensor]:
-        """Add the gradients of some rows of the current batch; returns their share of the mean losses."""
-        config, space = self.config, self.system.space
-        x0 = self.train_data.batch(config.seed, self.step, rows, config.train.batch)
+    def backward(self, x0: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        """Add the gradients of these rows of the current batch; returns their share of the mean losses."""
+        config = self.config
         x0 = {m: value.to(self.device, non_blocking=True) for m, value in x0.items()}
         rng = Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
-        t, learns = self.times(space, rng)
+        t, learns = self.times(self.system.space, rng)
         with self.autocast:
-            losses = self.losses(x0, t, rng)
-        weighted = {m: (self.weighting[m](loss, t[m]) * learns[m]).sum() for m, loss in losses.items()}
-        total = sum(weighted.values()) / config.train.batch
-        self.finite &= torch.isfinite(total.detach())
-        total.backward()
-        learning = {m: (loss.detach() * learns[m]).sum() for m, loss in losses.items()}
+            total, losses = self.objective(x0, t, learns, rng)
+        total = total / config.train.batch
+        if config.train.nonfinite == "stop":
+            self.finite &= torch.isfinite(total.detach())
+        (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
+        learning = {m: (loss * learns[m]).sum() for m, loss in losses.items()}
         share = {m: config.train.batch * (1.0 - self.times.hold.get(m, 0.0)) for m in losses}
         return {m: value / share[m] for m, value in learning.items() if share[m] > 0}
 
@@ -162,38 +204,116 @@ class Trainer:
         return settings.lr * (max(1.0 - done, 0.0) if settings.decay == "linear" else 1.0)
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step; see `train.checkpoint`."""
-        return checkpoint.save_checkpoint(self.out, self.step, self.files(), self.config.train.keep)
+        """Write a checkpoint of the current step; see `train.checkpoint`. Every rank must call this."""
+        files = self.files()
+        shards = (lambda folder: sharded.save(folder, self._tensors())) if self.sharded else None
+        return checkpoint.save_checkpoint(self.out, self.step, files, self.config.train.keep, shards)
 
     def files(self) -> dict[str, bytes]:
-        """What a checkpoint holds, {relative name: content}."""
+        """What a checkpoint holds, {relative name: content}; on the main rank alone, though all must call this."""
         self._check_finite({})
+        weights = {
+            "model.safetensors": self._whole(self.net),
+            "ema.safetensors": self._whole(self.ema),
+            "train_state/weighting.safetensors": self._whole(self.weighting),
+        }
+        if not self.sharded:
+            weights["train_state/optimizer.safetensors"] = checkpoint.optimizer_tensors(self.optimizer)
+        if not distributed.is_main():
+            return {}
         state = {"step": self.step, "seconds": self.seconds}
         return {
-            "model.safetensors": checkpoint.pack(self.net.state_dict()),
-            "ema.safetensors": checkpoint.pack(self.ema.state_dict()),
+            **{name: checkpoint.pack(tensors) for name, tensors in weights.items()},
+            **self.system.files(),
             "config.yaml": schema.dump(self.config).encode(),
-            "train_state/optimizer.safetensors": checkpoint.pack(checkpoint.optimizer_tensors(self.optimizer)),
-            "train_state/weighting.safetensors": checkpoint.pack(self.weighting.state_dict()),
             "train_state/state.json": checkpoint.pack_json(state),
         }
 
     def averaged(self) -> System:
-        """The system with the averaged weights, for sampling."""
-        return dataclasses.replace(self.system, net=self.ema)
+        """The system with the averaged weights, for sampling; with sharded weights every rank must call this."""
+        if self.sharded and self._gathered is None:
+            net = self.build().net.to(self.device).eval().requires_grad_(False)
+            net.load_state_dict(self._whole(self.ema))
+            return dataclasses.replace(self.system, net=net)
+        return dataclasses.replace(self.system, net=self._gathered or self.ema)
+
+    def _own_rows(self) -> range:
+        """The rows of every batch that this rank computes."""
+        settings, ranks = self.config.train, distributed.world()
+        if settings.batch % (ranks * settings.accumulate):
+            parts = f"train.accumulate = {settings.accumulate}" + (f" times {ranks} ranks" if ranks > 1 else "")
+            raise ValueError(f"{parts} does not divide train.batch = {settings.batch}")
+        return distributed.share(settings.batch)
+
+    def _objective(self, bf16: bool) -> nn.Module:
+        """The objective as it is, or wrapped for several ranks."""
+        objective = Objective(self.net, self.weighting, self.losses)
+        if distributed.world() == 1:
+            return objective
+        if self.sharded:
+            sharded.shard(objective, bf16)
+            sharded.shard(self.ema, bf16=False)
+            return objective
+        device = [self.device] if self.device.type == "cuda" else None
+        idle = set(self.learned()) != set(self.system.space)  # a stream without an output leaves weights unused
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch renames broadcast_buffers
+            return DistributedDataParallel(
+                objective, device, broadcast_buffers=False, find_unused_parameters=idle, gradient_as_bucket_view=True
+            )
+
+    def _without_sync(self):
+        """Gradients stay on this rank: for all but the last part of a batch."""
+        wrapped = isinstance(self.objective, DistributedDataParallel)
+        return self.objective.no_sync() if wrapped else contextlib.nullcontext()
+
+    def _on_main(self, hook: Hook) -> dict[str, float] | None:
+        """Call a hook on the main rank, with whole weights, while the others wait."""
+        self._gathered = self.averaged().net if self.sharded else None
+        values = hook(self) if distributed.is_main() else None
+        self._gathered = None
+        distributed.barrier()
+        return values
+
+    def _whole(self, module: nn.Module) -> dict[str, Tensor]:
+        return {name: sharded.whole(value) for name, value in module.state_dict().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a run resumes from, {name: tensor}, in whatever way it lies on the ranks."""
+        parts = {"model": self.net, "ema": self.ema, "weighting": self.weighting}
+        tensors = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
+        slots = checkpoint.optimizer_tensors(self.optimizer)
+        return {**tensors, **{f"optimizer.{name}": x for name, x in slots.items()}}
+
+    def _start(self) -> str:
+        """Weights to begin with, where the folder holds no checkpoint yet; returns what was done, in a line."""
+        init, done = self.config.init, "fresh weights"
+        if init is not None and checkpoint.latest(self.out) is None:
+            done = checkpoint.begin_from(self.net, init.checkpoint, init.weights)
+        self.ema.load_state_dict(self.net.state_dict())
+        return done
 
     def _resume(self) -> None:
         folder = checkpoint.latest(self.out)
         if folder is None:
-            self.ema.load_state_dict(self.net.state_dict())
             return
         self._check_same_run(folder)
-        checkpoint.load_weights(self.net, folder / "model.safetensors")
-        checkpoint.load_weights(self.ema, folder / "ema.safetensors")
-        checkpoint.load_weights(self.weighting, folder / "train_state/weighting.safetensors")
-        checkpoint.restore_optimizer(
-            self.optimizer, checkpoint.read_tensors(folder / "train_state/optimizer.safetensors")
-        )
+        shards = folder / sharded.FOLDER
+        if shards.is_dir():
+            checkpoint.empty_slots(self.optimizer, self.parameters)
+            tensors, there = self._tensors(), sharded.names(shards)
+            sharded.load(shards, {name: x for name, x in tensors.items() if name in there})
+        elif self.sharded:
+            raise checkpoint.CheckpointError(
+                f"{folder} was not saved with train.parallel=fsdp: go on with train.parallel=ddp, or begin another "
+                f"--out with init.checkpoint={folder}"
+            )
+        else:
+            checkpoint.load_weights(self.net, folder / "model.safetensors")
+            checkpoint.load_weights(self.ema, folder / "ema.safetensors")
+            checkpoint.load_weights(self.weighting, folder / "train_state/weighting.safetensors")
+            slots = checkpoint.read_tensors(folder / "train_state/optimizer.safetensors")
+            checkpoint.restore_optimizer(self.optimizer, slots)
         state = json.loads((folder / "train_state/state.json").read_text())
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -211,13 +331,15 @@ class Trainer:
     def _average(self) -> None:
         """EMA with a short memory at first: decay min(ema, (1 + n)/(10 + n))."""
         decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - decay)
+        average, now = (sharded.local(list(net.parameters())) for net in (self.ema, self.net))
+        torch._foreach_lerp_(average, now, 1.0 - decay)
 
     def _due(self, every: int | None, stop: int) -> bool:
         return every is not None and (self.step % every == 0 or self.step == stop)
 
     def _check_finite(self, values: dict[str, float]) -> None:
-        if bool(self.finite) and all(math.isfinite(v) for v in values.values()):
+        bad = distributed.sum_over_ranks((~self.finite).float())
+        if not bad and (self.config.train.nonfinite == "zero" or all(math.isfinite(v) for v in values.values())):
             return
         last = checkpoint.latest(self.out)
         where = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"

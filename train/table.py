@@ -37,6 +37,10 @@ class TableSystem:
         settings = {"num": self.config.numbers.sampler, "cat": self.config.tokens.sampler}
         return {m: Sampler(settings[m].kind, settings[m].grid) for m in self.space}
 
+    def files(self) -> dict[str, bytes]:
+        """What its checkpoints need beside weights and config: the codec."""
+        return {"codec.json": pack_json(self.codec.to_json())}
+
 
 def build_table(config: TableConfig, codec: TableCodec) -> TableSystem:
     """The system of a config for the columns of a codec, with weights drawn from the config's seed."""
@@ -91,6 +95,9 @@ class TableTrainer(Trainer):
             }
         )
 
+    def learned(self):
+        return list(self.system.space)
+
     def losses(self, x0, t, rng):
         given = self.given(rng) if self.config.known > 0 else None
         return self.system.space.losses(self.net, x0, t, rng, list(x0), given)
@@ -111,9 +118,6 @@ class TableTrainer(Trainer):
         super()._check_same_run(folder)
         if json.loads((folder / "codec.json").read_text(encoding="utf-8")) != self.codec.to_json():
             raise CheckpointError(f"{self.out} holds a run of another table: choose another --out")
-
-    def files(self):
-        return {**super().files(), "codec.json": pack_json(self.codec.to_json())}
 
 
 def load_table(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> TableSystem:

@@ -117,7 +117,7 @@ def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
 def test_held_modalities_do_not_learn(tiny, tmp_path):
     """With text always held as a clean condition its head gets no gradient, whatever the image learns."""
     trainer = Trainer(tiny("times.hold={text: 1.0}"), tmp_path, quiet=True)
-    trainer.backward(range(16))
+    trainer.backward(trainer.train_data.batch(0, 0, range(16), 16), range(16))
     assert all(p.grad is None or not p.grad.any() for p in trainer.net.head["text"].parameters())
     assert any(p.grad.any() for p in trainer.net.head["image"].parameters())
 

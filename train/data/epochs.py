@@ -31,8 +31,8 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 def shard_rows(counts: tuple[int, ...], seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shard and sample within it for each position of an endless stream over shards of `counts` samples.
 
-    Position p lies in epoch p // n, n samples in all. Every epoch goes through the shards in a new order and through the
-    samples of each shard in a new order, so that one shard after the other is read.
+    Position p lies in epoch p // n, n samples in all. Every epoch goes through the shards in a new order and through
+    the samples of each shard in a new order, so that one shard after the other is read.
     """
     positions = np.asarray(positions)
     n = sum(counts)

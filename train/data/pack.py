@@ -1,7 +1,7 @@
 """`anystate data pack`: from raw pairs to WebDataset shards, their DALI indices and one `dataset.yaml`.
 
-The source is cut into jobs; a job writes its shards, then its record under `DATASET/.pack`. Under torchrun job j belongs
-to rank j mod W. Run again, jobs with a sound record are left alone, so only what is missing is done.
+The source is cut into jobs; a job writes its shards, then its record under `DATASET/.pack`. Under torchrun job j
+belongs to rank j mod W. Run again, jobs with a sound record are left alone, so only what is missing is done.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Settings:
         size: side of the pictures in pixels; None is the first picture's.
         channels: of the pictures.
         vae: autoencoder for latents, None for pixels; scale: factor on them.
-        text: characters, bpe or clip; states: vocabulary of bpe; tokenizer: of clip; alphabet: None is taken from the captions.
+        text: characters, bpe or clip; states: vocabulary of bpe; tokenizer: of clip; alphabet: None is taken from the
+            captions.
         length: tokens per caption; None fits the longest.
         shard_size: samples per shard, where the source leaves the choice.
         test_share: held out where the source has no split.
@@ -227,8 +228,8 @@ class Tally:
             file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.of_job)
         last = self.of_job[-1]
         raise ValueError(
-            f"{self.bad} of {samples} samples cannot be used, more than --bad-share {self.share:g} allows; all are named "
-            f"in {self.out / SKIPPED}; the last: {last['sample']}: {last['reason']}"
+            f"{self.bad} of {samples} samples cannot be used, more than --bad-share {self.share:g} allows; they are "
+            f"named in {self.out / SKIPPED}; the last: {last['sample']}: {last['reason']}"
         )
 
 

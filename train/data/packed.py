@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -38,9 +39,9 @@ class Packed:
     """One split of a packed data set, with the interface of `Pairs`.
 
     Batch `step` of `size` holds positions step·size … of an endless stream that reshuffles each epoch (see
-    `epochs.shard_rows`). What is random in a sample, its latent, which of its captions, whether it is mirrored, is keyed
-    by (seed, position), so the batch is the same for every loader, number of ranks and point of resuming. Asking for
-    consecutive steps with the same rows is quick, anything else starts reading anew.
+    `epochs.shard_rows`). What is random in a sample, its latent, which of its captions, whether it is mirrored, is
+    keyed by (seed, position), so the batch is the same for every loader, number of ranks and point of resuming. Asking
+    for consecutive steps with the same rows is quick, anything else starts reading anew.
 
     Args:
         names: modality names of picture and text.
@@ -103,9 +104,9 @@ class Packed:
         return stream.get()
 
     def pairs(self, limit: int | None = None) -> Pairs:
-        """The first `limit` samples in memory, in the order of the shards, unusable ones left out; of latents the means.
+        """The first `limit` samples in memory, in the order of the shards, unusable ones left out.
 
-        texts are all captions of a sample, meta its labels, `source` among them.
+        Of latents the means. texts are all captions of a sample, meta its labels, `source` among them.
         """
         where = [(k, i) for k, count in enumerate(self.counts) for i in range(count)][:limit]
         images, tokens, labels = [], [], []
@@ -194,7 +195,7 @@ def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
 
 
 class Repair:
-    """Finds samples that cannot be used, counts and logs them, and puts the next good one of their shard in their place.
+    """Finds samples that cannot be used, counts and logs them, and puts the next good one of the shard in their place.
 
     Called from one or several reading threads.
     """
@@ -334,10 +335,8 @@ class Stream:
     def close(self) -> None:
         self.stopped.set()
         while self.thread.is_alive():  # it may wait for room
-            try:
+            with contextlib.suppress(queue.Empty):
                 self.ready.get(timeout=0.01)
-            except queue.Empty:
-                pass
             self.thread.join(0.01)
 
     def _run(self, make) -> None:

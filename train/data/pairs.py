@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from ... import kernels
 from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
 from .epochs import batch_rows
+from .locate import locate, not_found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +63,15 @@ def split_rows(n: int, test_share: float, seed: int) -> tuple[np.ndarray, np.nda
 def load_npz(path: str, encode_images: Encode, encode_captions, test_share: float, seed: int) -> tuple[Pairs, Pairs]:
     """Training and held-out pairs of an .npz with arrays `images` (N, S, S[, C]) and `captions` (N,) of text.
 
-    An array `split` with the words train and test, if there, decides; else `test_share` of the rows are held out. Further
-    arrays of the same length go into `Pairs.meta`.
+    An array `split` with the words train and test, if there, decides; else `test_share` of the rows are held out.
+    Further arrays of the same length go into `Pairs.meta`.
 
     Raises:
         ValueError: no such file, a missing array, arrays of different length.
     """
-    file = Path(path)
-    if not file.is_file() and not file.is_absolute() and "ANYSTATE_DATA" in os.environ:
-        file = Path(os.environ["ANYSTATE_DATA"]) / path
-    if not file.is_file():
-        raise ValueError(
-            f"data file {path!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"
-        )
+    file = locate(path)
+    if file is None:
+        raise ValueError(not_found("data file", path))
     arrays = read_npz(file)
     if missing := [name for name in ("images", "captions") if name not in arrays]:
         raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays)}")

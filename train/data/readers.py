@@ -1,7 +1,7 @@
 """The arrays of chosen samples of packed shards, read by NVIDIA DALI or by the `webdataset` library.
 
-Both are given the same plan, which shard and sample stands where in which batch, and yield the same arrays in its order.
-A sample that cannot be read is None in its batch.
+Both are given the same plan, which shard and sample stands where in which batch, and yield the same arrays in its
+order. A sample that cannot be read is None in its batch.
 """
 
 from __future__ import annotations

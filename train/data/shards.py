@@ -1,7 +1,8 @@
 """Packed data on disk: WebDataset tar shards, their DALI index files, and the `dataset.yaml` that describes them.
 
 A sample is three members of a tar in this order: `KEY.image.npy`, `KEY.text.npy`, `KEY.json`. An index file is
-what NVIDIA's `wds2idx` writes for the same tar: `v1.2 N`, then per sample extension, offset, size and name of each member.
+what NVIDIA's `wds2idx` writes for the same tar: `v1.2 N`, then per sample extension, offset, size and name of each
+member.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ShardWriter:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         self.partial = folder / f"{file}.partial"
         self.raw = _Hashed(self.partial)
-        self.tar = tarfile.open(fileobj=self.raw, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=BLOCK * 128)
+        self.tar = tarfile.open(fileobj=self.raw, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=BLOCK * 128)  # noqa: SIM115
         self.lines: list[str] = []
 
     def add(self, key: str, image: np.ndarray, tokens: np.ndarray, labels: dict) -> None:
@@ -75,7 +76,7 @@ class _Hashed:
     """A file that is written in order and knows its size and SHA-256 at the end."""
 
     def __init__(self, path: Path):
-        self.file, self.digest, self.size = open(path, "wb"), hashlib.sha256(), 0
+        self.file, self.digest, self.size = open(path, "wb"), hashlib.sha256(), 0  # noqa: SIM115
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)

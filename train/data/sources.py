@@ -173,7 +173,7 @@ class Folder(Rows):
 
     - `NAME.txt` beside each picture, one caption per line;
     - `captions.json`: {file: caption or list}, or a list of {"file": …, "caption" or "captions": …, "split": …};
-    - one .csv with a column file (or image, filename) and a column caption (or text); one row per caption; split if any.
+    - one .csv with a column file (or image, filename) and a column caption (or text); one row per caption; split too.
 
     Folders named train and test at the top are taken for the split.
     """

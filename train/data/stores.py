@@ -1,4 +1,4 @@
-"""How a packed data set keeps pictures and captions: what is stored, how it is made from raw samples, its statistics."""
+"""How a packed data set keeps pictures and captions: what is stored and how it is made from raw samples."""
 
 from __future__ import annotations
 

@@ -1,0 +1,18 @@
+"""Where data lies: as the path says, or below the folder in ANYSTATE_DATA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def locate(path: str | Path) -> Path | None:
+    """The existing file or folder meant by a path, relative ones also below ANYSTATE_DATA; None if there is none."""
+    path = Path(path)
+    below = [Path(os.environ["ANYSTATE_DATA"]) / path] if "ANYSTATE_DATA" in os.environ else []
+    return next((p for p in [path, *below] if p.exists()), None)
+
+
+def not_found(what: str, path: str | Path) -> str:
+    """The line to end with when `locate` found nothing."""
+    return f"{what} {str(path)!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"

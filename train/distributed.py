@@ -1,0 +1,71 @@
+"""Ranks: started by torchrun, one process a device. Without torchrun everything here is a single rank."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: torch.device | str) -> torch.device:
+    """Join the process group if torchrun started several ranks; returns the device of this rank.
+
+    Ranks on GPUs take one each and talk through NCCL, ranks on the CPU through gloo.
+
+    Raises:
+        ValueError: more ranks on this machine than GPUs.
+    """
+    device = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return device
+    backend = "gloo"
+    if device.type == "cuda":
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            raise ValueError(f"local rank {local} has no GPU of its own: this machine has {count}")
+        device, backend = torch.device("cuda", local), "nccl"
+        torch.cuda.set_device(device)
+    # rank 0 alone samples and evaluates while the others wait
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=4))
+    return device
+
+
+def stop() -> None:
+    """Leave the process group; nothing without one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this rank writes files and shows progress."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in place; the same tensor without ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def share(n: int) -> range:
+    """Which of n rows are this rank's: contiguous, in order of rank, sizes that differ by one at most."""
+    r, w = rank(), world()
+    return range(r * n // w, (r + 1) * n // w)
