@@ -12,10 +12,14 @@ from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
 from ..diffusion.schedules import GaussianSchedule
 from ..model import MMDiT, Patches, Tokens
-from ..model.codecs import CharCodec, LatentCodec, PixelCodec, TokenizerCodec
+from ..model.codecs import CharCodec, PixelCodec
+from ..model.latents import LatentCodec
+from ..model.tokenizer import TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
-from .data.locate import locate
+from .data.locate import locate, not_found
+from .data.packed import Packed
+from .data.shards import Manifest
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -84,8 +88,14 @@ def weightings(config: Config, space: Space) -> nn.ModuleDict:
     )
 
 
-def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
-    """Training and held-out pairs of a system with one picture and one text modality."""
+def load_data(system: System, log: Path | None = None) -> tuple[pairs.Pairs | Packed, pairs.Pairs]:
+    """Training and held-out pairs of a system with one picture and one text modality.
+
+    log: file that unreadable samples of a packed data set are named in.
+
+    Raises:
+        ValueError: no such data, or it does not fit the config.
+    """
     if len(system.images) != 1 or len(system.texts) != 1:
         raise ValueError("image-text data needs exactly one picture and one text modality in the config")
     image, text = system.images[0], system.texts[0]
@@ -94,10 +104,51 @@ def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
     if data.name == "digits":
         loaded = digits.load(*args)
     elif data.path is None:
-        raise ValueError("data.path: an npz data set needs the path of its file")
+        raise ValueError(f"data.path: {data.name} data needs the path of its file or folder")
+    elif data.name == "packed":
+        return _load_packed(system, image, text, log)
     else:
         loaded = pairs.load_npz(data.path, *args)
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)
+
+
+def _load_packed(system: System, image: str, text: str, log: Path | None) -> tuple[Packed, pairs.Pairs]:
+    data, c = system.config.data, system.config.modalities
+    folder = locate(data.path)
+    if folder is None:
+        raise ValueError(not_found("packed data set", data.path))
+    train = Packed(folder, "train", (image, text), data.loader, data.flip, data.bad_share, log)
+    if "test" not in train.manifest.splits:
+        raise ValueError(f"{folder} has no held-out pairs: pack it with --test-share")
+    _fits(train.manifest, c[image], c[text], system.codecs[text])
+    return train, Packed(folder, "test", (image, text), data.loader, bad_share=data.bad_share).pairs(data.held_out)
+
+
+def _fits(manifest: Manifest, image: Image, text: Text, codec: Codec) -> None:
+    """ValueError unless a data set holds what a config describes."""
+    there, kind = manifest.image, "latents" if image.latents else "pixels"
+    facts = [
+        ("image", there["kind"], kind),
+        ("channels", there["channels"], image.channels),
+        ("size", there["size"], image.size),
+        ("length", manifest.text["length"], text.length),
+        ("states", manifest.text["states"], text.states),
+    ]
+    if image.latents:
+        facts += [("vae", there["vae"], image.latents.vae), ("scale", there["scale"], image.latents.scale)]
+    else:
+        facts.append(("pixel_max", there["pixel_max"], image.pixel_max))
+    if isinstance(codec, CharCodec):
+        facts.append(("alphabet", manifest.text.get("alphabet"), text.alphabet))
+    for name, theirs, ours in facts:
+        if theirs != ours:
+            raise ValueError(f"{manifest.folder}: {name} is {theirs!r} in the data set, {ours!r} in the config")
+    if isinstance(codec, TokenizerCodec):
+        kept = manifest.folder / manifest.text["file"]
+        if kept.is_file() and TokenizerCodec(kept, text.length, text.states).json() != codec.json():
+            raise ValueError(
+                f"{manifest.folder}: its captions were made into tokens by another tokenizer than {codec.path}"
+            )
 
 
 def gaussian_schedule(c: Schedule) -> GaussianSchedule:
