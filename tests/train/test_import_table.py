@@ -109,7 +109,7 @@ def test_numbers_and_categories_are_encoded_as_by_scikit_learn(folder):
         truth = np.round(expected[:, c], {"a": 3, "b": 12}.get(name, 0))
         step = {"a": 1.001e-3, "b": 1e-5 * np.ptp(truth)}.get(name, 1.0)  # a rounding may fall either way
         assert np.abs(made - truth).max() <= step
-        assert (made == truth).mean() > 0.99 or name == "b"
+        assert (made == truth).mean() > 0.97 or name == "b"
 
 
 def test_rows_of_an_imported_network_are_rows_of_the_table(tmp_path, folder):
