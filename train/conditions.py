@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -188,8 +189,10 @@ def read_rows(system: System, data: str, split: str, limit: int | None) -> Pairs
         settings = Data(name="digits")
     elif path is None:
         raise ValueError(not_found("--data:", data))
+    elif path.is_dir():
+        settings = Data(name="packed", path=data, held_out=limit or sys.maxsize)
     else:
-        settings = Data(name="packed" if path.is_dir() else "npz", path=data)
+        settings = Data(name="npz", path=data)
     own = system.config.data
     settings = settings.model_copy(update={"test_share": own.test_share, "split_seed": own.split_seed})
     config = system.config.model_copy(update={"data": settings})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from . import distributed
 from .build import System
 from .checkpoint import WEIGHTS, load_system, resolve
 from .conditions import Source, conditions, known
+from .data.shards import sha256
 from .sample_files import SampleFolder
 
 
@@ -63,7 +63,8 @@ def generate(
     guidance, samplers = _guidance(system, request, bool(given.given)), _samplers(system, request.sampler)
     path = resolve(checkpoint)
     identity = {
-        "checkpoint": _sha256(path / WEIGHTS[weights], path / "config.yaml"),
+        "weights": sha256(path / WEIGHTS[weights]),
+        "config": sha256(path / "config.yaml"),
         "samples": given.total,
         "steps": steps,
         "guidance": dataclasses.asdict(guidance),
@@ -136,11 +137,3 @@ def _bar(total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task("sampling", total=total)
         yield lambda: bar.advance(task)
-
-
-def _sha256(*files: Path) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

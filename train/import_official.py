@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,11 +13,13 @@ from torch import Tensor
 
 from ..configs import schema
 from ..configs.schema import Config
-from ..model.official import from_official, streams
+from ..model.layers import sincos_2d
+from ..model.official import POSITION, from_official, streams
 from .build import System, build
 from .checkpoint import CheckpointError, latest, pack, pack_json, read_tensors, save_checkpoint
+from .data.shards import sha256
 
-RECIPE = "text_image/official"
+RECIPE = "text_image/stage3"
 KINDS = {"model": "raw", "ema": "ema"}  # their name of a set of weights: ours
 
 
@@ -70,6 +71,7 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
     states, unused = {}, []
     for kind, state in snapshot.weights.items():
         states[kind], unused = from_official(state)
+        _check_positions(state, snapshot.file)
     example = next(iter(snapshot.weights.values()))
     config = describe(example, vae, tokenizer)
     system = build(config)
@@ -81,7 +83,7 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
     origin = {
         "source": source,
         "file": str(snapshot.file),
-        "sha256": _sha256(snapshot.file),
+        "sha256": sha256(snapshot.file),
         "weights": sorted(states),
         "step": snapshot.step,
         "used": used,
@@ -105,6 +107,8 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
 def describe(state: Mapping[str, Tensor], vae: str | None = None, tokenizer: str | None = None) -> Config:
     """The official system with the sizes that a state dict shows, as a config."""
     raw = schema.load(RECIPE).model_dump(mode="json")
+    raw.update(name="official", init=None)
+    raw["data"]["path"] = None
     parts, depth, heads, head_dim = streams(state)
     text, image = parts["text"], parts["image"]
     for m, part in parts.items():
@@ -195,6 +199,14 @@ def _check(system: System, state: dict[str, Tensor], file: Path) -> None:
             raise ValueError(f"{file} is of another architecture: {key} would be {there}, the network has {here}")
 
 
+def _check_positions(state: Mapping[str, Tensor], file: Path) -> None:
+    """ValueError unless the table of patch positions, a constant here, is the one these weights were trained with."""
+    table = state[POSITION][0].float()
+    ours = sincos_2d(round(len(table) ** 0.5), table.shape[1])
+    if ours.shape != table.shape or (ours - table).abs().max() > 1e-4:
+        raise ValueError(f"{file}: {POSITION!r} is not the sine table of the official network")
+
+
 def _vocabulary(system: System) -> tuple[dict[str, bytes], str | None]:
     """The tokenizer as a file of the checkpoint, or, where it cannot be had now, a line that says so."""
     try:
@@ -207,14 +219,11 @@ def _download(source: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise ValueError(f"{source!r} is no file; as a Hugging Face id it needs huggingface_hub: pip install") from None
+        raise ValueError(
+            f"{source!r} is no file; as a Hugging Face id it needs huggingface_hub: pip install anystate[latents]"
+        ) from None
     try:
         return Path(hf_hub_download(source, "model.safetensors"))
     except Exception as error:  # the hub raises kinds of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{source!r} is no file here and the Hugging Face hub does not give it: {reason}") from None
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
