@@ -203,7 +203,7 @@ def _check_positions(state: Mapping[str, Tensor], file: Path) -> None:
     """ValueError unless the table of patch positions, a constant here, is the one these weights were trained with."""
     table = state[POSITION][0].float()
     ours = sincos_2d(round(len(table) ** 0.5), table.shape[1])
-    if ours.shape != table.shape or (ours - table).abs().max() > 1e-4:
+    if ours.shape != table.shape or (ours - table).abs().max() > 1e-2:  # files may be in half precision
         raise ValueError(f"{file}: {POSITION!r} is not the sine table of the official network")
 
 
