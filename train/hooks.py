@@ -8,9 +8,9 @@ import torch
 
 from ..kernels import Rng
 from ..sample import sample
-from .generate import write_sheet
 from .loop import Trainer
 from .quality import Judge, measure
+from .sample_files import write_sheet
 
 
 def save_galleries(trainer: Trainer) -> None:
