@@ -272,7 +272,7 @@ def verdicts(rows: list[Row]) -> Table:
         if not all(len(mine) > 1 for mine in by.values()):
             continue
         word, difference, error = verdict(
-            {v: summary(mine, name) + (len(mine),) for v, mine in by.items()}, name, better
+            {v: (*summary(mine, name), len(mine)) for v, mine in by.items()}, name, better
         )
         table.add_row(claim, name, word, f"{difference:+.3f}", f"{error:.3f}")
     table.caption = None if table.row_count else "needs two seeds of every variant"
