@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_data import app as data_app
 from .cli_table import app as table_app
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 console = Console()
 

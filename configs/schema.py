@@ -239,21 +239,41 @@ class Config(Section):
 def load(source: str | Path, overrides: list[str] | None = None, model: type[Section] = Config):
     """Read a YAML config (a path, or the name of one shipped in `configs/`) and apply `key.key=value` overrides.
 
+    A file may say `base: OTHER`, a file beside it or a shipped name: it is then OTHER with its own keys put over it.
+
     model: what it describes, a `Config` or another top-level section.
 
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
     """
     path = find(source)
+    raw = _read(path)
+    for override in overrides or []:
+        _override(raw, override)
+    return parse(raw, str(path), model)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain data of a config file laid over that of its bases."""
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    for override in overrides or []:
-        _override(raw, override)
-    return parse(raw, str(path), model)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if path in seen:
+        raise ConfigError(f"{path}: base leads back to this file")
+    beside = path.parent / base
+    return _over(_read(beside if beside.is_file() else find(base), (*seen, path)), raw)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, section by section."""
+    both = {k: _over(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **both}
 
 
 def find(source: str | Path) -> Path:

@@ -1,4 +1,7 @@
-"""Between raw data and a native state space: pictures ↔ tensors in [−1, 1], captions ↔ tokens."""
+"""Between raw data and a native state space: pictures ↔ tensors, captions ↔ tokens.
+
+A codec of pictures has `encode`, `decode` and `read(path)`, a codec of captions `encode`, `decode` and `states`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .latents import LatentCodec, read_picture
+from .tokenizer import TokenizerCodec
+
+__all__ = ["PAD", "CharCodec", "LatentCodec", "PixelCodec", "TokenizerCodec"]
 PAD = 0
 
 
@@ -49,15 +56,7 @@ class PixelCodec:
         Raises:
             ValueError: not a readable picture, or another size.
         """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[self.channels]))
-        except FileNotFoundError:
-            raise ValueError(f"picture {str(path)!r} not found") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path}: not a readable picture ({error})") from None
+        pixels = read_picture(path, self.channels)
         if pixels.shape[:2] != (self.size, self.size):
             height, width = pixels.shape[:2]
             raise ValueError(f"{path}: the model takes {self.size}x{self.size} pictures, this one is {width}x{height}")
@@ -96,11 +95,3 @@ class CharCodec:
         symbols = np.array(["_", *self.alphabet, "▯"])  # ▯ is a masked position of a half-noised caption
         text = ["".join(symbols[row]) for row in tokens.cpu().numpy()]
         return [caption.rstrip("_") for caption in text]
-
-
-class LatentCodec:  # placeholder until merge
-    pass
-
-
-class TokenizerCodec:  # placeholder until merge
-    pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,3 +26,40 @@ def batch_rows(n: int, seed: int, step: int, rows: range, size: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
+
+
+def shard_rows(counts: tuple[int, ...], seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shard and sample within it for each position of an endless stream over shards of `counts` samples.
+
+    Position p lies in epoch p // n, n samples in all. Every epoch goes through the shards in a new order and through
+    the samples of each shard in a new order, so that one shard after the other is read.
+    """
+    positions = np.asarray(positions)
+    n = sum(counts)
+    shards, samples = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
+    epochs = positions // n
+    for epoch in np.unique(epochs).tolist():
+        order, starts = _shard_order(counts, seed, epoch)
+        now = np.flatnonzero(epochs == epoch)
+        place = np.searchsorted(starts, positions[now] % n, "right") - 1
+        for k in np.unique(place).tolist():
+            here = now[place == k]
+            shard = int(order[k])
+            shards[here] = shard
+            samples[here] = _sample_order(counts[shard], seed, epoch, shard)[positions[here] % n - starts[k]]
+    return shards, samples
+
+
+@functools.lru_cache(maxsize=4)
+def _shard_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    order = _generator(seed, epoch, 0).permutation(len(counts))
+    return order, np.cumsum([0, *np.array(counts)[order][:-1]])
+
+
+@functools.lru_cache(maxsize=8)
+def _sample_order(n: int, seed: int, epoch: int, shard: int) -> np.ndarray:
+    return _generator(seed, epoch, 1 + shard).permutation(n)
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed % 2**64, epoch, stream])

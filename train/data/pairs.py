@@ -27,12 +27,16 @@ class Pairs:
         captions: (N, M, L) encoded captions, M choices per picture; one is drawn each time.
         labels: (N,) int64 classes, where the data has them.
         names: modality names of the two.
+        texts: the captions as text, N lists, where the data has them as such.
+        meta: {name: (N,)} what else is known of each pair.
     """
 
     images: Tensor
     captions: Tensor
     labels: Tensor | None = None
     names: tuple[str, str] = ("image", "text")
+    texts: list[list[str]] | None = None
+    meta: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,6 +64,7 @@ def load_npz(path: str, encode_images: Encode, encode_captions, test_share: floa
     """Training and held-out pairs of an .npz with arrays `images` (N, S, S[, C]) and `captions` (N,) of text.
 
     An array `split` with the words train and test, if there, decides; else `test_share` of the rows are held out.
+    Further arrays of the same length go into `Pairs.meta`.
 
     Raises:
         ValueError: no such file, a missing array, arrays of different length.
@@ -67,7 +72,7 @@ def load_npz(path: str, encode_images: Encode, encode_captions, test_share: floa
     file = locate(path)
     if file is None:
         raise ValueError(not_found("data file", path))
-    arrays = _read_npz(file)
+    arrays = read_npz(file)
     if missing := [name for name in ("images", "captions") if name not in arrays]:
         raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays)}")
     images, captions, split = arrays["images"], arrays["captions"], arrays.get("split")
@@ -79,11 +84,28 @@ def load_npz(path: str, encode_images: Encode, encode_captions, test_share: floa
         train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
     if not len(train) or not len(test):
         raise ValueError(f"{file}: {len(train)} training and {len(test)} held-out pairs; both must be there")
-    encoded = encode_images(images), encode_captions([str(c) for c in captions])[:, None]
-    return tuple(Pairs(encoded[0][rows], encoded[1][rows]) for rows in (train, test))
+    texts = [str(c) for c in captions]
+    encoded = encode_images(images), encode_captions(texts)[:, None]
+    further = extras(arrays)
+    return tuple(
+        Pairs(
+            encoded[0][rows],
+            encoded[1][rows],
+            texts=[[texts[row]] for row in rows],
+            meta={name: values[rows] for name, values in further.items()},
+        )
+        for rows in (train, test)
+    )
 
 
-def _read_npz(file: Path) -> dict[str, np.ndarray]:
+def extras(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What an .npz holds beside images, captions and split: the arrays with one value per row."""
+    n = len(arrays["images"])
+    known = ("images", "captions", "split")
+    return {name: a for name, a in arrays.items() if name not in known and a.shape == (n,)}
+
+
+def read_npz(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz; never unpickles."""
     try:
         with np.load(file, allow_pickle=False) as arrays:

@@ -1,0 +1,98 @@
+"""Several ranks: the same losses as one, sharded checkpoints read by any number of them. Ranks are gloo processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from anystate.train import checkpoint, distributed
+from anystate.train.loop import Trainer
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+EXTRA = ["network.depth=2", "train.accumulate=2", "modalities.text.loss.weighting=learned"]
+
+
+def train(overrides, out, ranks: int = 1) -> subprocess.CompletedProcess:
+    """`anystate train digits` on so many ranks."""
+    launch = LAUNCH if ranks == 2 else [sys.executable]
+    command = [*launch, "-m", "anystate", "train", "digits", *overrides, "--device", "cpu", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def rows(run) -> torch.Tensor:
+    """(steps, 4): step, the losses and the gradient's norm."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([[r["step"], r["loss/image"], r["loss/text"], r["grad_norm"]] for r in lines])
+
+
+@pytest.fixture(scope="module")
+def one(tiny, tmp_path_factory):
+    """A run on a single rank."""
+    out = tmp_path_factory.mktemp("one")
+    Trainer(tiny(*EXTRA), out, "cpu", quiet=True).run()
+    return out
+
+
+def same_losses(run, other):
+    torch.testing.assert_close(rows(run), rows(other), rtol=1e-4, atol=1e-6)
+
+
+def test_two_ranks_have_the_losses_of_one(one, tiny_overrides, tmp_path):
+    result = train([*tiny_overrides, *EXTRA], tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    same_losses(tmp_path, one)
+    assert result.stdout.count("fresh weights") == 1  # only the main rank speaks
+
+
+def test_sharded_weights_and_recomputed_blocks_then_resumed_on_one_rank(one, tiny_overrides, tmp_path):
+    """FSDP2 with activation checkpointing for half of the run, the other half on a single rank."""
+    settings = [*tiny_overrides, *EXTRA, "train.parallel=fsdp", "train.recompute=true"]
+    result = train([*settings, "train.steps=3"], tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    shards = tmp_path / "step_00000003/train_state/sharded"
+    assert len(list(shards.glob("*.safetensors"))) == 2
+    assert not list((tmp_path / "step_00000003/train_state").glob("optimizer*"))
+    result = train(settings, tmp_path)
+    assert result.returncode == 0 and "at step 3" in result.stdout, result.stderr
+    same_losses(tmp_path, one)
+
+
+def test_a_run_of_one_rank_goes_on_with_two(one, tiny, tiny_overrides, tmp_path):
+    Trainer(tiny(*EXTRA), tmp_path, "cpu", quiet=True).run(stop=3)
+    assert train([*tiny_overrides, *EXTRA], tmp_path, ranks=2).returncode == 0
+    same_losses(tmp_path, one)
+
+
+def test_what_ranks_cannot_do_is_said(tiny, tiny_overrides, tmp_path):
+    result = train([*tiny_overrides, "train.batch=15"], tmp_path / "odd", ranks=2)
+    assert result.returncode != 0
+    assert "error: train.accumulate = 1 times 2 ranks does not divide train.batch = 15" in result.stderr
+    Trainer(tiny(), tmp_path / "plain", "cpu", quiet=True).run(stop=3)
+    result = train([*tiny_overrides, "train.parallel=fsdp"], tmp_path / "plain", ranks=2)
+    assert result.returncode != 0
+    assert "was not saved with train.parallel=fsdp" in result.stderr
+
+
+def test_shares_cover_all_rows_in_order(monkeypatch):
+    for n in (1, 7, 64):
+        for world in (1, 2, 3, 8):
+            monkeypatch.setattr(distributed, "world", lambda world=world: world)
+            covered = []
+            for rank in range(world):
+                monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                covered += distributed.share(n)
+            assert covered == list(range(n))
+
+
+def test_recomputing_changes_nothing(tiny, tmp_path):
+    runs = [Trainer(tiny(f"train.recompute={r}"), tmp_path / r, "cpu", quiet=True) for r in ("true", "false")]
+    for trainer in runs:
+        trainer.run(stop=2)
+    first, second = (checkpoint.read_tensors(t.save() / "model.safetensors") for t in runs)
+    assert all(torch.equal(first[key], second[key]) for key in first)
