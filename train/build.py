@@ -16,6 +16,7 @@ from ..model.codecs import CharCodec, LatentCodec, PixelCodec, TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
 from .data.locate import locate
+from .data.packed import load_packed
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -90,6 +91,8 @@ def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
         raise ValueError("image-text data needs exactly one picture and one text modality in the config")
     image, text = system.images[0], system.texts[0]
     data, codecs = system.config.data, system.codecs
+    if data.name == "packed":
+        return load_packed(system.config, (image, text), codecs[text])
     args = (codecs[image].encode, codecs[text].encode, data.test_share, data.split_seed)
     if data.name == "digits":
         loaded = digits.load(*args)
