@@ -76,7 +76,10 @@ def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
     out: Out = Path("samples"),
     n: Annotated[
-        int | None, typer.Option(help="Samples, of each condition if any is given; default 16, of prompts and rows 1.")
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Samples, of each condition if any is given; default 16, of prompts and rows 1."
+        ),
     ] = None,
     given: Annotated[
         list[str] | None,
