@@ -65,7 +65,7 @@ def train(
     run = out or Path("runs") / settings.name
     trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
     screen = console if distributed.is_main() else Console(quiet=True)
-    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from)
+    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from, soft_wrap=True)
     trainer.run()
     screen.print(f"trained {trainer.step} steps; sample with: anystate sample {run}")
     distributed.stop()

@@ -20,7 +20,7 @@ def contact_sheet(
 
     Larger pictures are shown at twice that. A caption is broken into lines as wide as two pictures and cut after six.
     """
-    font = ImageFont.truetype(str(FONT), 10)
+    font = ImageFont.truetype(str(FONT), 10, layout_engine=ImageFont.Layout.BASIC)
     size = size if pictures.shape[1] <= size else 2 * size
     lines = [_lines(caption, int(2 * size / font.getlength("x"))) for caption in captions or [""] * len(pictures)]
     width = max([size, *(int(font.getlength(line)) + 4 for caption in lines for line in caption)])
@@ -40,7 +40,8 @@ def contact_sheet(
 
 def _lines(caption: str, characters: int) -> list[str]:
     """A caption broken into lines of at most so many characters, the sixth ending in … if there is more."""
-    lines = textwrap.wrap(caption, characters)
+    printable = "".join(c if c.isprintable() else "·" for c in caption)  # half-trained tokenizers put out any bytes
+    lines = textwrap.wrap(printable, characters)
     return lines if len(lines) <= 6 else [*lines[:5], lines[5][: characters - 1] + "…"]
 
 

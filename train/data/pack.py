@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .packed import allowed
+from .repair import allowed
 from .shards import Manifest, Shard, ShardWriter, write_whole
 from .sources import Job, Raw, Source
 from .stores import LatentStore, Moments, PixelStore, encode_captions, fit, text_codec, text_plan
