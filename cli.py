@@ -201,6 +201,24 @@ def bench_table(
     run(sets.split(","), range(seeds), recipe.split(","), ours, data, out / "rows.json", grid, console)
 
 
+@bench.command("schedules")
+def bench_schedules(
+    override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
+    config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
+    seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
+    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
+    variants: Annotated[
+        str, typer.Option(help="Which, separated by commas.")
+    ] = "decoupled,unified,image_only,text_only",
+    out: Out = Path("runs/schedules"),
+    device: Device = None,
+) -> None:
+    """Decoupled against tied noise schedules at equal budget; the same command goes on where it stopped."""
+    from .bench.schedules import schedules
+
+    schedules(config, override or [], variants.split(","), seeds, n, out, _device(device), console)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; user errors become one line and exit code 2."""
     # OpenMP threads that soon stop spinning while they wait: at the default, training slows tenfold as soon as
