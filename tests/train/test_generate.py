@@ -153,19 +153,17 @@ def test_foreign_folders_and_files_are_left_alone(run, tmp_path):
 
 
 def test_two_ranks_write_what_one_does(run, tmp_path):
-    """gloo processes; 20 samples in three chunks, so rank 0 makes two of them and rank 1 one."""
+    """20 samples in three chunks: rank 0 makes two, rank 1 one. (torchrun would take --n for an option of its own.)"""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [
-        "--n",
+        "-n",
         "20",
         "--device",
         "cpu",
         "--given",
         "text=a seven",
         "--trajectory",
-        "--out",
-        str(tmp_path / "two"),
-    ]
+    ]  # torchrun wants --n for itself
     result = subprocess.run(
         [*launch, "-m", "anystate", "sample", str(run), *options, "--out", str(tmp_path / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
