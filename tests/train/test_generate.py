@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from anystate.cli import main
+from anystate.configs import schema
 from anystate.sample import sample
 from anystate.train import generate as module
+from anystate.train.build import build
 from anystate.train.checkpoint import load_system
 from anystate.train.conditions import Source, conditions
 from anystate.train.generate import Request, generate
@@ -272,6 +274,44 @@ def test_rows_of_the_training_part_and_their_context(system):
     assert rows.total == 6
     assert rows.rows(range(5, 6))["text"].x.shape == (1, 12)
     assert (rows.given["text"].x[:, 4:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Twelve pictures of one grey each, with captions, packed; every third is held out."""
+    folder = tmp_path_factory.mktemp("packed")
+    images = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2) * 20
+    captions = [f"number {c}" for c in "zothfsnegaux"]
+    split = np.where(np.arange(12) % 3 == 0, "test", "train")
+    np.savez(folder / "pairs.npz", images=images, captions=np.array(captions), split=split)
+    command = ["data", "pack", folder / "pairs.npz", "--out", folder / "set", "--channels", 1, "--length", 12]
+    alphabet = schema.load("digits").modalities["text"].alphabet
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, command), "--text", "characters", "--alphabet", alphabet])
+    assert not stop.value.code
+    return folder / "set"
+
+
+@pytest.mark.parametrize("known", ["image", "text"])
+def test_rows_of_a_packed_data_set(tiny, packed, known):
+    """The held-out pictures or captions, in the order of the shards; `limit` takes the first ones."""
+    system = build(tiny("modalities.image.pixel_max=255"))
+    rows = conditions(system, Source([(known, None)], data=str(packed)), None).given[known].x
+    if known == "image":
+        greys = system.codecs["image"].decode(rows)[:, 3, 4, 0]
+        assert sorted(greys.tolist()) == [0, 60, 120, 180]
+    else:
+        assert sorted(system.codecs["text"].decode(rows)) == sorted(f"number {c}" for c in "zhna")
+    first = conditions(system, Source([(known, None)], data=str(packed), limit=3), 2)
+    assert torch.equal(first.given[known].x, rows[:3])
+    assert first.total == 6
+    train = conditions(system, Source([(known, None)], data=str(packed), split="train"), None)
+    assert train.total == 8
+
+
+def test_a_packed_data_set_that_does_not_fit_is_refused(system, packed):
+    with pytest.raises(ValueError, match="pixel_max"):
+        conditions(system, Source([("text", None)], data=str(packed)), None)
 
 
 @pytest.mark.parametrize(
