@@ -55,6 +55,8 @@ class TableNetwork(Section):
 class TableConfig(Section):
     name: str
     seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
     missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
     encoding: EncodingConfig = EncodingConfig()
     numbers: NumbersConfig = NumbersConfig()

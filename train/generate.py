@@ -76,6 +76,7 @@ def generate(
         guidance=guidance,
         seed=request.seed,
         samplers=_samplers(system, request.sampler),
+        engine=system.config.engine,
         chunk=settings.chunk,
         trajectory=request.trajectory,
         progress=True,
