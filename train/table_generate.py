@@ -172,6 +172,7 @@ class Generator:
             steps=self.steps or self.system.config.sample.steps,
             seed=self.seed,
             samplers=self.system.samplers,
+            engine=self.system.config.engine,
             first=first,
             chunk=len(cells.tokens),
             init={"cat": cells.tokens} if "cat" in self.space else None,
