@@ -76,7 +76,10 @@ def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
     out: Out = Path("samples"),
     n: Annotated[
-        int | None, typer.Option(help="Samples, of each condition if any is given; default 16, of prompts and rows 1.")
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Samples, of each condition if one is given; default 16, of prompts and rows 1."
+        ),
     ] = None,
     given: Annotated[
         list[str] | None,
@@ -133,17 +136,31 @@ def import_official(
     source: Annotated[
         str, typer.Argument(help="An official .pt snapshot, a .safetensors file, a folder with one, or a hub id.")
     ],
-    out: Out,
+    override: Annotated[list[str] | None, typer.Argument(help="With --table: settings weights do not tell.")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/official"),
     vae: Annotated[str | None, typer.Option(help="Folder or hub id of the autoencoder; default sd-vae-ft-mse.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the CLIP tokenizer.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="SOURCE is of the tabular code; folder or name of the set it was trained on.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --table: take ema or raw for both; default each.")] = None,
 ) -> None:
-    """Read weights of the official text+image code; `anystate sample` takes the result like any other."""
-    from .train.import_official import import_official as run
+    """Read weights of the official code; `anystate sample`, or `table sample`, takes the result like any other."""
+    if table is not None:
+        from .cli_table import needs_pandas
 
-    report = run(source, out, vae, tokenizer)
+        needs_pandas()
+        from .train.import_table import import_table
+
+        report = import_table(Path(source), out, table, weights, override or [])
+    else:
+        from .train.import_official import import_official as read
+
+        if override or weights is not None:
+            raise ValueError("settings and --weights belong to --table")
+        report = read(source, out, vae, tokenizer)
     for line in report.lines():
         console.print(line, markup=False, highlight=False)
-    console.print(f"wrote {report.folder}; sample with: anystate sample {out}")
 
 
 @app.command()

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..configs import schema
 from ..configs.schema import Config
 from ..model.layers import sincos_2d
 from ..model.official import POSITION, from_official, streams
+from ..model.official_table import is_table
 from .build import System, build
-from .checkpoint import CheckpointError, latest, pack, pack_json, read_tensors, save_checkpoint
+from .checkpoint import latest, pack, pack_json, save_checkpoint
 from .data.shards import sha256
+from .official_files import read_pt, read_safetensors, weight_sets
 
 RECIPE = "text_image/stage3"
-KINDS = {"model": "raw", "ema": "ema"}  # their name of a set of weights: ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,8 @@ class Report:
         kinds = "raw and EMA weights" if both else "one set of weights, taken for both raw and EMA"
         lines = [f"{len(self.used)} tensors used, {len(self.unused)} not ({kinds})"]
         lines += [f"  not used: {key}" for key in self.unused]
-        return lines + ([self.tokenizer] if self.tokenizer else [])
+        lines += [self.tokenizer] if self.tokenizer else []
+        return [*lines, f"wrote {self.folder}; sample with: anystate sample {self.folder.parent}"]
 
 
 def import_official(source: str, out: Path, vae: str | None = None, tokenizer: str | None = None) -> Report:
@@ -68,6 +67,8 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
     if latest(out):
         raise ValueError(f"{out} already holds a checkpoint: choose another --out")
     snapshot = read_snapshot(find(source))
+    if any(is_table(state) for state in snapshot.weights.values()):
+        raise ValueError(f"{snapshot.file} is of the official tabular code: add --table with the set it was trained on")
     states, unused = {}, []
     for kind, state in snapshot.weights.items():
         states[kind], unused = from_official(state)
@@ -155,16 +156,9 @@ def read_snapshot(file: Path) -> Snapshot:
         ValueError: a damaged file, one that holds code, or one without weights.
     """
     if file.suffix == ".safetensors":
-        try:
-            return Snapshot(file, {"ema": read_tensors(file)})
-        except CheckpointError:
-            raise ValueError(f"{file} is not a whole .safetensors file") from None
-    content = _load(file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {type(content).__name__}, not an official snapshot")
-    sets = {ours: content[theirs] for theirs, ours in KINDS.items() if isinstance(content.get(theirs), dict)}
-    if not sets and content and all(isinstance(value, Tensor) for value in content.values()):
-        sets = {"ema": content}  # a state dict by itself
+        return Snapshot(file, {"ema": read_safetensors(file)})
+    content = read_pt(file)
+    sets = weight_sets(content)
     if not sets:
         raise ValueError(f"{file} has neither 'model' nor 'ema' weights; it holds {', '.join(map(str, content))[:200]}")
     for state in sets.values():
@@ -173,20 +167,6 @@ def read_snapshot(file: Path) -> Snapshot:
     scheduler = content.get("scheduler")
     step = scheduler.get("last_epoch", 0) if isinstance(scheduler, dict) else 0
     return Snapshot(file, sets, step if isinstance(step, int) and step >= 0 else 0)
-
-
-def _load(file: Path):
-    """A .pt file by PyTorch's reader of plain data, its tensors mapped from the disk where the format allows."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ValueError(
-                f"{file} holds pickled code, which is never run: save its state dicts alone, or as .safetensors"
-            ) from None
-        raise ValueError(f"{file} is not a whole .pt file") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        raise ValueError(f"{file} is not a whole .pt file") from None
 
 
 def _check(system: System, state: dict[str, Tensor], file: Path) -> None:

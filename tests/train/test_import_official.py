@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from anystate.sample import sample
 from anystate.train import import_official as official
 from anystate.train.build import build
 from anystate.train.checkpoint import load_system
+
+GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden"))
 
 
 def call(*args) -> int:
@@ -241,6 +245,33 @@ def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot
     assert "pickled code was run" not in capsys.readouterr().out
 
 
+def test_table_checkpoints_through_the_same_command(capsys, tmp_path):
+    """With the set that they were trained on; without, the line says so."""
+    import pandas as pd
+    import yaml
+
+    tensors = load_file(GOLDEN / "tabular/one_time/golden.safetensors")
+    state = {key.removeprefix("weights/"): x for key, x in tensors.items() if key.startswith("weights/")}
+    torch.save({"model": state, "ema": state}, tmp_path / "model_0029999.pt")
+    line = refused(capsys, "import-official", tmp_path / "model_0029999.pt", "--out", tmp_path / "run")
+    assert "is of the official tabular code: add --table" in line
+    random, n = np.random.default_rng(0), 300
+    numbers = {name: random.standard_normal(n) for name in "abcd"}  # as many columns and values as the network has
+    words = {"target": 3, "seven": 7, "flag": 2}
+    codes = {name: np.char.add("v", (np.arange(n) % k).astype(str)) for name, k in words.items()}
+    (tmp_path / "set").mkdir()
+    pd.DataFrame({**numbers, **codes}).to_csv(tmp_path / "set/train.csv", index=False)
+    roles = {"numerical": list("abcd"), "categorical": ["seven", "flag"], "target": "target", "task": "binclass"}
+    (tmp_path / "set/schema.yaml").write_text(yaml.safe_dump(roles))
+    options = ["--table", tmp_path / "set", "--out", tmp_path / "run"]
+    assert call("import-official", tmp_path / "model_0029999.pt", *options) == 0
+    assert "7 columns, sample with: anystate table sample" in " ".join(capsys.readouterr().out.split())
+    rows = tmp_path / "rows.csv"
+    assert call("table", "sample", tmp_path / "run", "-n", 5, "--steps", 3, "--out", rows, "--device", "cpu") == 0
+    assert pd.read_csv(rows).shape == (5, 7)
+    assert "belong to --table" in refused(capsys, "import-official", "gone.pt", "--weights", "ema")
+
+
 def test_what_is_not_there(capsys, monkeypatch, run, snapshot, tmp_path):
     assert "'gone.pt' not found" in refused(capsys, "import-official", "gone.pt", "--out", tmp_path / "run")
     (tmp_path / "a.pt").touch(), (tmp_path / "b.pt").touch()
@@ -272,5 +303,5 @@ def test_a_tokenizer_that_cannot_be_had_yet_is_said(state, parts, tmp_path):
     report = official.import_official(
         str(tmp_path / "model.safetensors"), tmp_path / "run", str(parts / "vae"), str(tmp_path / "gone.json")
     )
-    assert report.lines()[-1].startswith("the tokenizer is not in the checkpoint")
+    assert report.lines()[-2].startswith("the tokenizer is not in the checkpoint")
     assert not list(report.folder.glob("*.tokenizer.json"))
