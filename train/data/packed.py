@@ -192,6 +192,8 @@ def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None 
     if data.path is None or folder is None:
         raise ValueError(not_found("packed data set", data.path or "data.path: null"))
     parts = {}
+    if "test" not in Manifest.load(folder).splits:
+        raise ValueError(f"{folder} has no split 'test' to judge by; pack it with --test-share")
     for split in ("train", "test"):
         parts[split] = Packed(folder, split, names, data.loader, data.flip, data.bad_share, log)
     manifest = parts["train"].manifest
