@@ -429,3 +429,24 @@ def test_tables_that_cannot_be_packed(tmp_path):
     (tmp_path / "bad.arrow").write_text("x")
     with pytest.raises(ValueError, match="not a readable Arrow file"):
         open_source(str(tmp_path / "bad.arrow"))
+
+
+def test_a_data_set_of_the_datasets_library(tmp_path, monkeypatch):
+    """What `load_dataset` gives for a hub id, here made from a local Parquet file by the same function."""
+    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    write_parquet(tmp_path / "tables")
+    real, files = datasets.load_dataset, {s: str(tmp_path / f"tables/{s}-*.parquet") for s in ("train", "validation")}
+
+    def load(name):
+        assert name == "someone/things"
+        loaded = real("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+        return loaded.cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    packed_of("someone/things", tmp_path / "set", Settings(shard_size=25))
+    for split, rows in (("train", range(60)), ("test", range(60, 70))):
+        pairs = pairs_of(tmp_path / "set", split)
+        numbers = pairs.meta["number"].tolist()
+        assert sorted(numbers) == list(rows)
+        assert pairs.texts == [[arrays()["captions"][k], "x"] for k in numbers]
+        assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
