@@ -190,6 +190,21 @@ def bench_kernels(
     raise typer.Exit(run(op, size, json, plot, compile_only, device))
 
 
+@bench.command("data")
+def bench_data(
+    samples: Annotated[int, typer.Option(help="In the made-up data set.")] = 8192,
+    batch: Annotated[int, typer.Option(help="Samples per batch.")] = 256,
+    batches: Annotated[int, typer.Option(help="Measured per way and round.")] = 96,
+    rounds: Annotated[int, typer.Option(help="Rounds; the table shows medians.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="On the disk to measure; default for temporary files.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """The packed loader, DALI and webdataset, against single .npy files behind a PyTorch DataLoader."""
+    from .bench.data import run
+
+    run(samples, batch, batches, rounds, folder, json, console)
+
+
 @bench.command("table")
 def bench_table(
     quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
