@@ -56,7 +56,10 @@ def test_masked_bound_is_tight_for_the_exact_conditionals(toy):
 def test_masked_bound_of_the_wrong_model_is_its_cross_entropy(toy):
     """A model of independent uniform tokens: exactly log2 K a token."""
     space = Space({"text": Masked(L, K, LogLinear(1e-5), 1e-3)})
-    uniform = lambda x, t, mask=None, outputs=None: {"text": torch.zeros(*x["text"].shape, K)}
+
+    def uniform(x, t, mask=None, outputs=None):
+        return {"text": torch.zeros(*x["text"].shape, K)}
+
     got = bound(uniform, space, {"text": draw(toy, 4000)}, "text", repeats=8)
     assert abs(got.bits - math.log2(K)) < 4 * got.error
     assert got.error < 0.05
@@ -99,7 +102,10 @@ def test_diffusion_term_has_its_closed_form():
     prior = 0.5 * (sigma1**2 - 1 - 2 * torch.log(sigma1))
     rest = 0.5 * math.log(2 * math.pi * math.e) - 0.5 * high
     truth = float(0.5 * (high - low) + prior + rest) / math.log(2)
-    zero = lambda x, t, mask=None, outputs=None: {"x": torch.zeros_like(x["x"])}
+
+    def zero(x, t, mask=None, outputs=None):
+        return {"x": torch.zeros_like(x["x"])}
+
     got = bound(zero, space, {"x": x}, "x", repeats=8)
     assert abs(got.bits - truth) < 4 * got.error
     assert got.error < 0.05
