@@ -27,7 +27,7 @@ from ..configs.schema import Data
 from ..model.codecs import PixelCodec
 from . import distributed
 from .build import System, load_data
-from .checkpoint import load_system, resolve
+from .checkpoint import WEIGHTS, load_system, resolve
 from .data.locate import locate
 from .data.packed import Packed
 from .data.pairs import Pairs
@@ -87,6 +87,8 @@ def evaluate(
         raise ValueError(f"--metrics {unknown[0]!r} is not one of {', '.join(FAMILIES)}")
     if request.n is not None and request.n < 2:
         raise ValueError(f"--n must be at least 2, got {request.n}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"--weights must be ema or raw, got {weights!r}")
     device = distributed.start(device)
     folder = resolve(checkpoint)
     system = load_system(folder, weights, device)

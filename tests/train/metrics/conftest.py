@@ -32,7 +32,7 @@ def rows():
     """(caption, base, modifier, kind, picture) of every pair."""
     out = []
     yellow = (255, 204, 77)
-    for shape, name in enumerate(("ear", "nose", "person running", "person bowing", "kiss")):
+    for shape, name in enumerate(("ear", "nose", "person running", "person bowing", "kiss", "hug")):
         out.append((name, name, "", "plain", picture(shape, yellow, yellow, False)))
         for tone, colour in TONES.items():
             out.append((f"{name} {tone} skin tone", name, tone, "tone", picture(shape, colour, colour, False)))
@@ -41,7 +41,7 @@ def rows():
             out.append((woman, name, "woman", "gender", picture(shape, yellow, yellow, True)))
             for tone, colour in TONES.items():
                 out.append((f"{woman} {tone} skin tone", woman, tone, "tone", picture(shape, colour, colour, True)))
-        if name == "kiss":
+        if name in ("kiss", "hug"):
             for a, left in TONES.items():
                 for b, right in TONES.items():
                     if a != b:
@@ -52,9 +52,14 @@ def rows():
 
 @pytest.fixture(scope="session")
 def tones_npz(tmp_path_factory):
-    """That set as an .npz with emoji's arrays; every seventh toned pair is held out."""
+    """That set as an .npz with emoji's arrays; every seventh toned pair is held out,
+    but none of the hugs, so that every ordered pair of tones is in the training part."""
     captions, base, modifier, kind, images = (list(column) for column in zip(*rows(), strict=True))
-    split = ["test" if k in ("tone", "two-tone") and i % 7 == 3 else "train" for i, k in enumerate(kind)]
+    held = [
+        (k == "tone" or (k == "two-tone" and b == "kiss")) and i % 7 == 3
+        for i, (k, b) in enumerate(zip(kind, base, strict=True))
+    ]
+    split = ["test" if out else "train" for out in held]
     path = tmp_path_factory.mktemp("tones") / "tones.npz"
     arrays = {"captions": captions, "base": base, "modifier": modifier, "kind": kind, "split": split}
     np.savez(path, images=np.stack(images), **{name: np.array(values) for name, values in arrays.items()})
@@ -69,3 +74,27 @@ def tones(tones_npz):
 
     codec = CharCodec(" -abcdefghijklmnopqrstuvwxyz", 40)
     return load_npz(str(tones_npz), PixelCodec(3, SIZE).encode, codec.encode, 0.2, 0)
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory):
+    """Folder of a small random CLIPModel with its processor, as `save_pretrained` writes it."""
+    import torch
+
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
+    symbols = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    text = {"vocab_size": len(symbols), "max_position_embeddings": 32, "eos_token_id": len(symbols) - 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**text, **sizes}, vision_config={"image_size": 16, "patch_size": 8, **sizes}, projection_dim=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = transformers.CLIPModel(config)
+    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    tokens = transformers.CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=[])
+    folder = tmp_path_factory.mktemp("clip")
+    net.save_pretrained(folder)
+    transformers.CLIPProcessor(pictures, tokens).save_pretrained(folder)
+    return folder

@@ -97,7 +97,7 @@ def test_statistics_are_kept_and_reused(script, tmp_path):
     assert (again.n, again.features) == (50, script)
     assert distance(pictures(50, 5), again) == distance(pictures(50, 5), statistics)
     other = FrechetDistance(f"{__name__}:pixels", SHAPE)
-    with pytest.raises(ValueError, match="not '.*:pixels'"):
+    with pytest.raises(ValueError, match=r"not '.*:pixels'"):
         other(pictures(50, 5), again)
 
 
