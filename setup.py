@@ -15,12 +15,14 @@ XGBOOST = [  # plain xgboost brings half a gigabyte of GPU libraries along on Li
     "xgboost>=2; platform_system == 'Darwin'",
 ]
 TABLE = ["pandas>=2.1", "xlrd>=2", "pyarrow>=15", *XGBOOST]
-PAIRS = ["webdataset>=1.0", "tokenizers>=0.20"]
+IMAGES = [
+    *("webdataset>=1.0", "tokenizers>=0.20"),  # packed pictures and captions
+    *("diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"),  # autoencoders, weights from the hub
+]
 DALI = ["nvidia-dali-cuda130>=1.52; platform_system == 'Linux'"]
-LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]
 EVAL = ["torchmetrics>=1.6", "transformers>=4.45"]
 PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
-TEST = [*TABLE, *PAIRS, *DALI, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
+TEST = [*TABLE, *IMAGES, *DALI, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
 
 setup(
     name="anystate",
@@ -56,9 +58,9 @@ setup(
     extras_require={
         "test": TEST,
         "gpu": ["triton>=3.6"],
-        "flash": ["flash-attn-4"],
-        "pairs": [*PAIRS, *DALI],  # packed pictures and captions
-        "latents": LATENTS,  # a VAE before the diffusion; weights from the Hugging Face hub
+        "flash": ["flash-attn-4>=4.0.0b30"],
+        "images": IMAGES,
+        "dali": DALI,
         "table": TABLE,
         "eval": EVAL,
         "inception": ["torch-fidelity>=0.3", "torchvision"],  # the usual FID network

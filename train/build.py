@@ -12,11 +12,13 @@ from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
 from ..diffusion.schedules import GaussianSchedule
 from ..model import MMDiT, Patches, Tokens
-from ..model.codecs import CharCodec, LatentCodec, PixelCodec, TokenizerCodec
+from ..model.codecs import CharCodec, PixelCodec
+from ..model.latents import LatentCodec
+from ..model.tokenizer import TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
 from .data.locate import locate
-from .data.packed import load_packed
+from .data.packed import Packed, load_packed
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -85,19 +87,25 @@ def weightings(config: Config, space: Space) -> nn.ModuleDict:
     )
 
 
-def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
-    """Training and held-out pairs of a system with one picture and one text modality."""
+def load_data(system: System, log: Path | None = None) -> tuple[pairs.Pairs | Packed, pairs.Pairs]:
+    """Training and held-out pairs of a system with one picture and one text modality.
+
+    log: file that unreadable samples of a packed data set are named in.
+
+    Raises:
+        ValueError: no such data, or it does not fit the config.
+    """
     if len(system.images) != 1 or len(system.texts) != 1:
         raise ValueError("image-text data needs exactly one picture and one text modality in the config")
     image, text = system.images[0], system.texts[0]
     data, codecs = system.config.data, system.codecs
-    if data.name == "packed":
-        return load_packed(system.config, (image, text), codecs[text])
     args = (codecs[image].encode, codecs[text].encode, data.test_share, data.split_seed)
     if data.name == "digits":
         loaded = digits.load(*args)
     elif data.path is None:
-        raise ValueError("data.path: an npz data set needs the path of its file")
+        raise ValueError(f"data.path: {data.name} data needs the path of its file or folder")
+    elif data.name == "packed":
+        return load_packed(system.config, (image, text), codecs[text], log)
     else:
         loaded = pairs.load_npz(data.path, *args)
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)

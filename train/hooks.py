@@ -13,11 +13,11 @@ from ..sample import sample
 from .build import System
 from .evaluate import Measure, Request
 from .evaluate_samples import Samples
-from .generate import write_sheet
 from .loop import Trainer
 from .metrics.judges import Judge, has_judge, judge_of
 from .quality import Judge as DigitJudge
 from .quality import measure
+from .sample_files import write_sheet
 
 JUDGED = 128  # samples of every direction that an evaluation within training judges, at most
 
@@ -28,6 +28,8 @@ def save_galleries(trainer: Trainer) -> None:
     known = trainer.test_data.batch(trainer.config.seed, 0, range(16), 16)
     cases = {"joint": {}, **{f"given_{m}": {m: x} for m, x in known.items()}}
     for name, given in cases.items():
+        if not set(known) - set(given) <= set(trainer.learned()):
+            continue  # the first stage learns pictures alone: captions must be given
         drawn = sample(
             system.net,
             system.space,

@@ -77,7 +77,7 @@ class Trainer:
         self.device = distributed.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.rows = self._own_rows()
         self.system: System = self.build()
-        self.train_data, self.test_data = data or load_data(self.system)
+        self.train_data, self.test_data = data or load_data(self.system, self.out / "bad_samples.jsonl")
         self.net = self.system.net.to(self.device).train()
         self.ema = self.build().net.to(self.device).eval().requires_grad_(False)
         self.weighting = self.weightings().to(self.device)

@@ -35,7 +35,6 @@ HORIZON = 1 << 16  # samples a reader is planned for at a time
 RUNS = 96  # and shards
 AHEAD = 4  # batches made before they are asked for
 STREAMS = 8  # parts of a batch that are read ahead side by side
-HELD_OUT = 10_000  # samples of the test split kept in memory
 
 
 class Packed:
@@ -181,7 +180,7 @@ class Packed:
 
 
 def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None = None) -> tuple[Packed, Pairs]:
-    """Training part and held-out pairs (the first HELD_OUT) of the packed data set a config names.
+    """Training part and held-out pairs (the first `data.held_out`) of the packed data set a config names.
 
     codec: of the text modality. log: file for unusable samples.
 
@@ -207,7 +206,7 @@ def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None 
     _agree(manifest, manifest.text, said, names[1])
     if text.tokenizer and codec.json() != open_tokenizer(manifest.folder / manifest.text["file"]).to_str():
         raise ValueError(f"{text.tokenizer.path} is not the tokenizer that {manifest.folder} was packed with")
-    return parts["train"], parts["test"].pairs(HELD_OUT)
+    return parts["train"], parts["test"].pairs(data.held_out)
 
 
 def _agree(manifest: Manifest, packed: dict, said: dict, name: str) -> None:
