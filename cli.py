@@ -163,6 +163,46 @@ def import_official(
         console.print(line, markup=False, highlight=False)
 
 
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="digits, an .npz, or a packed folder; default what the run was trained on.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
+    n: Annotated[int | None, typer.Option(help="Samples per direction; default one per held-out pair.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and bounds.")] = 0,
+    features: Annotated[
+        str, typer.Option(help="FID's network: inception, a TorchScript file, or module:function.")
+    ] = "inception",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="FID's reference: .npz or .npy statistics, or a folder of pictures. A missing .npz is made."),
+    ] = None,
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub id.")] = "openai/clip-vit-large-patch14",
+    repeats: Annotated[int, typer.Option(help="Monte Carlo passes of the bounds.")] = 8,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    out: Annotated[Path | None, typer.Option(help="Samples and results; default RUN/eval/STEP, reused.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a trained model in every direction; the same command goes on where it stopped."""
+    from json import dumps
+
+    from .train import distributed
+    from .train.evaluate import Request
+    from .train.evaluate import evaluate as measure
+
+    request = Request(data, tuple(metrics.split(",")), n, steps, guidance, seed, features, reference, clip, repeats)
+    results = measure(checkpoint, request, out, weights, _device(device), console)
+    if json and distributed.is_main():
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(dumps(results, indent=1) + "\n")
+    distributed.stop()
+
+
 @app.command()
 def verify() -> None:
     """Check every kernel against float64: one line each, exit code 1 if one fails."""
