@@ -248,6 +248,12 @@ def bench_data(
 @bench.command("table")
 def bench_table(
     quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Rows under conditions against unconditional rows filtered to them.")
+    ] = False,
+    imputation: Annotated[
+        bool, typer.Option("--imputation", help="Removed cells filled, against scikit-learn and mean or mode.")
+    ] = False,
     sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
     recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
@@ -255,19 +261,33 @@ def bench_table(
         bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
+    given: Annotated[str, typer.Option(help="--conditional: columns given, separated by commas.")] = "education,sex",
+    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 500,
+    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 50_000,
+    draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
+    share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
+    limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
     out: Out = Path("runs/table_quality"),
     device: Device = None,
 ) -> None:
     """Tables × recipes × seeds beside the published numbers; the same command goes on where it stopped."""
     from .bench.table_quality import quality as run
-    from .bench.table_recipes import recipes
+    from .bench.table_recipes import fits, recipes
+    from .bench.table_tasks import Tasks
 
-    if not quality:
-        raise ValueError("bench table measures quality only so far: add --quality")
-    grid = "fast" if fast else "official"
-    ours = recipes(out, one_fit, device)
-    run(sets.split(","), range(seeds), recipe.split(","), ours, data, out / "rows.json", grid, console)
+    if not (quality or conditional or imputation):
+        raise ValueError("bench table needs at least one of --quality, --conditional and --imputation")
+    names, kinds = sets.split(","), recipe.split(",")
+    if quality:
+        grid = "fast" if fast else "official"
+        run(names, range(seeds), kinds, recipes(out, one_fit, device), data, out / "rows.json", grid, console)
+    for kind in kinds:
+        tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
+        if conditional:
+            tasks.conditional(given.split(","), rows, pool)
+        if imputation:
+            tasks.imputation(draws, share, limit)
 
 
 @bench.command("schedules")
