@@ -72,3 +72,34 @@ def test_every_stage_logged_finite_losses(trained):
         for row in rows:
             assert {name for name in row if name.startswith("loss/")} == learned
             assert all(np.isfinite(row[name]) for name in learned)
+
+
+WAYS = {
+    "joint": ["-n", 6],
+    "text_to_image": ["--given", "text=grinning face", "--given", "text=red heart", "-n", 3],
+    "data_image_to_text": ["--data", "data/emoji", "--given", "image", "--limit", 6],
+    "half_noised_image": ["--data", "data/emoji", "--given", "image", "--limit", 6, "--level", "image=0.5"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_samples_on_two_ranks_and_the_same_on_one(trained, way):
+    """Every way of sampling writes pictures, captions, sheet and manifest; ranks only share the work."""
+    settings = ["--chunk", 2, "--seed", 3, "--device", "cpu"]
+    anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings, ranks=2)
+    two = trained / "two" / way
+    manifest = json.loads((two / "manifest.json").read_text())
+    assert manifest["samples"] == 6
+    assert manifest["complete"]
+    pictures = sorted((two / "image").glob("*.png"))
+    assert len(pictures) == 6
+    assert (two / "sheet.png").is_file()
+    assert len((two / "text.txt").read_text().splitlines()) == 6
+    if way == "joint":
+        anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"one/{way}", *settings)
+        one = trained / "one" / way
+        assert (one / "text.txt").read_text() == (two / "text.txt").read_text()
+        for path in pictures:
+            assert path.read_bytes() == (one / "image" / path.name).read_bytes()
+        said = anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings)
+        assert "sheet.png" in said  # nothing left to do, nothing overwritten
