@@ -58,7 +58,7 @@ def test_shown_commands_exist(page, words):
 
 def settings(text: str, sections: list[str]) -> list[str]:
     """`train.lr`, `modalities.text.length` and the like in a page."""
-    return re.findall(rf"`'?((?:{'|'.join(sections)})(?:\.[a-z_]+)+)(?!\.)", text)
+    return re.findall(rf"`'?((?:{'|'.join(sections)})(?:\.(?!py\b)[a-z_]+)+)", text)
 
 
 def test_settings_named_in_tables_exist():
