@@ -6,7 +6,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .schema import Init, Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
+from .schema import (
+    COMPILE,
+    ENGINE,
+    Compile,
+    Engine,
+    Init,
+    Loss,
+    SamplerConfig,
+    Sampling,
+    Schedule,
+    Section,
+    TimesConfig,
+    Train,
+)
 
 
 class EncodingConfig(Section):
