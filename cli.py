@@ -65,7 +65,7 @@ def train(
     run = out or Path("runs") / settings.name
     trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
     screen = console if distributed.is_main() else Console(quiet=True)
-    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from)
+    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from, soft_wrap=True)
     trainer.run()
     screen.print(f"trained {trainer.step} steps; sample with: anystate sample {run}")
     distributed.stop()
@@ -75,42 +75,92 @@ def train(
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
     out: Out = Path("samples"),
-    n: Annotated[int, typer.Option(help="Samples; per given value if something is given.")] = 16,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Samples, of each condition if one is given; default 16, of prompts and rows 1."
+        ),
+    ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE that is known: a caption, or a picture's path. Repeat for several."),
+        typer.Option(
+            help="NAME=VALUE that is known: a caption or a picture's path; repeat for several. NAME alone: from --data."
+        ),
     ] = None,
     level: Annotated[
         list[str] | None, typer.Option(help="NAME=T: the given part is known only up to noise level T in [0, 1].")
     ] = None,
+    prompts: Annotated[Path | None, typer.Option(help='JSON file of captions, {"text": ["…", …]}.')] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Packed data set, .npz of pairs or digits whose rows are conditions.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of --data: train or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many prompts or rows.")] = None,
+    context_limit: Annotated[int | None, typer.Option(help="Give at most so many tokens of a caption.")] = None,
+    repeat_text: Annotated[int, typer.Option(help="Write each caption so often, as far as it fits.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     final_time: Annotated[float | None, typer.Option(help="Noise level of guidance's second branch.")] = None,
     interval: Annotated[tuple[float, float] | None, typer.Option(help="Times between which guidance acts.")] = None,
     sampler: Annotated[list[str] | None, typer.Option(help="NAME=KIND, e.g. image=dpmpp_2m.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; sample i of a seed is always the same.")] = 0,
+    chunk: Annotated[int | None, typer.Option(help="Samples per batch; default the config's.")] = None,
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
-    trajectory: Annotated[bool, typer.Option("--trajectory", help="Also write each sample's way from noise.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Also write the first samples' way from noise.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace other samples in the folder.")] = False,
     device: Device = None,
 ) -> None:
-    """Sample a trained model: jointly, any part from any other, or from partly noised conditions."""
+    """Sample a trained model: jointly, any part from any other, or from partly noised conditions.
+
+    The same command goes on where it stopped; under torchrun the ranks share the work.
+    """
+    from .train import distributed
+    from .train.conditions import Source
     from .train.generate import Request, generate
 
+    known = [(m, value if separator else None) for m, separator, value in (g.partition("=") for g in given or [])]
+    source = Source(known, dict(_pairs("--level", level)), prompts, data, split, limit, context_limit, repeat_text)
     request = Request(
-        given=_pairs("--given", given),
-        level=dict(_pairs("--level", level)),
-        n=n,
-        steps=steps,
-        guidance=guidance,
-        final_time=final_time,
-        interval=interval,
-        sampler=dict(_pairs("--sampler", sampler)),
-        seed=seed,
-        trajectory=trajectory,
+        source, n, steps, guidance, final_time, interval, dict(_pairs("--sampler", sampler)), seed, chunk, trajectory
     )
     sheet = generate(checkpoint, request, out, weights, _device(device), force)
-    console.print(f"wrote {sheet}")
+    if distributed.is_main():
+        console.print(f"wrote {sheet}")
+    distributed.stop()
+
+
+@app.command("import-official")
+def import_official(
+    source: Annotated[
+        str, typer.Argument(help="An official .pt snapshot, a .safetensors file, a folder with one, or a hub id.")
+    ],
+    override: Annotated[list[str] | None, typer.Argument(help="With --table: settings weights do not tell.")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/official"),
+    vae: Annotated[str | None, typer.Option(help="Folder or hub id of the autoencoder; default sd-vae-ft-mse.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the CLIP tokenizer.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="SOURCE is of the tabular code; folder or name of the set it was trained on.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --table: take ema or raw for both; default each.")] = None,
+) -> None:
+    """Read weights of the official code; `anystate sample`, or `table sample`, takes the result like any other."""
+    if table is not None:
+        from .cli_table import needs_pandas
+
+        needs_pandas()
+        from .train.import_table import import_table
+
+        report = import_table(Path(source), out, table, weights, override or [])
+    else:
+        from .train.import_official import import_official as read
+
+        if override or weights is not None:
+            raise ValueError("settings and --weights belong to --table")
+        report = read(source, out, vae, tokenizer)
+    for line in report.lines():
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -163,6 +213,24 @@ def bench_table(
     grid = "fast" if fast else "official"
     ours = recipes(out, one_fit, device)
     run(sets.split(","), range(seeds), recipe.split(","), ours, data, out / "rows.json", grid, console)
+
+
+@bench.command("schedules")
+def bench_schedules(
+    override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
+    config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
+    seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
+    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
+    variants: Annotated[
+        str, typer.Option(help="Which, separated by commas.")
+    ] = "decoupled,unified,image_only,text_only",
+    out: Out = Path("runs/schedules"),
+    device: Device = None,
+) -> None:
+    """Decoupled against tied noise schedules at equal budget; the same command goes on where it stopped."""
+    from .bench.schedules import schedules
+
+    schedules(config, override or [], variants.split(","), seeds, n, out, _device(device), console)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -380,6 +380,13 @@ def _tags(values: pd.Series) -> list[str]:
     return [_tag(v) for v in values]
 
 
+def sort_tags(tags: list[str]) -> list[str]:
+    """Tags in the order of their values: numbers by size, text by its characters."""
+    values = {tag: _untag(tag) for tag in tags}
+    text = any(isinstance(value, str) for value in values.values())
+    return sorted(tags, key=lambda tag: str(values[tag]) if text else values[tag])
+
+
 def _untag(tag: str):
     kind, value = tag.split(":", 1)
     if kind == "bool":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def sample(
     chunk: int | None = None,
     init: Mapping[str, Tensor] | None = None,
     trajectory: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[], None] = False,
     device: torch.device | str | None = None,
     engine: str = "fast",
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -78,7 +78,7 @@ def sample(
             most 256, in one piece from `first`.
         init: {name: (n, *shape)}: starting states at time 1 instead of drawn noise.
         trajectory: also return the list of states before and after every update, on the CPU.
-        progress: show a bar.
+        progress: show a bar, or call this after each state: steps + 1 times a chunk.
         engine: fast, or plain: the straightforward way, for comparison (see `plain`).
 
     Returns:
@@ -105,7 +105,8 @@ def sample(
             def rows(x: Tensor, start=start, size=size) -> Tensor:
                 """The chunk's rows of a tensor over the n samples; rows nobody asked for repeat its ends."""
                 index = torch.arange(start - first, start - first + size).clamp(0, n - 1)
-                return x.to(device)[index.to(device)]
+                x = x.to(device)[index.to(device)]
+                return x.float() if x.is_floating_point() else x
 
             run = RUNS[engine](
                 net,
@@ -220,9 +221,11 @@ def _guided(space: Space, guidance: Guidance, free: list[str], held: list[str]) 
     """Which modalities are guided, and by which: what is given guides the rest, else discrete ones Gaussian ones."""
     guided = [m for m in free if guidance.scale_of(m) != 1.0 and (held or isinstance(space[m], Gaussian))]
     condition = held or [m for m in free if not isinstance(space[m], Gaussian)]
-    wanted = guidance.scale != 1.0 and not isinstance(guidance.scale, dict)
-    if wanted and not (guided and condition):
-        raise ValueError("guidance needs a condition: give a modality, or sample a Gaussian and a discrete one jointly")
+    scales = [guidance.scale_of(m) for m in free] if isinstance(guidance.scale, dict) else [guidance.scale]
+    if any(scale != 1.0 for scale in scales) and not (guided and condition):
+        raise ValueError(
+            "guidance needs a condition: give a modality, or guide a Gaussian one that is sampled with a discrete one"
+        )
     return guided if condition else [], condition
 
 
@@ -284,21 +287,21 @@ def _device(net) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(net):
-    training = isinstance(net, torch.nn.Module) and net.training
-    if training:
-        net.eval()
+    training = [m for m in net.modules() if m.training] if isinstance(net, torch.nn.Module) else []
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            net.train()
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager
-def _bar(show: bool, label: str, total: int):
+def _bar(show: bool | Callable[[], None], label: str, total: int):
     """A function to call after each state."""
-    if not show:
-        yield lambda: None
+    if callable(show) or not show:
+        yield show or (lambda: None)
         return
     from rich.progress import (
         BarColumn,

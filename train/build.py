@@ -17,9 +17,8 @@ from ..model.latents import LatentCodec
 from ..model.tokenizer import TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
-from .data.locate import locate, not_found
-from .data.packed import Packed
-from .data.shards import Manifest
+from .data.locate import locate
+from .data.packed import Packed, load_packed
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -106,49 +105,10 @@ def load_data(system: System, log: Path | None = None) -> tuple[pairs.Pairs | Pa
     elif data.path is None:
         raise ValueError(f"data.path: {data.name} data needs the path of its file or folder")
     elif data.name == "packed":
-        return _load_packed(system, image, text, log)
+        return load_packed(system.config, (image, text), codecs[text], log)
     else:
         loaded = pairs.load_npz(data.path, *args)
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)
-
-
-def _load_packed(system: System, image: str, text: str, log: Path | None) -> tuple[Packed, pairs.Pairs]:
-    data, c = system.config.data, system.config.modalities
-    folder = locate(data.path)
-    if folder is None:
-        raise ValueError(not_found("packed data set", data.path))
-    train = Packed(folder, "train", (image, text), data.loader, data.flip, data.bad_share, log)
-    if "test" not in train.manifest.splits:
-        raise ValueError(f"{folder} has no held-out pairs: pack it with --test-share")
-    _fits(train.manifest, c[image], c[text], system.codecs[text])
-    return train, Packed(folder, "test", (image, text), data.loader, bad_share=data.bad_share).pairs(data.held_out)
-
-
-def _fits(manifest: Manifest, image: Image, text: Text, codec: Codec) -> None:
-    """ValueError unless a data set holds what a config describes."""
-    there, kind = manifest.image, "latents" if image.latents else "pixels"
-    facts = [
-        ("image", there["kind"], kind),
-        ("channels", there["channels"], image.channels),
-        ("size", there["size"], image.size),
-        ("length", manifest.text["length"], text.length),
-        ("states", manifest.text["states"], text.states),
-    ]
-    if image.latents:
-        facts += [("vae", there["vae"], image.latents.vae), ("scale", there["scale"], image.latents.scale)]
-    else:
-        facts.append(("pixel_max", there["pixel_max"], image.pixel_max))
-    if isinstance(codec, CharCodec):
-        facts.append(("alphabet", manifest.text.get("alphabet"), text.alphabet))
-    for name, theirs, ours in facts:
-        if theirs != ours:
-            raise ValueError(f"{manifest.folder}: {name} is {theirs!r} in the data set, {ours!r} in the config")
-    if isinstance(codec, TokenizerCodec):
-        kept = manifest.folder / manifest.text["file"]
-        if kept.is_file() and TokenizerCodec(kept, text.length, text.states).json() != codec.json():
-            raise ValueError(
-                f"{manifest.folder}: its captions were made into tokens by another tokenizer than {codec.path}"
-            )
 
 
 def gaussian_schedule(c: Schedule) -> GaussianSchedule:

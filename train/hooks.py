@@ -8,9 +8,9 @@ import torch
 
 from ..kernels import Rng
 from ..sample import sample
-from .generate import write_sheet
 from .loop import Trainer
 from .quality import Judge, measure
+from .sample_files import write_sheet
 
 
 def save_galleries(trainer: Trainer) -> None:
@@ -19,6 +19,8 @@ def save_galleries(trainer: Trainer) -> None:
     known = trainer.test_data.batch(trainer.config.seed, 0, range(16), 16)
     cases = {"joint": {}, **{f"given_{m}": {m: x} for m, x in known.items()}}
     for name, given in cases.items():
+        if not set(known) - set(given) <= set(trainer.learned()):
+            continue  # the first stage learns pictures alone: captions must be given
         drawn = sample(
             system.net,
             system.space,

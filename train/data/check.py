@@ -9,8 +9,8 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
-from .packed import Repair
 from .readers import Shards
+from .repair import Repair
 from .shards import IMAGE, LABELS, TEXT, Manifest, members
 
 

@@ -102,8 +102,7 @@ def choose(loader: str) -> str:
     if loader not in there:
         raise ValueError(f"loader {loader!r}; there are: auto, dali, webdataset")
     if not there[loader]:
-        extra = {"dali": "dali", "webdataset": "images"}[loader]
-        raise ValueError(f"the loader {loader} is not installed: pip install anystate[{extra}]")
+        raise ValueError(f"the loader {loader} is not installed: pip install anystate[pairs]")
     return loader
 
 
