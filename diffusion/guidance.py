@@ -59,14 +59,15 @@ class Guidance:
         noisier, later = self.noisier(space, x, t, condition, rng)
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
-        n = len(rng.samples)
         if selects_rows(net):
-            outputs = {m: None if m in guided else slice(0, n) for m in outputs}
-        both = {m: out.chunk(2) if m in guided or not selects_rows(net) else [out] for m, out in
-                space.evaluate(net, x2, t2, outputs).items()}
-        return {m: pair[0] for m, pair in both.items()}, {m: both[m][1] for m in guided}
+            outputs = {m: None if m in guided else slice(0, len(rng.samples)) for m in outputs}
+        both = space.evaluate(net, x2, t2, outputs)
+        pairs = {m: both[m].chunk(2) for m in both if m in guided or not selects_rows(net)}
+        return {m: pairs[m][0] if m in pairs else both[m] for m in both}, {m: pairs[m][1] for m in guided}
 
-    def noisier(self, space: Space, x, t, condition: list[str], rng: Rng) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def noisier(
+        self, space: Space, x, t, condition: list[str], rng: Rng
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The condition noised afresh to time σ, and its times, (B,) each."""
         later = {m: t[m].clamp(min=self.final_time) for m in condition}
         return {m: space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE)) for m in condition}, later

@@ -350,6 +350,4 @@ def tau_leap_linear(
         branches = (torch.nn.functional.linear(h[b, i], weight, bias) for h in (hidden, uncond) if h is not None)
         return next(branches), next(branches, None)
 
-    return reference.leap_rows(
-        row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance
-    )
+    return reference.leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance)

@@ -329,7 +329,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _check_same_run(self, folder: Path) -> None:
-        """Only `train` and `sample` settings, the engine and whether it compiles may change between a run and its continuation."""
+        """Only `train` and `sample` settings, the engine and `compile` may change between a run and its continuation."""
         saved = schema.load(folder / "config.yaml", model=type(self.config)).model_dump(mode="json")
         wanted = self.config.model_dump(mode="json")
         for key, value in wanted.items():
