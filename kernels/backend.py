@@ -47,6 +47,11 @@ def checks_cuda_values() -> bool:
     return os.environ.get("ANYSTATE_CHECK_VALUES") == "1"
 
 
+def is_reference(backend: str | None) -> bool:
+    """Whether the reference itself is asked for; "auto" may take another way than its, on the CPU too."""
+    return (backend or environment_backend()) == "reference"
+
+
 def use_triton(backend: str | None, tensor: Tensor, **floating: Tensor | None) -> bool:
     """Whether the kernels run: decided by `backend`, the device of `tensor` and the dtypes of `floating`.
 

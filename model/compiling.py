@@ -51,20 +51,22 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-def compile_net(net: nn.Module, device: torch.device, demanded: bool = False, backend: str = "inductor") -> bool:
+def compile_net(net: nn.Module, device: torch.device, demanded: bool = False, dynamic: bool = False) -> bool:
     """Compile a network in place; returns whether it was. Without a compiler it runs eagerly and says so.
+
+    dynamic: the number of samples changes from call to call, as it does where sampling leaves out those that rest.
 
     Raises:
         ValueError: `demanded`, and this machine has no compiler.
     """
-    missing = compiler_missing(device) if backend == "inductor" else None
+    missing = compiler_missing(device)
     if missing and demanded:
         raise ValueError(f"compile=always needs {missing}, which this machine lacks; set compile=never")
     if missing:
         log.warning("running without torch.compile: %s is missing", missing)
         return False
     for module in regions(net, device):
-        module.compile(dynamic=False, fullgraph=True, backend=backend)
+        module.compile(dynamic=None if dynamic else False, fullgraph=True)
     return True
 
 

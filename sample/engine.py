@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
 from ..diffusion.space import Net, Space, expand_time
-from ..kernels import Draw, Rng
+from ..kernels import Draw, Logits, Rng
 from .plain import PlainRun
 from .steppers import Sampler, Stepper
 
@@ -167,7 +167,7 @@ class _Run:
         if not moving:
             return self.x
         t = {**self.levels, **{m: s.time(k) for m, s in self.steppers.items()}}  # a free modality's own clock rules
-        out, uncond = self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
+        out, uncond = self.answers(k, t, moving)
         x = dict(self.x)
         for m in moving:
             x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
@@ -180,13 +180,30 @@ class _Run:
                 x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
         return x
 
+    def answers(self, k: int, t: dict[str, Tensor], moving: list[str]) -> tuple[dict, dict]:
+        """`evaluate` at the state, without the samples that no moving modality changes in update k."""
+        rows = self.changing(k, moving)
+        if rows is None:
+            return self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
+        part = [{m: value[rows] for m, value in values.items()} for values in (self.x, t)]
+        rng = dataclasses.replace(self.rng.at(2 * k), samples=self.rng.samples[rows])
+        pairs = self.evaluate(k, *part, moving, rng)
+        n = len(self.rng.samples)
+        return tuple({m: Logits.of(out).spread(rows, n) for m, out in branch.items()} for branch in pairs)
+
+    def changing(self, k: int, moving: list[str]) -> Tensor | None:
+        """The samples that change, or None for all; only the CPU, which never waits to know, leaves any out."""
+        if self.rng.samples.device.type != "cpu" or any(self.steppers[m].busy_rows is None for m in moving):
+            return None
+        busy = torch.stack([self.steppers[m].busy_rows[k] for m in moving]).any(0)
+        return busy.nonzero()[:, 0] if busy.sum() < 0.9 * len(busy) else None
+
     def evaluate(self, k: int, x, t, outputs: list[str], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""
         guided = self.guided_at(k, outputs)
         if not guided:
             return self.space.evaluate(self.net, x, t, outputs), {}
-        out, uncond = self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng)
-        return out, {m: uncond[m] for m in guided}
+        return self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng, guided)
 
     def guided_at(self, k: int, outputs: list[str]) -> list[str]:
         """Those of `outputs` that guidance acts on at update k."""

@@ -35,6 +35,9 @@ class PlainRun:
             value.flatten()[0].item()
         return x
 
+    def changing(self, k: int, moving: list[str]) -> None:
+        return None
+
     def evaluate(self, k: int, x, t, outputs: list[str], rng) -> tuple[dict, dict]:
         out = self.space.evaluate(self.net, x, t, outputs)
         guided = self.guided_at(k, outputs)

@@ -9,6 +9,8 @@ rounding. The sampling half of `plain` is `sample.plain`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Callable
 
 import torch
@@ -20,6 +22,8 @@ from ..model.compiling import compile_net, forward_flops, pays
 from ..sample.plain import every_head
 from . import sharded
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 def sample_flops(system) -> int:
     """FLOPs of the network's matrix products and attentions for one sample, forward."""
@@ -29,11 +33,28 @@ def sample_flops(system) -> int:
     return forward_flops(lambda: space.evaluate(system.net, space.prior(rng), t))
 
 
+def keep_memory() -> None:
+    """Make glibc keep freed memory: by default it hands large blocks back at once and asks for them again, zeroed page
+    by page, in the next operation (measured in table training: a fifth of the time). Other systems are left alone."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
 class Fast:
     """The default."""
 
     def __init__(self, config, device: torch.device):
         self.config, self.device = config, device
+        self.settle(device)
+
+    @staticmethod
+    def settle(device: torch.device) -> None:
+        """Settings of the process."""
+        if device.type == "cpu":
+            keep_memory()
 
     def running(self) -> contextlib.AbstractContextManager:
         """Around every step."""
@@ -61,6 +82,10 @@ class Fast:
 
 
 class Plain(Fast):
+    @staticmethod
+    def settle(device):
+        pass
+
     def running(self):
         return forced("reference")
 
