@@ -53,12 +53,15 @@ class Guidance:
 
         t[m] (B,) is the noise level of x[m], 0 where it is clean.
         """
-        noisier = {}
-        later = {}
-        for m in condition:
-            later[m] = t[m].clamp(min=self.final_time)
-            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE))
+        noisier, later = self.noisier(space, x, t, condition, rng)
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         both = {m: out.chunk(2) for m, out in space.evaluate(net, x2, t2, outputs).items()}
         return {m: pair[0] for m, pair in both.items()}, {m: pair[1] for m, pair in both.items()}
+
+    def noisier(
+        self, space: Space, x, t, condition: list[str], rng: Rng
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The condition noised afresh to time σ, and its times, (B,) each."""
+        later = {m: t[m].clamp(min=self.final_time) for m in condition}
+        return {m: space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE)) for m in condition}, later

@@ -44,7 +44,8 @@ class Space(dict[str, Process]):
         """
         t = {m: t[m].clamp(min=self[m].t_min) for m in x}
         times = {m: self[m].time_input(t[m]) for m in x}
-        masks = {m: mask for m in x if (mask := self[m].key_mask(x[m])) is not None}
+        masks = {m: self[m].key_mask(x[m]) for m in x}
+        masks = {m: mask for m, mask in masks.items() if mask is not None}
         out = net(x, times, mask=masks or None, outputs=outputs)
         return {m: self[m].answer(value, x[m], t[m]) for m, value in out.items()}
 

@@ -106,6 +106,10 @@ class MMDiT(nn.Module):
         own = (self.embed, self.time, self.tower, self.tower_norm, self.head)
         return [modules[name] for modules in own if name in modules]
 
+    def repeated(self) -> list[nn.Module]:
+        """The blocks that repeat, for `model.compiling`."""
+        return [*self.trunk, *(block for tower in self.tower.values() for block in tower)]
+
     def forward(
         self,
         x: dict[str, Tensor],

@@ -186,6 +186,10 @@ class TableDiT(nn.Module):
                 self.register_buffer(name, torch.tensor(values), persistent=False)
         self.blocks = nn.ModuleList([Block(width, heads, mlp) for _ in range(depth)])
 
+    def repeated(self) -> list[nn.Module]:
+        """The blocks that repeat, for `model.compiling`."""
+        return list(self.blocks)
+
     def embed(self, x: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B, C, D): the token of every cell."""
         parts = []

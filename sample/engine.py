@@ -17,6 +17,7 @@ from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
 from ..diffusion.space import Net, Space, expand_time
 from ..kernels import Draw, Rng
+from .plain import PlainRun
 from .steppers import Sampler, Stepper
 
 
@@ -58,6 +59,7 @@ def sample(
     trajectory: bool = False,
     progress: bool | Callable[[], None] = False,
     device: torch.device | str | None = None,
+    engine: str = "fast",
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Draw samples first, …, first + n − 1 of `seed`, every modality of the space.
 
@@ -77,6 +79,7 @@ def sample(
         init: {name: (n, *shape)}: starting states at time 1 instead of drawn noise.
         trajectory: also return the list of states before and after every update, on the CPU.
         progress: show a bar, or call this after each state: steps + 1 times a chunk.
+        engine: fast, or plain: the straightforward way, for comparison (see `plain`).
 
     Returns:
         {name: (n, *shape)}; given modalities as the network saw them. With trajectory, (samples, states).
@@ -85,6 +88,8 @@ def sample(
         ValueError: unknown modality or sampler, data that does not fit its space, steps < 1, reversed intervals,
             guidance with nothing to guide by.
     """
+    if engine not in RUNS:
+        raise ValueError(f"engine must be one of {', '.join(RUNS)}, got {engine!r}")
     given = {m: Given.of(value) for m, value in (given or {}).items()}
     init = _known(space, "init", init)
     n = _check(space, given, init, n, steps, first, chunk)
@@ -103,7 +108,7 @@ def sample(
                 x = x.to(device)[index.to(device)]
                 return x.float() if x.is_floating_point() else x
 
-            run = _Run(
+            run = RUNS[engine](
                 net,
                 space,
                 {m: dataclasses.replace(g, x=rows(g.x)) for m, g in given.items()},
@@ -177,11 +182,22 @@ class _Run:
 
     def evaluate(self, k: int, x, t, outputs: list[str], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""
-        guided = [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
+        guided = self.guided_at(k, outputs)
         if not guided:
             return self.space.evaluate(self.net, x, t, outputs), {}
         out, uncond = self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng)
         return out, {m: uncond[m] for m in guided}
+
+    def guided_at(self, k: int, outputs: list[str]) -> list[str]:
+        """Those of `outputs` that guidance acts on at update k."""
+        return [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
+
+
+class _PlainRun(PlainRun, _Run):
+    """The same on the plain engine."""
+
+
+RUNS = {"fast": _Run, "plain": _PlainRun}
 
 
 def _guided(space: Space, guidance: Guidance, free: list[str], held: list[str]) -> tuple[list[str], list[str]]:

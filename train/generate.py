@@ -97,6 +97,7 @@ def generate(
                 guidance=guidance,
                 seed=request.seed,
                 samplers=samplers,
+                engine=system.config.engine,
                 first=samples.start,
                 chunk=chunk,
                 trajectory=film,

@@ -269,6 +269,8 @@ def _finish(source: Source, jobs: list[Job], out: Path, plan: dict, image: dict,
             splits.setdefault(split, []).append(Shard(**shard))
     if not splits:
         raise ValueError(f"{source.name}: not one usable sample")
+    for left in out.rglob("*.partial"):  # of runs that were killed
+        left.unlink()
     write_whole(out / SKIPPED, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in skipped).encode())
     reasons: dict[str, int] = {}
     for entry in skipped:

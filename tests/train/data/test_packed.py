@@ -14,7 +14,7 @@ import yaml
 from anystate.model.codecs import CharCodec, PixelCodec
 from anystate.train.data import packed as module
 from anystate.train.data.epochs import shard_rows
-from anystate.train.data.packed import Packed, noise
+from anystate.train.data.packed import Packed, noise, noise_seeds
 from anystate.train.data.shards import Manifest, ShardWriter
 
 LOADERS = [
@@ -191,6 +191,12 @@ def test_noise_is_a_function_of_the_seed_of_each_row():
     a, b = noise([7, 8, 9], (4, 8, 8)), noise([9, 7], (4, 8, 8))
     assert torch.equal(a[2], b[0])
     assert torch.equal(a[0], b[1])
+
+
+def test_noise_seeds_are_all_different():
+    seeds = noise_seeds(12, np.arange(1 << 20) + (1 << 33) - 1000)
+    assert len(set(seeds)) == 1 << 20
+    assert set(noise_seeds(13, np.arange(1000))) != set(seeds[1000:2000])
 
 
 def test_held_out_pairs_in_memory(load):
