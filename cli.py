@@ -163,6 +163,48 @@ def import_official(
         console.print(line, markup=False, highlight=False)
 
 
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="digits, an .npz, or a packed folder; default what the run was trained on.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
+    n: Annotated[
+        int | None, typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and bounds.")] = 0,
+    features: Annotated[
+        str, typer.Option(help="FID's network: inception, a TorchScript file, or module:function.")
+    ] = "inception",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="FID's reference: .npz or .npy statistics, or a folder of pictures. A missing .npz is made."),
+    ] = None,
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub id.")] = "openai/clip-vit-large-patch14",
+    repeats: Annotated[int, typer.Option(help="Monte Carlo passes of the bounds.")] = 8,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    out: Annotated[Path | None, typer.Option(help="Samples and results; default RUN/eval/STEP, reused.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a trained model in every direction; the same command goes on where it stopped."""
+    from json import dumps
+
+    from .train import distributed
+    from .train.evaluate import Request
+    from .train.evaluate import evaluate as measure
+
+    request = Request(data, tuple(metrics.split(",")), n, steps, guidance, seed, features, reference, clip, repeats)
+    results = measure(checkpoint, request, out, weights, _device(device), console)
+    if json and distributed.is_main():
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(dumps(results, indent=1) + "\n")
+    distributed.stop()
+
+
 @app.command()
 def verify() -> None:
     """Check every kernel against float64: one line each, exit code 1 if one fails."""
@@ -208,6 +250,12 @@ def bench_data(
 @bench.command("table")
 def bench_table(
     quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Rows under conditions against unconditional rows filtered to them.")
+    ] = False,
+    imputation: Annotated[
+        bool, typer.Option("--imputation", help="Removed cells filled, against scikit-learn and mean or mode.")
+    ] = False,
     sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
     recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
@@ -215,19 +263,33 @@ def bench_table(
         bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
+    given: Annotated[str, typer.Option(help="--conditional: columns given, separated by commas.")] = "education,sex",
+    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 500,
+    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 50_000,
+    draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
+    share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
+    limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
     out: Out = Path("runs/table_quality"),
     device: Device = None,
 ) -> None:
     """Tables × recipes × seeds beside the published numbers; the same command goes on where it stopped."""
     from .bench.table_quality import quality as run
-    from .bench.table_recipes import recipes
+    from .bench.table_recipes import fits, recipes
+    from .bench.table_tasks import Tasks
 
-    if not quality:
-        raise ValueError("bench table measures quality only so far: add --quality")
-    grid = "fast" if fast else "official"
-    ours = recipes(out, one_fit, device)
-    run(sets.split(","), range(seeds), recipe.split(","), ours, data, out / "rows.json", grid, console)
+    if not (quality or conditional or imputation):
+        raise ValueError("bench table needs at least one of --quality, --conditional and --imputation")
+    names, kinds = sets.split(","), recipe.split(",")
+    if quality:
+        grid = "fast" if fast else "official"
+        run(names, range(seeds), kinds, recipes(out, one_fit, device), data, out / "rows.json", grid, console)
+    for kind in kinds:
+        tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
+        if conditional:
+            tasks.conditional(given.split(","), rows, pool)
+        if imputation:
+            tasks.imputation(draws, share, limit)
 
 
 @bench.command("schedules")

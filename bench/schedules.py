@@ -135,7 +135,7 @@ def config_of(variant: str, seed: int, source: str, overrides: list[str]) -> Con
     images, texts = ([m for m, c in config.modalities.items() if isinstance(c, kind)] for kind in (Image, Text))
     if len(images) != 1 or len(texts) != 1:
         raise ValueError("the ablation needs a config with exactly one picture and one text modality")
-    return config.model_copy(update={"times": times_of(variant, images[0], texts[0])})
+    return config.model_copy(update={"times": times_of(variant, images[0], texts[0]), "init": None})
 
 
 def schedules(
@@ -164,22 +164,22 @@ def schedules(
     configs = {(v, s): config_of(v, s, source, overrides) for s in range(seeds) for v in variants}
     settings = {"config": source, "overrides": overrides, "n": n}
     record = _read(out / "rows.json", settings)
-    judge = None
+    judge, where = None, environment()
     for (variant, seed), config in configs.items():
         if any((row.variant, row.seed) == (variant, seed) for row in record.rows):
             continue
         trainer = Trainer(config, out / f"{variant}_{seed}", device, quiet=not console.is_terminal)
         judge = judge or judge_of(trainer.train_data, trainer.test_data)
-        record.real = record.real or floor(trainer.system, judge, trainer.train_data, trainer.test_data)
+        record.real = record.real or floor(trainer.system, judge, trainer.test_data)
         system = trainer.run()
         if latest(trainer.out) is None:
             trainer.save()
         began = time.perf_counter()
-        scores = measure(system, judge, trainer.train_data, trainer.test_data, variant, n, seed)
+        scores = measure(system, judge, trainer.test_data, variant, n, seed)
         seconds = round(trainer.seconds + time.perf_counter() - began, 1)
         row = Row(variant, seed, **{name: round(value, 5) for name, value in scores.items()}, seconds=seconds)
         record.rows.append(row)
-        record.environment = {**environment(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        record.environment = {**where, "date": datetime.now(UTC).isoformat(timespec="seconds")}
         record.resolved = schema.dump(config.model_copy(update={"times": TimesConfig(), "seed": 0}))
         _write(out / "rows.json", record)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -189,9 +189,7 @@ def schedules(
     return record.rows
 
 
-def measure(
-    system: System, judge: Judge, train: Pairs, test: Pairs, variant: str, n: int, seed: int
-) -> dict[str, float]:
+def measure(system: System, judge: Judge, test: Pairs, variant: str, n: int, seed: int) -> dict[str, float]:
     """Sample a variant's model in all three directions, in the way that suits it, and judge."""
     (image,), (text,) = system.images, system.texts
     codec = system.codecs[text]
@@ -213,7 +211,7 @@ def measure(
     drawn = judge.pictures(draw({text: held_out[text]})[image])
     named = judge.captions(codec.decode(draw({image: held_out[image]})[text]))
     return {
-        "image_frechet": frechet(*moments(judge.features(joint[image])), *moments(judge.features(train.images))),
+        "image_frechet": frechet(*moments(judge.features(joint[image])), *moments(judge.features(judge.train.images))),
         "text_valid": _share([s is not None for s in said]),
         "agreement": _share([s is not None and s == p for s, p in zip(said, shown, strict=True)]),
         "text_to_image": _share([a == d for a, d in zip(asked, drawn, strict=True)]),
@@ -227,12 +225,12 @@ def one_clock(system: System) -> dict[str, Sampler]:
     return {m: Sampler("ancestral" if kinds[m] is None and m in system.texts else kinds[m]) for m in kinds}
 
 
-def floor(system: System, judge: Judge, train: Pairs, test: Pairs) -> dict[str, float]:
+def floor(system: System, judge: Judge, test: Pairs) -> dict[str, float]:
     """What real held-out pairs score: Fréchet distance to the training pictures, agreement of pictures and captions."""
     said = judge.captions(system.codecs[system.texts[0]].decode(test.captions[:, 0]))
     real = moments(judge.features(test.images))
     return {
-        "image_frechet": round(frechet(*real, *moments(judge.features(train.images))), 5),
+        "image_frechet": round(frechet(*real, *moments(judge.features(judge.train.images))), 5),
         "agreement": round(_share([s == p for s, p in zip(said, judge.pictures(test.images), strict=True)]), 5),
     }
 

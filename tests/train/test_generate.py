@@ -145,6 +145,16 @@ def test_a_request_that_failed_before_its_first_samples_does_not_block_the_folde
     assert len(list((tmp_path / "image").iterdir())) == 3
 
 
+def test_what_a_model_does_not_generate_must_be_given(tiny, tmp_path):
+    """The first training stage has no head for captions."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    Trainer(tiny("modalities.text.stream={width: 16, head: false}", "train.steps=1"), run, "cpu", quiet=True).run()
+    with pytest.raises(ValueError, match="does not generate 'text': give it, --given text="):
+        generate(run, Request(n=1), out)
+    assert not out.exists()
+    generate(run, Request(Source([("text", "zero")]), n=1), out)
+
+
 def test_foreign_folders_and_files_are_left_alone(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not empty"):

@@ -36,7 +36,8 @@ from ...kernels import Draw, Logits, Rng, normal, uniform
 from ...kernels.philox import MASK32
 
 CHUNK = 128
-BINS = 1 << 24  # float32 elements that the table of pixel levels may take at once
+GOLDEN = 0.6180339887498949  # multiples of it are spread evenly, however many
+BINS = 1 << 24  # elements that the table of pixel levels may take at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def bound(
         total = 0.0
         for first in range(0, n, chunk):
             index = torch.arange(first, min(first + chunk, n))
-            u = torch.remainder(shift + (index.double() + 0.5) / n, 1.0).clamp(min=2.0**-32).to(device)
+            u = torch.remainder(shift + index * GOLDEN, 1.0).clamp(min=2.0**-32).to(device)
             rng = Rng(seed & MASK32, index.to(device), k)
             x = {m: value[index].to(device) for m, value in data.items()}
             total += float(
@@ -157,10 +158,8 @@ def _gaussian(ask: _Conditioned, process: Gaussian, x0: Tensor, u: Tensor, rng: 
 def _levels_term(x: Tensor, z: Tensor, ratio: float, levels: int) -> Tensor:
     """(B,) of Σ −log p(x_i | z_i) over the grid of levels, z already divided by α."""
     grid = torch.linspace(-1.0, 1.0, levels, dtype=torch.float64, device=x.device)
-    out = []
-    for a, b in zip(
-        x.split(max(1, BINS // (levels * x.shape[1]))), z.split(max(1, BINS // (levels * x.shape[1]))), strict=True
-    ):
+    rows, out = max(1, BINS // (levels * x.shape[1])), []
+    for a, b in zip(x.split(rows), z.split(rows), strict=True):
         own = -0.5 * ((b - a) / ratio) ** 2
         every = -0.5 * ((b[..., None] - grid) / ratio) ** 2
         out.append((torch.logsumexp(every, -1) - own).sum(1))
@@ -170,6 +169,5 @@ def _levels_term(x: Tensor, z: Tensor, ratio: float, levels: int) -> Tensor:
 def on_grid(x: Tensor, levels: int) -> bool:
     """Whether all values are among `levels` equally spaced ones from −1 to 1."""
     place = (x.double() + 1.0) * (0.5 * (levels - 1))
-    return bool(
-        ((place - place.round()).abs() < 1e-3).all() and (place > -1e-3).all() and (place < levels - 1 + 1e-3).all()
-    )
+    inside = place.min() > -1e-3 and place.max() < levels - 1 + 1e-3
+    return bool(inside and (place - place.round()).abs().max() < 1e-3)

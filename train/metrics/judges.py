@@ -18,6 +18,7 @@ from .captions import Attributes, Grammar, attributes
 
 LEVELS = 8  # histogram bins per colour channel
 BLUR = 6.0 / 255.0  # noise on the copies that a tone classifier also learns from: samples are never quite clean
+FITTED = 10_000  # training pairs that a judge learns from, at most
 COMPONENTS = 200  # principal components for telling bases apart
 SHRINK = 0.03  # share of the mean variance added to each
 
@@ -28,8 +29,16 @@ class Judge(Protocol):
     def pictures(self, images: Tensor) -> list[Attributes]:
         """What each picture (n, C, S, S) in [−1, 1] shows."""
 
+    train: Pairs
+
     def captions(self, texts: Sequence[str]) -> list[Attributes | None]:
         """What each caption says; None where it is not one that the data set could hold."""
+
+    def read(self, texts: Sequence[str]) -> list[Attributes | None]:
+        """What can be made out of each caption, also of one that the data set could not hold."""
+
+    def nearest(self, images: Tensor, wanted: Tensor) -> dict[str, float]:
+        """Measures of pictures against the exact real picture that each was asked for, where captions determine it."""
 
     def features(self, images: Tensor) -> np.ndarray:
         """(n, d) float64 vectors for a Fréchet distance."""
@@ -39,7 +48,7 @@ class DigitJudge:
     """Digits: a support vector machine on pixels names pictures, the grammar reads captions, features are pixels."""
 
     def __init__(self, train: Pairs):
-        self.classifier = DigitClassifier(train)
+        self.train, self.classifier = train, DigitClassifier(train)
 
     def pictures(self, images):
         return [(("digit", str(digit)),) for digit in self.classifier(images)]
@@ -47,6 +56,11 @@ class DigitJudge:
     def captions(self, texts):
         digits = [digit_of(text) for text in texts]
         return [None if digit is None else (("digit", str(digit)),) for digit in digits]
+
+    read = captions
+
+    def nearest(self, images, wanted):
+        return {}
 
     def features(self, images):
         return images.detach().cpu().clamp(-1.0, 1.0).flatten(1).double().numpy()
@@ -62,7 +76,8 @@ class EmojiJudge:
     """
 
     def __init__(self, train: Pairs, test: Pairs):
-        self.grammar = Grammar(train, test)
+        self.train, self.grammar = train, Grammar(train, test)
+        self.real = torch.cat([train.images, test.images]).float().flatten(1)
         x = _pixels(train.images)
         named = [dict(self.grammar.attributes(texts[0])) for texts in train.texts]
         self._fit_bases(x, [(a["base"], a.get("modifier", "")) for a in named])
@@ -77,6 +92,20 @@ class EmojiJudge:
 
     def captions(self, texts):
         return [self.grammar.attributes(text) if self.grammar.valid(text) else None for text in texts]
+
+    def read(self, texts):
+        return [self.grammar.attributes(text) for text in texts]
+
+    def nearest(self, images, wanted):
+        """Share of pictures nearer to the one asked for than to any other real one, and the distance, of 255."""
+        drawn = images.detach().cpu().float().clamp(-1.0, 1.0).flatten(1)
+        own = torch.linalg.vector_norm(drawn - wanted.float().flatten(1), dim=1)
+        best = torch.cdist(drawn, self.real, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+        rmse = own.mean() * 127.5 / drawn.shape[1] ** 0.5
+        return {
+            "text_to_image nearest is the reference": float((own <= best + 1e-4).float().mean()),
+            "text_to_image RMSE to the reference": float(rmse),
+        }
 
     def features(self, images):
         flat = _pixels(images).reshape(len(images), -1)
@@ -104,6 +133,7 @@ class EmojiJudge:
         return [self.names[i] for i in distance.argmin(1).tolist()]
 
     def _fit_tones(self, x: np.ndarray, tones: list[str]) -> None:
+        from sklearn.dummy import DummyClassifier
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -111,7 +141,8 @@ class EmojiJudge:
         clean = _histograms(x)
         self.bins = clean.max(0) > 0
         seen = np.concatenate([clean[:, self.bins], _histograms(noisy)[:, self.bins]])
-        self.tones = LogisticRegression(C=300.0, max_iter=80)
+        several = len(set(tones)) > 1
+        self.tones = LogisticRegression(C=300.0, max_iter=80) if several else DummyClassifier()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a few more digits of the optimum change nothing
             self.tones.fit(seen, np.array(tones * 2))
@@ -120,19 +151,24 @@ class EmojiJudge:
         return self.tones.predict(_histograms(x)[:, self.bins]).tolist()
 
 
+def has_judge(test: Pairs) -> bool:
+    """Whether `judge_of` knows the data set."""
+    return test.labels is not None or (test.texts is not None and {"base", "modifier"} <= set(test.meta or ()))
+
+
 def judge_of(train: Pairs | Packed, test: Pairs) -> Judge:
-    """The judge of a data set.
+    """The judge of a data set, fitted on its training pictures (of a packed one, the first `FITTED`).
 
     Raises:
         ValueError: there is none for it.
     """
-    if isinstance(train, Packed):
-        train = train.pairs()
-    if train.labels is not None:
-        return DigitJudge(train)
-    if train.texts is not None and {"base", "modifier"} <= set(train.meta or ()):
-        return EmojiJudge(train, test)
-    raise ValueError("no judge for this data set: digits has one, and sets with the labels base and modifier (emoji)")
+    if not has_judge(test):
+        raise ValueError(
+            "no judge for this data set: digits has one, and sets with the labels base and modifier (emoji); "
+            "choose other --metrics"
+        )
+    train = train.pairs(FITTED) if isinstance(train, Packed) else train
+    return DigitJudge(train) if test.labels is not None else EmojiJudge(train, test)
 
 
 def _pixels(images: Tensor) -> np.ndarray:
