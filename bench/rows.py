@@ -45,7 +45,9 @@ class Row:
 class Rows:
     """Collects rows; prints each and writes all to a file."""
 
-    def __init__(self, device: torch.device | str, file: Path | str | None = None, write: Callable[[str], None] = print):
+    def __init__(
+        self, device: torch.device | str, file: Path | str | None = None, write: Callable[[str], None] = print
+    ):
         self.origin, self.file, self.write = origin(str(device)), file and Path(file), write
         self.rows: list[Row] = []
 
