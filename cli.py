@@ -170,7 +170,10 @@ def evaluate(
         str | None, typer.Option(help="digits, an .npz, or a packed folder; default what the run was trained on.")
     ] = None,
     metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
-    n: Annotated[int | None, typer.Option(help="Samples per direction; default one per held-out pair.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples and bounds.")] = 0,
