@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_bench import app as bench_app
 from .cli_data import app as data_app
 from .cli_table import app as table_app
 
@@ -20,8 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 console = Console()
@@ -171,7 +171,8 @@ def evaluate(
     ] = None,
     metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
     n: Annotated[
-        int | None, typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair.")
+        int | None,
+        typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
@@ -211,103 +212,6 @@ def verify() -> None:
     from .bench.verify import verify as check
 
     raise typer.Exit(0 if check() else 1)
-
-
-@bench.command("kernels")
-def bench_kernels(
-    op: Annotated[
-        list[str] | None, typer.Option(help="Operation to measure; repeat for several. Default: all.")
-    ] = None,
-    size: Annotated[str, typer.Option(help="tiny, small or official.")] = "small",
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write bars of the share of the floor here (.png).")] = None,
-    compile_only: Annotated[
-        bool, typer.Option("--compile-only", help="Registers, shared memory and spills per GPU generation; no GPU.")
-    ] = False,
-    device: Device = None,
-) -> None:
-    """Every kernel against its floor, PyTorch eager, torch.compile and well-kept peers."""
-    from .bench.kernels import run
-
-    raise typer.Exit(run(op, size, json, plot, compile_only, device))
-
-
-@bench.command("data")
-def bench_data(
-    samples: Annotated[int, typer.Option(help="In the made-up data set.")] = 8192,
-    batch: Annotated[int, typer.Option(help="Samples per batch.")] = 256,
-    batches: Annotated[int, typer.Option(help="Measured per way and round.")] = 96,
-    rounds: Annotated[int, typer.Option(help="Rounds; the table shows medians.")] = 5,
-    folder: Annotated[Path | None, typer.Option(help="On the disk to measure; default for temporary files.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-) -> None:
-    """The packed loader, DALI and webdataset, against single .npy files behind a PyTorch DataLoader."""
-    from .bench.data import run
-
-    run(samples, batch, batches, rounds, folder, json, console)
-
-
-@bench.command("table")
-def bench_table(
-    quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
-    conditional: Annotated[
-        bool, typer.Option("--conditional", help="Rows under conditions against unconditional rows filtered to them.")
-    ] = False,
-    imputation: Annotated[
-        bool, typer.Option("--imputation", help="Removed cells filled, against scikit-learn and mean or mode.")
-    ] = False,
-    sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
-    recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
-    one_fit: Annotated[
-        bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
-    ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    given: Annotated[str, typer.Option(help="--conditional: columns given, separated by commas.")] = "education,sex",
-    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 500,
-    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 50_000,
-    draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
-    share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
-    limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
-    out: Out = Path("runs/table_quality"),
-    device: Device = None,
-) -> None:
-    """Tables × recipes × seeds beside the published numbers; the same command goes on where it stopped."""
-    from .bench.table_quality import quality as run
-    from .bench.table_recipes import fits, recipes
-    from .bench.table_tasks import Tasks
-
-    if not (quality or conditional or imputation):
-        raise ValueError("bench table needs at least one of --quality, --conditional and --imputation")
-    names, kinds = sets.split(","), recipe.split(",")
-    if quality:
-        grid = "fast" if fast else "official"
-        run(names, range(seeds), kinds, recipes(out, one_fit, device), data, out / "rows.json", grid, console)
-    for kind in kinds:
-        tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
-        if conditional:
-            tasks.conditional(given.split(","), rows, pool)
-        if imputation:
-            tasks.imputation(draws, share, limit)
-
-
-@bench.command("schedules")
-def bench_schedules(
-    override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
-    config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
-    seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
-    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
-    variants: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "decoupled,unified,image_only,text_only",
-    out: Out = Path("runs/schedules"),
-    device: Device = None,
-) -> None:
-    """Decoupled against tied noise schedules at equal budget; the same command goes on where it stopped."""
-    from .bench.schedules import schedules
-
-    schedules(config, override or [], variants.split(","), seeds, n, out, _device(device), console)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
 from ..diffusion.space import Net, Space, expand_time
 from ..kernels import Draw, Logits, Rng
+from .graphs import graphed
 from .plain import PlainRun
 from .steppers import Sampler, Stepper
 
@@ -99,6 +100,7 @@ def sample(
     device = torch.device(device) if device is not None else _device(net)
     results, states = [], []
     ranges = list(_chunks(first, n, chunk))
+    asked = graphed(net) if engine == "fast" and device.type == "cuda" else net
     with _evaluating(net), _bar(progress, "sampling", len(ranges) * (steps + 1)) as advance:
         for start, size, low, high in ranges:
 
@@ -109,7 +111,7 @@ def sample(
                 return x.float() if x.is_floating_point() else x
 
             run = RUNS[engine](
-                net,
+                asked,
                 space,
                 {m: dataclasses.replace(g, x=rows(g.x)) for m, g in given.items()},
                 {m: rows(x) for m, x in init.items()},
