@@ -98,7 +98,7 @@ def origin(device: str) -> dict:
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, after all work on the device. One thread's processor time on the CPU: it does not count other programs."""
+    """Seconds, after all work on the device; with one thread on the CPU its own, so other programs do not count."""
     if device.type == "cuda":
 
         def after_all() -> float:

@@ -85,7 +85,7 @@ def graphed(net: Net) -> Net:
 
 
 def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple | None:
-    """What must agree for a graph to serve again; None if the question picks rows by number, which changes each time."""
+    """What must agree for a graph to serve again; None where rows are picked by number, which change each time."""
     rows = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs or [])
     if any(isinstance(r, Tensor) for r in rows.values()):
         return None

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,10 @@ from ..kernels import Rng
 from ..kernels.backend import forced
 from ..model.compiling import compile_net, forward_flops, pays
 from ..sample.plain import every_head
-from . import sharded
+from . import graphed, sharded
+
+if TYPE_CHECKING:
+    from .loop import Trainer
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -48,6 +52,7 @@ class Fast:
 
     def __init__(self, config, device: torch.device):
         self.config, self.device = config, device
+        self.tried, self.graph = False, None
         self.settle(device)
 
     @staticmethod
@@ -69,9 +74,25 @@ class Fast:
         """The network as the losses call it."""
         return net
 
-    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        s = self.config.train
-        return torch.optim.AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay, fused=True)
+    def optimizer(self, trainer: Trainer) -> torch.optim.Optimizer:
+        s, options = self.config.train, {}
+        lr = s.lr
+        if graphed.suits(trainer):  # a graph reads the learning rate from the device
+            lr, options = torch.tensor(s.lr, device=self.device), {"capturable": self.device.type == "cuda"}
+        return torch.optim.AdamW(trainer.parameters, lr, s.betas, weight_decay=s.weight_decay, fused=True, **options)
+
+    def set_lr(self, optimizer: torch.optim.Optimizer, value: float) -> None:
+        group = optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+    def update(self, trainer: Trainer) -> dict[str, Tensor]:
+        """One step, as a graph where that suits."""
+        if not self.tried:
+            self.tried, self.graph = True, graphed.graphed_step(trainer)
+        return trainer.step_by_step() if self.graph is None else self.graph()
 
     def average(self, average: nn.Module, now: nn.Module, weight: float) -> None:
         """Move the averaged weights towards those of now by a share `weight` of the way."""
@@ -95,9 +116,12 @@ class Plain(Fast):
     def net(self, net):
         return every_head(net)
 
-    def optimizer(self, parameters):
+    def optimizer(self, trainer):
         s = self.config.train
-        return torch.optim.AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
+        return torch.optim.AdamW(trainer.parameters, s.lr, s.betas, weight_decay=s.weight_decay)
+
+    def update(self, trainer):
+        return trainer.step_by_step()
 
     def average(self, average, now, weight):
         for a, b in zip(average.parameters(), now.parameters(), strict=True):

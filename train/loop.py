@@ -96,7 +96,7 @@ class Trainer:
         self.engine.prepare(self.net, self.work, self.sharded)
         self.objective = self._objective(bf16)
         self.parameters = [p for p in [*self.net.parameters(), *self.weighting.parameters()] if p.requires_grad]
-        self.optimizer = self.engine.optimizer(self.parameters)
+        self.optimizer = self.engine.optimizer(self)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.step = 0
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
@@ -160,13 +160,14 @@ class Trainer:
     def update(self) -> dict[str, Tensor]:
         """One optimizer step; returns this rank's share of the mean unweighted loss per modality, on the device."""
         with self.engine.running():
-            losses = self._update()
+            losses = self.engine.update(self)
             self.engine.report(losses)
         return losses
 
-    def _update(self) -> dict[str, Tensor]:
+    def step_by_step(self) -> dict[str, Tensor]:
+        """`update` without a graph."""
         settings = self.config.train
-        self.optimizer.param_groups[0]["lr"] = self.lr(self.step)
+        self.engine.set_lr(self.optimizer, self.lr(self.step))
         x0 = self.train_data.batch(self.config.seed, self.step, self.rows, settings.batch)
         part = len(self.rows) // settings.accumulate
         sums: dict[str, Tensor] = {}
@@ -188,11 +189,11 @@ class Trainer:
         self._average()
         return sums
 
-    def backward(self, x0: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+    def backward(self, x0: dict[str, Tensor], rows: range, rng: Rng | None = None) -> dict[str, Tensor]:
         """Add the gradients of these rows of the current batch; returns their share of the mean losses."""
         config = self.config
         x0 = {m: value.to(self.device, non_blocking=True) for m, value in x0.items()}
-        rng = Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
+        rng = rng or Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
         t, learns = self.times(self.system.space, rng)
         with self.autocast:
             total, losses = self.objective(x0, t, learns, rng)
@@ -340,9 +341,11 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """EMA with a short memory at first: decay min(ema, (1 + n)/(10 + n))."""
-        decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
-        self.engine.average(self.ema, self.net, 1.0 - decay)
+        self.engine.average(self.ema, self.net, 1.0 - self.decay())
+
+    def decay(self) -> float:
+        """Of the average in this step, with a short memory at first: min(ema, (1 + n)/(10 + n))."""
+        return min(self.config.train.ema, (1 + self.step) / (10 + self.step))
 
     def _due(self, every: int | None, stop: int) -> bool:
         return every is not None and (self.step % every == 0 or self.step == stop)
