@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_bench import app as bench_app
 from .cli_data import app as data_app
 from .cli_table import app as table_app
 
@@ -20,8 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 console = Console()
@@ -171,8 +171,7 @@ def evaluate(
     ] = None,
     metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
     n: Annotated[
-        int | None,
-        typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair."),
+        int | None, typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
@@ -212,68 +211,6 @@ def verify() -> None:
     from .bench.verify import verify as check
 
     raise typer.Exit(0 if check() else 1)
-
-
-@bench.command("kernels")
-def bench_kernels(
-    op: Annotated[
-        list[str] | None, typer.Option(help="Operation to measure; repeat for several. Default: all.")
-    ] = None,
-    size: Annotated[str, typer.Option(help="tiny, small or official.")] = "small",
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write bars of the share of the floor here (.png).")] = None,
-    compile_only: Annotated[
-        bool, typer.Option("--compile-only", help="Registers, shared memory and spills per GPU generation; no GPU.")
-    ] = False,
-    device: Device = None,
-) -> None:
-    """Every kernel against its floor, PyTorch eager, torch.compile and well-kept peers."""
-    from .bench.kernels import run
-
-    raise typer.Exit(run(op, size, json, plot, compile_only, device))
-
-
-@bench.command("table")
-def bench_table(
-    quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
-    sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
-    recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
-    one_fit: Annotated[
-        bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
-    ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
-    out: Out = Path("runs/table_quality"),
-    device: Device = None,
-) -> None:
-    """Tables × recipes × seeds beside the published numbers; the same command goes on where it stopped."""
-    from .bench.table_quality import quality as run
-    from .bench.table_recipes import recipes
-
-    if not quality:
-        raise ValueError("bench table measures quality only so far: add --quality")
-    grid = "fast" if fast else "official"
-    ours = recipes(out, one_fit, device)
-    run(sets.split(","), range(seeds), recipe.split(","), ours, data, out / "rows.json", grid, console)
-
-
-@bench.command("schedules")
-def bench_schedules(
-    override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
-    config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
-    seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
-    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
-    variants: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "decoupled,unified,image_only,text_only",
-    out: Out = Path("runs/schedules"),
-    device: Device = None,
-) -> None:
-    """Decoupled against tied noise schedules at equal budget; the same command goes on where it stopped."""
-    from .bench.schedules import schedules
-
-    schedules(config, override or [], variants.split(","), seeds, n, out, _device(device), console)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,12 +1,14 @@
 """`anystate bench table --quality`: sets × recipes × seeds, printed as the paper's Tables 2 and 3 with our rows below.
 
-Every finished run is a row of a JSON file, so the same command goes on where it was stopped.
+Every finished run is a row of a JSON file, so the same command goes on where it was stopped. The synthetic rows lie
+beside it: a machine without XGBoost leaves MLE open, and the same command where there is one fills it in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -21,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from .origin import origin
 from .table_columns import check_tables, load_schema, read_table, roles_of
 from .table_metrics import copied, density
 from .table_mle import mle
@@ -39,7 +42,8 @@ class Synthesize(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run. Shares, not percent; `mle` is the honest score, `mle_official` that of the papers' code."""
+    """One run. Shares, not percent; `mle` is the honest score, `mle_official` that of the papers' code; both are NaN
+    where XGBoost was missing."""
 
     set: str
     recipe: str
@@ -55,6 +59,7 @@ class Row:
     parameters: int
     evaluations: int
     seconds: float
+    origin: dict = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple:
@@ -82,17 +87,20 @@ def quality(
     if grid not in ("official", "fast"):
         raise ValueError(f"grid {grid!r} is neither official nor fast")
     rows = read_rows(out)
+    rows = [_with_mle(row, data, out) if row.grid == grid and math.isnan(row.mle) else row for row in rows]
+    write_rows(out, rows)
     for name in sets:
         for recipe in recipes:
             for seed in seeds:
                 if (name, recipe, seed, grid) in {row.key for row in rows}:
                     continue
-                row = run(name, recipe, seed, grid, synthesize, data)
+                row = run(name, recipe, seed, grid, synthesize, data, out)
                 rows.append(row)
                 write_rows(out, rows)
                 console.print(
                     f"{name} {recipe} seed {seed}: Shape {100 * row.shape:.2f}, Trend {100 * row.trend:.2f}, "
-                    f"{row.metric} {row.mle:.4f}, {row.seconds:.0f} s",
+                    f"{row.metric} {row.mle:.4f}, {row.seconds:.0f} s"
+                    + (" (no MLE: xgboost is not installed)" if math.isnan(row.mle) else ""),
                     highlight=False,
                 )
     for table in tables([row for row in rows if row.grid == grid]):
@@ -100,7 +108,7 @@ def quality(
     return rows
 
 
-def run(name: str, recipe: str, seed: int, grid: str, synthesize: Synthesize, data: Path) -> Row:
+def run(name: str, recipe: str, seed: int, grid: str, synthesize: Synthesize, data: Path, out: Path) -> Row:
     """One fit and one draw, as many rows as the training table has."""
     train, test, schema = _load(data / name)
     roles = roles_of(train, schema)
@@ -109,23 +117,42 @@ def run(name: str, recipe: str, seed: int, grid: str, synthesize: Synthesize, da
     seconds = time.perf_counter() - began
     check_tables(roles, synthetic=synth)
     near = density(train, synth, roles)
-    useful = mle(synth, test, roles, grid, seed)
-    return Row(
+    row = Row(
         set=name,
         recipe=recipe,
         seed=seed,
         grid=grid,
         shape=near.shape,
         trend=near.trend,
-        mle=useful.score,
-        mle_official=useful.official,
-        metric=useful.metric,
+        mle=math.nan,
+        mle_official=math.nan,
+        metric="RMSE" if roles.task == "regression" else "AUC",
         copies=copied(train, synth, roles),
         holdout_copies=copied(train, test, roles),
         parameters=int(parameters),
         evaluations=int(evaluations),
         seconds=round(seconds, 1),
+        origin=origin(),
     )
+    file = _synthetic(out, row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    synth.to_csv(file, index=False)
+    return _with_mle(row, data, out, synth)
+
+
+def _with_mle(row: Row, data: Path, out: Path, synth: pd.DataFrame | None = None) -> Row:
+    """The row with its MLE, where XGBoost and the synthetic rows are there."""
+    file = _synthetic(out, row)
+    if importlib.util.find_spec("xgboost") is None or (synth is None and not file.is_file()):
+        return row
+    train, test, schema = _load(data / row.set)
+    synth = read_table(file, schema) if synth is None else synth
+    useful = mle(synth, test, roles_of(train, schema), row.grid, row.seed)
+    return dataclasses.replace(row, mle=useful.score, mle_official=useful.official)
+
+
+def _synthetic(out: Path, row: Row) -> Path:
+    return out.parent / "synthetic" / f"{row.set}-{row.recipe}-{row.seed}.csv.gz"
 
 
 @functools.lru_cache(maxsize=1)
@@ -188,6 +215,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def _cell(rows: list[Row], field: str, factor: float, places: int) -> str:
+    rows = [row for row in rows if not math.isnan(getattr(row, field))]
     if not rows:
         return "–"
     values = [factor * getattr(row, field) for row in rows]

@@ -219,9 +219,17 @@ class Sampling(Section):
     chunk: int = Field(128, gt=0, description="samples per batch")
 
 
+Engine = Literal["fast", "plain"]
+Compile = Literal["auto", "always", "never"]
+ENGINE = Field("fast", description="plain: the straightforward way, in eager PyTorch; same results, for comparison")
+COMPILE = Field("auto", description="torch.compile; auto: where the run is long enough to pay for the compiler")
+
+
 class Config(Section):
     name: str
     seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
     data: Data
     modalities: dict[str, Modality] = Field(min_length=1)
     network: Network

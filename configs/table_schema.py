@@ -6,7 +6,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .schema import Init, Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
+from .schema import (
+    COMPILE,
+    ENGINE,
+    Compile,
+    Engine,
+    Init,
+    Loss,
+    SamplerConfig,
+    Sampling,
+    Schedule,
+    Section,
+    TimesConfig,
+    Train,
+)
 
 
 class EncodingConfig(Section):
@@ -52,9 +65,22 @@ class TableNetwork(Section):
     time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
 
 
+class TableSampling(Sampling):
+    refine: int = Field(
+        0, ge=0, description="further evaluations, each of which redraws its share of the tokens given all other cells"
+    )
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a row."""
+        return self.steps + self.refine
+
+
 class TableConfig(Section):
     name: str
     seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
     missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
     encoding: EncodingConfig = EncodingConfig()
     numbers: NumbersConfig = NumbersConfig()
@@ -64,10 +90,12 @@ class TableConfig(Section):
     known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
-    sample: Sampling = Sampling()
+    sample: TableSampling = TableSampling()
 
     @model_validator(mode="after")
     def _no_parts(self):
+        if self.sample.refine and self.times.draw != "decoupled":
+            raise ValueError("sample.refine needs times.draw=decoupled: tokens are redrawn beside clean numbers")
         if self.train.freeze or self.train.recompute:
             raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
         return self

@@ -266,6 +266,8 @@ class ColumnCodec:
             if column.format is not None:
                 values = values.dt.strftime(column.format).astype(object)
                 return self._series([None if e else v for v, e in zip(values, empty, strict=True)])
+            if column.dtype == "object":  # dates without a time
+                return pd.Series([None if e else v for v, e in zip(values.dt.date, empty, strict=True)], dtype=object)
             aware = "," in column.dtype
             return (values.dt.tz_localize("UTC") if aware else values).astype(column.dtype)
         if column.kind == "continuous" and column.decimals is not None:

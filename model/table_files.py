@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def read_table(path: str | Path, missing: Sequence[str] = MISSING) -> pd.DataFra
     """A CSV (also .gz) or Parquet file.
 
     Columns of a CSV become numbers only where every filled cell is a plain number ("007" stays text); `missing` are
-    the texts that mean an empty cell.
+    the texts that mean an empty cell. Decimals of a Parquet file become floats.
 
     Raises:
         ValueError: no such file, unreadable, a row with another number of fields: says which.
@@ -32,11 +33,13 @@ def read_table(path: str | Path, missing: Sequence[str] = MISSING) -> pd.DataFra
         raise ValueError(f"table {str(path)!r} not found")
     if path.suffix in (".parquet", ".pq"):
         try:
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
         except ImportError:
-            raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+            raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install anystate[table]") from None
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
+        exact = [name for name in table if isinstance(next(iter(table[name].dropna()), None), Decimal)]
+        return table.assign(**{name: table[name].astype(float) for name in exact}) if exact else table
     return parse_csv(read_text(path), str(path), missing)
 
 
@@ -54,16 +57,22 @@ def read_text(path: Path) -> str:
 
 def parse_csv(text: str, where: str, missing: Sequence[str] = MISSING, words: Sequence[str] = ()) -> pd.DataFrame:
     """A DataFrame from the text of a CSV file, see `read_table`; columns `words` stay text whatever they hold."""
+    limit = csv.field_size_limit(len(text) + 1)
     try:
-        rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
         raise ValueError(f"{where}: malformed CSV: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
     if not rows:
         raise ValueError(f"{where} is empty: a header and rows are needed")
     header, body = rows[0], rows[1:]
     for i, row in enumerate(body):
         if len(row) != len(header):
             raise ValueError(f"{where}: row {i + 1} has {len(row)} fields, the header {len(header)}")
+    for mark, said in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
+        if len(header) == 1 and all(row[0].count(mark) == header[0].count(mark) > 0 for row in rows):
+            raise ValueError(f"{where}: fields are separated by {said}: save it with commas")
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         raise ValueError(f"{where}: column name {min(twice)!r} occurs more than once: rename one of them")
@@ -96,7 +105,14 @@ def write_table(table: pd.DataFrame, path: str | Path, missing: str = "") -> Non
         try:
             table.to_parquet(path, index=False)
         except ImportError:
-            raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow") from None
+            raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install anystate[table]") from None
+        except (ValueError, TypeError):
+            for name in table:
+                if len(kinds := {type(v).__name__ for v in table[name].dropna()}) > 1:
+                    found = " and ".join(sorted(kinds))
+                    raise ValueError(f"{path}: column {name!r} mixes {found}, which Parquet cannot hold: "
+                                     "write a .csv") from None  # fmt: skip
+            raise
     else:
         table.to_csv(path, index=False, na_rep=missing)
 

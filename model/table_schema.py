@@ -6,6 +6,7 @@ is repeated, an identifier numbered anew).
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ FORMATS = (
 STEPS = {"day": 86_400_000_000_000, "hour": 3_600_000_000_000, "minute": 60_000_000_000, "second": 1_000_000_000}
 STEPS |= {"ms": 1_000_000, "us": 1000, "ns": 1}
 BOOLEANS = [{"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}]
+EXACT = 2**53  # whole numbers from which on float64 has gaps
 FEWEST = 20  # rows from which on "all different" means an identifier
 
 
@@ -98,6 +100,8 @@ def infer_column(name, values: pd.Series) -> Column:
     known = values.dropna()
     dtype, kind = values.dtype, None
     found = {"name": name, "dtype": str(dtype), "missing": len(known) < len(values)}
+    if isinstance(dtype, pd.StringDtype) and dtype.storage != "python":
+        found["dtype"] = f"string[{dtype.storage}]"
     if isinstance(dtype, pd.CategoricalDtype):
         kind, found["dtype"] = "categorical", "category"
     elif pd.api.types.is_bool_dtype(dtype):
@@ -130,6 +134,8 @@ def _numeric(name, known: pd.Series, found: dict) -> str:
     unique = np.unique(finite)
     if pd.api.types.is_integer_dtype(known.dtype):
         run = len(unique) == len(known) >= FEWEST and unique[-1] - unique[0] == len(unique) - 1
+        if len(unique) and max(-unique[0], unique[-1]) >= EXACT:
+            return "identifier" if len(unique) == len(known) >= FEWEST and not found["missing"] else "categorical"
         named = re.search(r"(^|[_ .\-])id$", str(name), re.IGNORECASE) and len(unique) == len(known) >= FEWEST
         return "identifier" if (run or named) and not found["missing"] else "integer"
     found["decimals"] = next((d for d in range(7) if np.array_equal(np.round(unique, d), unique)), None)
@@ -138,6 +144,9 @@ def _numeric(name, known: pd.Series, found: dict) -> str:
 
 def _text(name, known: pd.Series, found: dict) -> str:
     types = {type(v) for v in known}
+    if types == {datetime.date}:
+        found["step"] = "day"
+        return "datetime"
     if odd := [t for t in types if not issubclass(t, str | bool | int | float | np.generic)]:
         raise ValueError(f"column {name!r} holds values of type {odd[0].__name__}: turn them into numbers or text")
     if types == {str}:

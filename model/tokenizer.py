@@ -71,10 +71,15 @@ class TokenizerCodec:
                 if token < self.states:
                     run += [] if token in special else [token]
                     continue
-                shown += [self.tokenizer.decode(run, skip_special_tokens=False)] if run else []
+                shown += [self._words(run)] if run else []
                 shown, run = [*shown, HIDDEN], []
             captions.append("".join(shown[:-1]).strip())
         return captions
+
+    def _words(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        suffix = getattr(self.tokenizer.model, "end_of_word_suffix", None)  # CLIP's </w>; its file has no rule for it
+        return text.replace(suffix, " ") if suffix else text
 
     def json(self) -> str:
         """The content of a `tokenizer.json`, for copies beside weights or data."""
@@ -100,7 +105,8 @@ def open_tokenizer(path: str | Path):
         elif (file / "vocab.json").is_file():
             from transformers import CLIPTokenizerFast
 
-            tokenizer = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
+            made = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
+            tokenizer = Tokenizer.from_str(made.to_str())  # without the decoding that transformers puts around it
         else:
             tokenizer = Tokenizer.from_pretrained(str(path))
     except Exception as error:  # the hub, the disk and the library each raise kinds of their own

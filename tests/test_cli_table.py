@@ -92,6 +92,28 @@ def test_imputing_leaves_every_other_byte(run, data, tmp_path):
     assert pd.read_csv(spread).shape == (500, 15)
 
 
+def test_parquet_in_and_out(tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    table = load_bundled()[0].head(300).assign(day=pd.to_datetime("2024-01-01") + pd.to_timedelta(range(300), "h"))
+    table["age"] = table["age"].astype("int16")
+    table["sex"] = table["sex"].astype("category")
+    table.to_parquet(tmp_path / "in.parquet")
+    assert call("table", "fit", tmp_path / "in.parquet", *TINY, "--out", tmp_path / "run", "--device", "cpu") == 0
+    out = tmp_path / "rows.parquet"
+    assert call("table", "sample", tmp_path / "run", "-n", "30", "--out", out, "--device", "cpu") == 0
+    made = pd.read_parquet(out)
+    assert (made.dtypes == pd.read_parquet(tmp_path / "in.parquet").dtypes).all()
+    holes = table.head(20).assign(education=None)
+    holes.to_parquet(tmp_path / "holes.parquet")
+    filled = tmp_path / "filled.parquet"
+    assert (
+        call("table", "impute", tmp_path / "run", tmp_path / "holes.parquet", "--out", filled, "--device", "cpu") == 0
+    )
+    done = pd.read_parquet(filled)
+    assert done["education"].isin(table["education"]).all()
+    pd.testing.assert_frame_equal(done.drop(columns="education"), holes.drop(columns="education"))
+
+
 def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys):
     file = tmp_path / "schema.yaml"
     assert call("table", "schema", data, "--out", file) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 EMOJI = Path(os.environ.get("ANYSTATE_DATA", Path(__file__).parents[2] / "shared/data")) / "emoji/emoji.npz"
 pytestmark = pytest.mark.skipif(not EMOJI.is_file(), reason=f"needs the emoji data set ({EMOJI})")
@@ -43,7 +44,8 @@ def packed(tmp_path_factory) -> Path:
     """A folder with data/emoji packed from a slice of emoji."""
     folder = tmp_path_factory.mktemp("emoji")
     with np.load(EMOJI) as arrays:
-        kept = np.r_[np.flatnonzero(arrays["split"] == "train")[:96], np.flatnonzero(arrays["split"] == "test")[:24]]
+        train, test = (np.flatnonzero(arrays["split"] == split) for split in ("train", "test"))
+        kept = np.r_[train[::30], test[::15]]
         np.savez(folder / "slice.npz", **{name: arrays[name][kept] for name in arrays.files})
     anystate(
         folder, "data", "pack", "slice.npz", "--out", "data/emoji", "--text", "bpe", "--states", 512, "--length", 20
@@ -103,3 +105,14 @@ def test_samples_on_two_ranks_and_the_same_on_one(trained, way):
             assert path.read_bytes() == (one / "image" / path.name).read_bytes()
         said = anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings)
         assert "sheet.png" in said  # nothing left to do, nothing overwritten
+
+
+def test_evaluation_of_every_kind(trained):
+    """Bounds, labels and FID (with a small network of our own in place of Inception), as one JSON file."""
+    torch.manual_seed(0)
+    features = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten())
+    torch.jit.trace(features, torch.zeros(2, 3, 32, 32)).save(trained / "features.pt")
+    metrics = ["--metrics", "elbo,labels,fid", "--features", "features.pt", "--repeats", 1, "--steps", 2, "--n", 8]
+    anystate(trained, "eval", "runs/emoji_stage3", *metrics, "--json", "eval.json", "--device", "cpu")
+    rows = json.loads((trained / "eval.json").read_text())
+    print(rows)

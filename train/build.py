@@ -62,10 +62,11 @@ class System:
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
 
 
-def build(config: Config, folder: Path | None = None) -> System:
+def build(config: Config, folder: Path | None = None, codecs: bool = True) -> System:
     """The system a config describes, with weights freshly drawn from its seed.
 
     folder: a checkpoint that holds its tokenizers (see `System.files`); default: they are where the config says.
+    codecs: False leaves them out; benchmarks need none.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -77,7 +78,8 @@ def build(config: Config, folder: Path | None = None) -> System:
             config.network.time_scale,
         )
     space = Space({m: _process(c) for m, c in config.modalities.items()})
-    return System(config, space, net, {m: _codec(m, c, folder) for m, c in config.modalities.items()})
+    made = {m: _codec(m, c, folder) for m, c in config.modalities.items()} if codecs else {}
+    return System(config, space, net, made)
 
 
 def weightings(config: Config, space: Space) -> nn.ModuleDict:

@@ -54,6 +54,8 @@ def generate(
     device = distributed.start(device)
     system = load_system(checkpoint, weights, device)
     given = conditions(system, request.source, request.n)
+    if silent := [m for m in system.space if m not in given.given and m not in system.net.head]:
+        raise ValueError(f"this model does not generate {silent[0]!r}: give it, --given {silent[0]}=…")
     settings = system.config.sample
     steps = settings.steps if request.steps is None else request.steps
     chunk = settings.chunk if request.chunk is None else request.chunk
@@ -75,7 +77,7 @@ def generate(
         "given": given.digest(),
         "level": {m: g.level for m, g in given.given.items()},
     }
-    about = {"checkpoint": str(path), "weights": weights, "source": dataclasses.asdict(request.source)}
+    about = {"checkpoint": str(path.resolve()), "weights": weights, "source": dataclasses.asdict(request.source)}
     folder = SampleFolder(out, system, identity, about, given.total, chunk)
     if distributed.is_main():
         folder.begin(force)
@@ -95,6 +97,7 @@ def generate(
                 guidance=guidance,
                 seed=request.seed,
                 samplers=samplers,
+                engine=system.config.engine,
                 first=samples.start,
                 chunk=chunk,
                 trajectory=film,

@@ -38,6 +38,7 @@ def save_galleries(trainer: Trainer) -> None:
             steps=settings.steps,
             guidance=system.guidance(bool(given)),
             samplers=system.samplers,
+            engine=system.config.engine,
         )
         write_sheet(system, drawn, trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
 

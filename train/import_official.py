@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..configs import schema
@@ -75,7 +76,8 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
         _check_positions(state, snapshot.file)
     example = next(iter(snapshot.weights.values()))
     config = describe(example, vae, tokenizer)
-    system = build(config)
+    with torch.device("meta"):  # for names and shapes alone
+        system = build(config)
     for state in states.values():
         _check(system, state, snapshot.file)
     files, note = _vocabulary(system)

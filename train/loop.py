@@ -26,6 +26,7 @@ from ..kernels import Rng
 from . import checkpoint, distributed, sharded
 from .build import System, build, load_data, weightings
 from .data.pairs import Pairs
+from .engine import ENGINES, sample_flops
 from .log import Log, Silent
 
 Hook = Callable[["Trainer"], dict[str, float] | None]
@@ -91,11 +92,11 @@ class Trainer:
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
+        self.engine = ENGINES[config.engine](config, self.device)
+        self.engine.prepare(self.net, self.work, self.sharded)
         self.objective = self._objective(bf16)
         self.parameters = [p for p in [*self.net.parameters(), *self.weighting.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = self.engine.optimizer(self.parameters)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.step = 0
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
@@ -112,7 +113,11 @@ class Trainer:
 
     def losses(self, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """{modality: (B,) unweighted loss} of clean data at its times."""
-        return self.system.space.losses(self.net, x0, t, rng, self.learned())
+        return self.system.space.losses(self.engine.net(self.net), x0, t, rng, self.learned())
+
+    def work(self) -> float:
+        """FLOPs of the whole run; a backward pass takes two forward ones."""
+        return 3.0 * sample_flops(self.system) * self.config.train.batch * self.config.train.steps
 
     def learned(self) -> list[str]:
         """The modalities that have a head and a loss."""
@@ -154,6 +159,12 @@ class Trainer:
 
     def update(self) -> dict[str, Tensor]:
         """One optimizer step; returns this rank's share of the mean unweighted loss per modality, on the device."""
+        with self.engine.running():
+            losses = self._update()
+            self.engine.report(losses)
+        return losses
+
+    def _update(self) -> dict[str, Tensor]:
         settings = self.config.train
         self.optimizer.param_groups[0]["lr"] = self.lr(self.step)
         x0 = self.train_data.batch(self.config.seed, self.step, self.rows, settings.batch)
@@ -318,11 +329,11 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _check_same_run(self, folder: Path) -> None:
-        """Only `train` and `sample` settings may change between a run and its continuation."""
+        """How it runs (`engine`, `compile`), `train` and `sample` may change between a run and its continuation."""
         saved = schema.load(folder / "config.yaml", model=type(self.config)).model_dump(mode="json")
         wanted = self.config.model_dump(mode="json")
         for key, value in wanted.items():
-            if key not in ("train", "sample") and value != saved[key]:
+            if key not in ("train", "sample", "engine", "compile") and value != saved[key]:
                 raise checkpoint.CheckpointError(
                     f"{self.out} holds a run with another {key!r}: choose another --out, or delete it to start anew"
                 )
@@ -331,8 +342,7 @@ class Trainer:
     def _average(self) -> None:
         """EMA with a short memory at first: decay min(ema, (1 + n)/(10 + n))."""
         decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
-        average, now = (sharded.local(list(net.parameters())) for net in (self.ema, self.net))
-        torch._foreach_lerp_(average, now, 1.0 - decay)
+        self.engine.average(self.ema, self.net, 1.0 - decay)
 
     def _due(self, every: int | None, stop: int) -> bool:
         return every is not None and (self.step % every == 0 or self.step == stop)

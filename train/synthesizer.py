@@ -19,6 +19,7 @@ from ..model.table_files import read_table
 from ..model.table_schema import Schema, infer
 from . import checkpoint
 from .table import TableSystem, TableTrainer, load_table
+from .table_expect import expected
 from .table_generate import Generator
 
 BUNDLED = {"adult": Path(__file__).parent / "data" / "adult"}
@@ -101,22 +102,22 @@ class TableSynthesizer(BaseEstimator):
 
         Args:
             how: "draw" fills with one draw from the model, or with several (`draws`): a list of tables.
-                "expected" fills with the mean of a number or date and the most frequent value of a category over
-                `draws` (default 20), and returns a second table of the same shape with its spread: the standard
-                deviation, or the share of draws that differ from the value; NaN where the cell was filled.
+                "expected" fills with the mean of a number or date (over `draws`, default 20, where it needs drawing)
+                and the likeliest value of a category, and returns a second table of the same shape with the spread:
+                the standard deviation, or the chance of another value; NaN where the cell was filled.
         """
         if how not in ("draw", "expected"):
             raise ValueError(f"how must be draw or expected, got {how!r}")
         check_columns(table, list(self._fitted().codec.columns))
         generator = self._generator(seed, None)
-        cells = generator.cells_of(table)
         count = (1 if how == "draw" else 20) if draws is None else draws
         if count < 1:
             raise ValueError(f"draws must be at least 1, got {count}")
+        if how == "expected":
+            return expected(generator, table, count)
+        cells = generator.cells_of(table)
         tables = [generator.impute(table, i, cells) for i in range(count)]
-        if how == "draw":
-            return tables[0] if draws is None else tables
-        return self._expected(table, tables)
+        return tables[0] if draws is None else tables
 
     def save(self, path: str | Path) -> Path:
         """Write the model into a folder; the checkpoint inside it is returned."""
@@ -147,32 +148,6 @@ class TableSynthesizer(BaseEstimator):
         system = self._fitted()
         return Generator(system, steps, system.config.seed if seed is None else seed, self.verbose)
 
-    def _expected(self, table: pd.DataFrame, tables: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        index, tables = table.index, _bare(*tables)
-        (table,) = _bare(table)
-        filled = tables[0].copy()
-        spread = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
-        for name, codec in self.system_.codec.columns.items():
-            empty = table[name].isna().to_numpy()
-            if not empty.any() or tables[0].loc[empty, name].isna().all():
-                continue
-            drawn = [t[name][empty].reset_index(drop=True) for t in tables]
-            if codec.numeric:
-                numbers = pd.DataFrame({i: codec.to_numbers(v) for i, v in enumerate(drawn)})
-                mean = codec.from_numbers(numbers.mean(axis=1).to_numpy())
-                spread.loc[empty, name] = numbers.std(axis=1, ddof=0).to_numpy()
-            else:
-                counts = pd.DataFrame(dict(enumerate(drawn))).astype(object)
-                mean = counts.apply(lambda row: row.value_counts().index[0], axis=1)
-                spread.loc[empty, name] = counts.ne(mean, axis=0).mean(axis=1).to_numpy()
-            filled.loc[empty, name] = mean.to_numpy()
-        return filled.set_axis(index), spread.set_axis(index)
-
-
-def _bare(*tables: pd.DataFrame) -> list[pd.DataFrame]:
-    """The tables without their index, which may repeat itself."""
-    return [table.reset_index(drop=True) for table in tables]
-
 
 def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and test rows of a data set that comes with the package."""
@@ -186,6 +161,5 @@ def find_table(source: str) -> Path:
     path = Path(source)
     if not path.is_file() and source in BUNDLED:
         return BUNDLED[source] / "train.csv.gz"
-    if not path.is_file() and not path.is_absolute() and "ANYSTATE_DATA" in os.environ:
-        return Path(os.environ["ANYSTATE_DATA"]) / source
-    return path
+    below = Path(os.environ.get("ANYSTATE_DATA", ".")) / source
+    return below if below.is_file() and not path.is_file() else path

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import Draw, Rng
+from ..kernels import Draw, Logits, Rng
 from ..model.table_codec import MISSING, RARE, REGULAR, ColumnCodec
 from ..model.table_schema import dates
 from ..sample import sample
@@ -37,6 +37,9 @@ class Cells:
 
     def rows(self, index: Tensor) -> Cells:
         return Cells(self.tokens[index], self.scores[index], self.known[index])
+
+    def to(self, device: torch.device) -> Cells:
+        return Cells(self.tokens.to(device), self.scores.to(device), self.known.to(device))
 
 
 @dataclasses.dataclass
@@ -109,26 +112,30 @@ class Generator:
     def impute(self, table: pd.DataFrame, draw: int = 0, cells: Cells | None = None) -> pd.DataFrame:
         """The table with its empty cells drawn given the filled ones; filled cells are those of the input."""
         cells = self.cells_of(table) if cells is None else cells
-        forbidden = None
-        if "cat" in self.space:
-            forbidden = torch.zeros(len(self.codec.tokens), self.space["cat"].states, dtype=torch.bool)
-            for c, name in enumerate(self.codec.tokens):
-                if (state := self.codec.columns[name].state(MISSING)) >= 0 and len(self.codec.columns[name].states) > 1:
-                    forbidden[c, state] = True
         index, table = table.index, table.reset_index(drop=True)  # an index may repeat itself
         incomplete = torch.from_numpy(table.isna().to_numpy().any(1))
         filled = table.copy().set_axis(index)
         if not incomplete.any():
             return filled
         again = dataclasses.replace(self, seed=self.seed + 1_000_003 * draw)
-        tokens, scores = again.fill(cells.rows(incomplete), [], forbidden)
+        tokens, scores = again.fill(cells.rows(incomplete), [], self.never_missing())
         made = self.codec.decode(tokens, scores, again.seed)
         made.index = np.flatnonzero(incomplete.numpy())
         for name in self.codec.columns:
             empty = table.loc[made.index, name].isna()
             if empty.any() and self.codec.columns[name].column.kind != "identifier":
-                filled[name] = _put(table[name], made.loc[empty, name]).set_axis(index)
+                filled[name] = put(table[name], made.loc[empty, name]).set_axis(index)
         return filled
+
+    def never_missing(self) -> Tensor | None:
+        """(C, K) bool: the states that mean an empty cell, which no filled cell may take."""
+        if "cat" not in self.space:
+            return None
+        forbidden = torch.zeros(len(self.codec.tokens), self.space["cat"].states, dtype=torch.bool)
+        for c, name in enumerate(self.codec.tokens):
+            if (state := self.codec.columns[name].state(MISSING)) >= 0 and len(self.codec.columns[name].states) > 1:
+                forbidden[c, state] = True
+        return forbidden
 
     def cells_of(self, table: pd.DataFrame) -> Cells:
         """The known cells of a table."""
@@ -156,32 +163,77 @@ class Generator:
         parts = []
         for first in range(0, n, chunk):
             index = torch.arange(first, first + chunk).clamp(max=n - 1)
-            part = cells.rows(index)
-            part = Cells(*(x.to(self.device) for x in (part.tokens, part.scores, part.known)))
+            part = cells.rows(index).to(self.device)
             for pin in pins:
                 self._draw_pin(part, pin, Rng.for_batch(self.seed, chunk, first, self.device))
-            parts.append(self._fill_chunk(part, first, forbidden))
+            parts.append(self.fill_chunk(part, first, forbidden))
         tokens, scores = (torch.cat([part[i] for part in parts])[:n].cpu() for i in (0, 1))
         return tokens, scores
 
-    def _fill_chunk(self, cells: Cells, first: int, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def fill_chunk(
+        self, cells: Cells, first: int, forbidden: Tensor | None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows first, … of a table; `noise` (n, C) starts the scores instead of drawn numbers."""
+        init = {"cat": cells.tokens} if "cat" in self.space else {}
+        if noise is not None and "num" in self.space:
+            init["num"] = noise
         out = sample(
-            self._net(cells, forbidden),
+            self.net_for(cells, forbidden),
             self.space,
             n=len(cells.tokens),
             steps=self.steps or self.system.config.sample.steps,
             seed=self.seed,
             samplers=self.system.samplers,
+            engine=self.system.config.engine,
             first=first,
             chunk=len(cells.tokens),
-            init={"cat": cells.tokens} if "cat" in self.space else None,
+            init=init,
             progress=self.progress,
             device=self.device,
         )
         scores = torch.where(cells.known, cells.scores, out["num"]) if "num" in out else cells.scores
-        return out.get("cat", cells.tokens), scores
+        tokens = out.get("cat", cells.tokens)
+        rng = Rng.for_batch(self.seed, len(tokens), first, self.device)
+        for k in range(self.refine if "cat" in self.space else 0):
+            tokens = self._redraw(k, cells, tokens, scores, rng, forbidden)
+        return tokens, scores
 
-    def _net(self, cells: Cells, forbidden: Tensor | None = None):
+    @property
+    def refine(self) -> int:
+        """Evaluations after the last step, in the proportion of the config to the number of steps."""
+        settings = self.system.config.sample
+        return settings.refine if self.steps is None else round(settings.refine * self.steps / settings.steps)
+
+    @torch.no_grad()
+    def _redraw(
+        self, k: int, cells: Cells, tokens: Tensor, scores: Tensor, rng: Rng, forbidden: Tensor | None
+    ) -> Tensor:
+        """Redraw 1/refine of every row's free tokens given all its other cells.
+
+        What is revealed early in sampling is drawn from the network's answer at much noise, its least certain one;
+        redrawn, every token comes from the answer at the least noise. (A block Gibbs sweep; the corrector steps of
+        arXiv 2205.14987 serve the same end.)
+        """
+        process, free = self.space["cat"], cells.tokens == self.space["cat"].mask_id
+        order = kernels.uniform(rng.keys("refine", Draw.TIME), tokens.shape[1]) + 2.0 * ~free
+        rank, count = order.argsort(1).argsort(1), free.sum(1, keepdim=True)
+        hidden = free & (rank * self.refine // count.clamp(min=1) == k)
+        if not bool(hidden.any()):
+            return tokens
+        share = hidden.double().mean(1)
+        x = {"cat": torch.where(hidden, process.mask_id, tokens)}
+        t = {"cat": share.clamp(min=process.t_min)}
+        known = Cells(cells.tokens, scores, torch.full_like(cells.known, self.system.config.known > 0))
+        if "num" in self.space:
+            x["num"], t["num"] = scores, torch.full_like(share, self.space["num"].t_min)
+        out = self.space.evaluate(self.net_for(known, forbidden), x, t, ["cat"])["cat"]
+        rate, keys = torch.ones(len(tokens), device=self.device), rng.at(k).keys("refine", Draw.STEP)
+        drawn = Logits.of(out).tau_leap(
+            torch.where(hidden, process.mask_id, 0), rate, keys, process.states, "last", process.mask_column == "leak"
+        )
+        return torch.where(hidden, drawn, tokens)
+
+    def net_for(self, cells: Cells, forbidden: Tensor | None = None):
         """The network with known numbers held clean and forbidden states closed."""
         net, given = self.system.net, {}
         if "num" in self.space and bool(cells.known.any()):
@@ -211,7 +263,7 @@ class Generator:
             process, column = self.space["cat"], self.codec.tokens.index(name)
             x = {**self.space.prior(rng), "cat": cells.tokens}
             t = {m: torch.ones(len(cells.tokens), dtype=torch.float64, device=self.device) for m in self.space}
-            out = self.space.evaluate(self._net(cells), x, t, ["cat"])["cat"][:, column, : process.states]
+            out = self.space.evaluate(self.net_for(cells), x, t, ["cat"])["cat"][:, column, : process.states]
             closed = torch.nn.functional.pad(~pin.allowed, (0, process.states - len(pin.allowed)), value=True)
             scores = out.float().masked_fill(closed.to(self.device), -math.inf)[:, None]
             masked = torch.full((len(out), 1), process.mask_id, device=self.device)
@@ -311,7 +363,7 @@ def _number(codec: ColumnCodec, value) -> float | None:
     return float(codec.to_numbers(pd.Series([value]))[0])
 
 
-def _put(values: pd.Series, made: pd.Series) -> pd.Series:
+def put(values: pd.Series, made: pd.Series) -> pd.Series:
     """A column with some cells replaced, in its own dtype where that holds the new cells."""
     out = values.copy() if values.notna().any() else values.astype(made.dtype)
     out.loc[made.index] = made.to_numpy(dtype=object) if out.dtype == object else made

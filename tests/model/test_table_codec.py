@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import importlib.util
 import json
 
 import numpy as np
@@ -56,6 +59,11 @@ NASTY = {
     "date text": pd.Series(pd.Timestamp("2020-02-28") + pd.to_timedelta(R.integers(0, 900, N), "D")).dt.strftime(
         "%d.%m.%Y"
     ),
+    "dates": pd.Series([datetime.date(2020, 2, 28) + datetime.timedelta(int(d)) for d in R.integers(0, 900, N)]),
+    "dates with None": some(np.array([datetime.date(2020, 2, int(d)) for d in R.integers(1, 29, N)])),
+    "beyond float64": pd.Series(R.choice([2**63 - 1, 2**63 - 2, -(2**63), 0], N)),
+    "uint64": pd.Series(R.choice(np.array([2**64 - 1, 2**64 - 2, 0], dtype="uint64"), N)),
+    "arrow text": pd.Series(R.choice(["x", "y"], N), dtype="string[pyarrow]"),
     "constant": pd.Series(["same"] * N),
     "constant number": pd.Series([3.5] * N),
     "all missing": pd.Series([np.nan] * N),
@@ -214,6 +222,9 @@ def test_csv_keeps_spellings_and_fills_only_empty_cells():
     [
         ("a,b\n1,2\n3\n", "row 2 has 1 fields, the header 2"),
         ("a,a\n1,2\n", "'a' occurs more than once"),
+        ("a;b\n1;2\n", "fields are separated by ';': save it with commas"),
+        ("a\tb\n1\t2\n", "separated by tabs"),
+        ('a,b\n1,"x"y\n', "malformed CSV"),
         ('a,b\n1,"2\n', "malformed CSV"),
         ("", "is empty"),
     ],
@@ -223,9 +234,28 @@ def test_malformed_csv_says_where(text, words):
         parse_csv(text, "t.csv")
 
 
+def test_old_line_ends_and_long_cells_are_read():
+    assert parse_csv("a,b\r1,2\r3,4\r", "t.csv").to_numpy().tolist() == [[1, 2], [3, 4]]
+    assert len(parse_csv(f"a,b\n{'x' * 200_000},1\n", "t.csv")["a"][0]) == 200_000
+
+
+def test_parquet_says_what_it_cannot_hold_or_read(tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    mixed = pd.DataFrame({"a": [1.5, "x"] * 9})
+    with pytest.raises(ValueError, match="column 'a' mixes float and str, which Parquet cannot hold"):
+        write_table(mixed, tmp_path / "mixed.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        read_table(tmp_path / "bad.parquet")
+    exact = pd.DataFrame({"a": [decimal.Decimal("1.25"), None, decimal.Decimal("3.50")]})
+    exact.to_parquet(tmp_path / "exact.parquet")
+    assert read_table(tmp_path / "exact.parquet")["a"].tolist()[::2] == [1.25, 3.5]
+
+
 def test_files_round_trip(tmp_path):
     table = parse_csv("a,b,c\n1,x,0.5\n2,,1.25\n", "t.csv")
-    for name in ("t.csv", "t.csv.gz"):
+    parquet = ["t.parquet"] if importlib.util.find_spec("pyarrow") else []
+    for name in ("t.csv", "t.csv.gz", *parquet):
         write_table(table, tmp_path / name)
         pd.testing.assert_frame_equal(read_table(tmp_path / name), table)
     with pytest.raises(ValueError, match="not found"):

@@ -122,9 +122,9 @@ def test_a_folder_takes_one_request(run, tmp_path, chunks):
         "samplers": Request(n=9, sampler={"image": "heun"}),
     }
     for what, request in other.items():
-        with pytest.raises(ValueError, match=f"another request .another {what}.*--force"):
+        with pytest.raises(ValueError, match=f"another request .{what} differs.*--force"):
             generate(run, request, tmp_path)
-    with pytest.raises(ValueError, match="another weights"):
+    with pytest.raises(ValueError, match="weights differs"):
         generate(run, Request(n=9), tmp_path, weights="raw")
     assert files(tmp_path) == before
     (tmp_path / "notes.md").write_text("mine")
@@ -143,6 +143,16 @@ def test_a_request_that_failed_before_its_first_samples_does_not_block_the_folde
             generate(run, Request(n=2), tmp_path)
     generate(run, Request(n=3), tmp_path)
     assert len(list((tmp_path / "image").iterdir())) == 3
+
+
+def test_what_a_model_does_not_generate_must_be_given(tiny, tmp_path):
+    """The first training stage has no head for captions."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    Trainer(tiny("modalities.text.stream={width: 16, head: false}", "train.steps=1"), run, "cpu", quiet=True).run()
+    with pytest.raises(ValueError, match="does not generate 'text': give it, --given text="):
+        generate(run, Request(n=1), out)
+    assert not out.exists()
+    generate(run, Request(Source([("text", "zero")]), n=1), out)
 
 
 def test_foreign_folders_and_files_are_left_alone(run, tmp_path):

@@ -20,6 +20,7 @@ from anystate.sample import sample
 from anystate.train import import_official as official
 from anystate.train.build import build
 from anystate.train.checkpoint import load_system
+from anystate.train.conditions import Source, conditions
 
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden"))
 
@@ -206,6 +207,38 @@ def test_sampling_an_imported_checkpoint(golden, state, run, tmp_path):
     assert guidance == Guidance(4.0, 1.0, (0.3, 0.8))
     picture = np.asarray(Image.open(out / "image/000001.png"))
     assert np.array_equal(picture, system.codecs["image"].decode(official_draw["image"])[1])
+
+
+def test_a_picture_file_of_any_size_is_read_through_the_autoencoder(run, tmp_path):
+    """Image → text: cropped as ADM does, encoded, and written as the autoencoder gives it back."""
+    wide = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    options = ["--n", "2", "--steps", "3", "--device", "cpu", "--chunk", "2", "--out", tmp_path / "out"]
+    assert call("sample", run, "--given", f"image={tmp_path}/wide.png", *options) == 0
+    codec = load_system(run).codecs["image"]
+    assert codec.picture == 16
+    latents = codec.read(tmp_path / "wide.png")
+    assert latents.shape == (1, 4, 8, 8)
+    pictures = [np.asarray(Image.open(tmp_path / f"out/image/00000{i}.png")) for i in range(2)]
+    for picture in pictures:
+        assert np.array_equal(picture, codec.decode(latents)[0])
+    captions = (tmp_path / "out/text.txt").read_text().splitlines()
+    assert len(captions) == 2
+    assert "▯" not in "".join(captions)
+
+
+def test_prompts_of_clip_tokens(run, tmp_path):
+    """A caption cut short keeps its end token; repeated ones fill the context."""
+    (tmp_path / "p.json").write_text(json.dumps({"text": ["a b", "c d e f g h i j k l m n o"]}))
+    system = load_system(run)
+
+    def tokens(**options):
+        return conditions(system, Source(prompts=tmp_path / "p.json", **options), None).given["text"].x.tolist()
+
+    assert tokens()[0] == [29, 0, 1, 30, *[30] * 8]
+    assert tokens()[1] == [29, *range(2, 12), 30]
+    assert tokens(context_limit=5) == [[29, 0, 1, 30, 30, *[30] * 7], [29, 2, 3, 4, 30, *[30] * 7]]
+    assert tokens(repeat_text=10)[0] == [29, *[0, 1] * 5, 30]
 
 
 class Harmful:

@@ -160,7 +160,7 @@ class Packed:
             text = tokens[np.arange(len(tokens)), choice]
         else:
             text = [t[int(words_to_index(w, len(t)))] for t, w in zip(tokens, words[:, 0], strict=True)]
-        x = self._scaled(images, [_noise_seed(seed, p) for p in position.tolist()])
+        x = self._scaled(images, noise_seeds(seed, position))
         if self.flip:
             mirrored = words[:, 1] >= 2**31
             x[mirrored] = x[mirrored].flip(-1)
@@ -176,7 +176,7 @@ class Packed:
         mean, std = torch.from_numpy(images).unflatten(1, (2, -1)).unbind(1)
         if seeds is None:
             return mean.float() * about["scale"]
-        return noise(seeds, mean.shape[1:]).mul_(std).add_(mean).mul_(about["scale"])
+        return torch.addcmul(mean.float(), noise(seeds, mean.shape[1:]), std.float()).mul_(about["scale"])
 
 
 def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None = None) -> tuple[Packed, Pairs]:
@@ -192,6 +192,8 @@ def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None 
     if data.path is None or folder is None:
         raise ValueError(not_found("packed data set", data.path or "data.path: null"))
     parts = {}
+    if "test" not in Manifest.load(folder).splits:
+        raise ValueError(f"{folder} has no split 'test' to judge by; pack it with --test-share")
     for split in ("train", "test"):
         parts[split] = Packed(folder, split, names, data.loader, data.flip, data.bad_share, log)
     manifest = parts["train"].manifest
@@ -218,13 +220,14 @@ def _agree(manifest: Manifest, packed: dict, said: dict, name: str) -> None:
             )
 
 
-def _noise_seed(seed: int, position: int) -> int:
-    """32 bits, a different one for each of 2³² consecutive positions: the finalizer of MurmurHash3, which permutes the
-    32-bit words, of position + hash of the seed."""
-    word = position + (seed * 0x9E3779B97F4A7C15 >> 16) & MASK32
+def noise_seeds(seed: int, positions: np.ndarray) -> list[int]:
+    """32-bit seeds, a different one for each of 2³² consecutive positions: the finalizer of MurmurHash3, which permutes
+    the 32-bit words, of position + hash of the seed."""
+    mask = np.uint64(MASK32)
+    words = (positions.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 >> 16 & MASK32)) & mask
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        word = (word ^ word >> shift) * factor & MASK32
-    return word ^ word >> 16
+        words = (words ^ words >> np.uint64(shift)) * np.uint64(factor) & mask
+    return (words ^ words >> np.uint64(16)).tolist()
 
 
 def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -133,6 +133,7 @@ class EmojiJudge:
         return [self.names[i] for i in distance.argmin(1).tolist()]
 
     def _fit_tones(self, x: np.ndarray, tones: list[str]) -> None:
+        from sklearn.dummy import DummyClassifier
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -140,7 +141,8 @@ class EmojiJudge:
         clean = _histograms(x)
         self.bins = clean.max(0) > 0
         seen = np.concatenate([clean[:, self.bins], _histograms(noisy)[:, self.bins]])
-        self.tones = LogisticRegression(C=300.0, max_iter=80)
+        several = len(set(tones)) > 1
+        self.tones = LogisticRegression(C=300.0, max_iter=80) if several else DummyClassifier()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a few more digits of the optimum change nothing
             self.tones.fit(seen, np.array(tones * 2))

@@ -13,10 +13,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from anystate.cli import main
+from anystate.model.latents import LatentCodec, center_crop
+from anystate.model.tokenizer import TokenizerCodec, train_bpe
 from anystate.train.data import pack as module
 from anystate.train.data.open import open_source
 from anystate.train.data.pack import Settings, pack
@@ -152,6 +155,54 @@ def test_two_ranks_write_what_one_writes(source, packed, tmp_path):
     one, two = ({p.name: p.read_bytes() for p in sorted((f / "train").iterdir())} for f in (packed, tmp_path / "set"))
     assert one == two
     assert (tmp_path / "set/dataset.yaml").read_text() == (packed / "dataset.yaml").read_text()
+
+
+# Latents and tokens
+
+
+def test_latents_and_clip_tokens_through_the_command_line(source, vae, clip_tokenizer, tmp_path):
+    out = tmp_path / "set"
+    kinds = ["--latents", "--vae", vae, "--scale", 0.5, "--size", 8, "--text", "clip", "--tokenizer", clip_tokenizer]
+    assert run("data", "pack", source, "--out", out, *kinds, "--device", "cpu") == 0
+    about = Manifest.load(out)
+    assert about.image | {"mean": 0, "std": 0} == {
+        "kind": "latents", "channels": 4, "size": 4, "picture": 8, "vae": str(vae), "scale": 0.5, "mean": 0, "std": 0
+    }  # fmt: skip
+    data = Packed(out, loader="webdataset")
+    pairs = data.pairs()
+    number = int(pairs.meta["number"][0])
+    codec = LatentCodec(str(vae), 0.5, 4, 4, "cpu")
+    picture = center_crop(arrays()["images"][number], 8)[None]
+    mean, std = codec.moments(picture)
+    assert np.allclose(pairs.images[0], mean[0] * 0.5, atol=1e-3)  # stored in half precision
+    stored = data.shards.read(0, 0)[0]
+    assert stored.dtype == np.float16
+    assert np.allclose(stored, np.concatenate([mean[0], std[0]]), atol=1e-3)
+    tokens = TokenizerCodec(out / "tokenizer.json", about.text["length"], 76, 75, 74, 75)
+    shown = [c.replace(" ", "") for c in tokens.decode(pairs.captions[:, 0])]  # CLIP sets digits apart
+    assert shown == [t[0].replace(" ", "") for t in pairs.texts]
+    both = torch.cat([pairs.images, Packed(out, "test", loader="webdataset").pairs().images])
+    assert about.image["mean"] == pytest.approx(both.mean((0, 2, 3)).tolist(), abs=1e-3)
+
+
+def test_size_must_suit_the_autoencoder(source, vae, tmp_path):
+    with pytest.raises(ValueError, match=r"--size 7: the autoencoder .* needs a multiple of 2"):
+        packed_of(source, tmp_path / "set", Settings(vae=str(vae), size=7), device="cpu")
+
+
+def test_bpe_tokens(source, tmp_path):
+    about = packed_of(source, tmp_path / "set", Settings(text="bpe", states=300)).text
+    pairs = pairs_of(tmp_path / "set")
+    codec = TokenizerCodec(tmp_path / "set/tokenizer.json", about["length"], about["states"])
+    assert about["states"] <= 300
+    assert codec.decode(pairs.captions[:, 0]) == [t[0] for t in pairs.texts]
+    assert (pairs.captions != 0).sum(-1).max() == about["length"]
+
+
+def test_a_clip_tokenizer_that_is_none(source, tmp_path):
+    train_bpe(["a b"], 260).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="not a CLIP tokenizer"):
+        packed_of(source, tmp_path / "set", Settings(text="clip", tokenizer=str(tmp_path / "tokenizer.json")))
 
 
 # Folders of pictures
@@ -378,3 +429,24 @@ def test_tables_that_cannot_be_packed(tmp_path):
     (tmp_path / "bad.arrow").write_text("x")
     with pytest.raises(ValueError, match="not a readable Arrow file"):
         open_source(str(tmp_path / "bad.arrow"))
+
+
+def test_a_data_set_of_the_datasets_library(tmp_path, monkeypatch):
+    """What `load_dataset` gives for a hub id, here made from a local Parquet file by the same function."""
+    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    write_parquet(tmp_path / "tables")
+    real, files = datasets.load_dataset, {s: str(tmp_path / f"tables/{s}-*.parquet") for s in ("train", "validation")}
+
+    def load(name):
+        assert name == "someone/things"
+        loaded = real("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+        return loaded.cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    packed_of("someone/things", tmp_path / "set", Settings(shard_size=25))
+    for split, rows in (("train", range(60)), ("test", range(60, 70))):
+        pairs = pairs_of(tmp_path / "set", split)
+        numbers = pairs.meta["number"].tolist()
+        assert sorted(numbers) == list(rows)
+        assert pairs.texts == [[arrays()["captions"][k], "x"] for k in numbers]
+        assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)

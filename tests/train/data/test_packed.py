@@ -14,7 +14,7 @@ import yaml
 from anystate.model.codecs import CharCodec, PixelCodec
 from anystate.train.data import packed as module
 from anystate.train.data.epochs import shard_rows
-from anystate.train.data.packed import Packed, noise
+from anystate.train.data.packed import Packed, noise, noise_seeds
 from anystate.train.data.shards import Manifest, ShardWriter
 
 LOADERS = [
@@ -193,6 +193,12 @@ def test_noise_is_a_function_of_the_seed_of_each_row():
     assert torch.equal(a[0], b[1])
 
 
+def test_noise_seeds_are_all_different():
+    seeds = noise_seeds(12, np.arange(1 << 20) + (1 << 33) - 1000)
+    assert len(set(seeds)) == 1 << 20
+    assert set(noise_seeds(13, np.arange(1000))) != set(seeds[1000:2000])
+
+
 def test_held_out_pairs_in_memory(load):
     pairs = load(split="test").pairs()
     assert len(pairs) == 10
@@ -259,6 +265,12 @@ def test_missing_shard(load, copy):
 @pytest.mark.parametrize("name", ["../elsewhere.tar", "/etc/passwd"])
 def test_a_description_that_leads_out_of_the_folder(copy, name):
     edit(copy, lambda raw: raw["splits"]["train"]["shards"][0].update(file=name))
+    with pytest.raises(ValueError, match="leads out"):
+        Packed(copy)
+
+
+def test_a_description_whose_tokenizer_leads_out_of_the_folder(copy):
+    edit(copy, lambda raw: raw["text"].update(file="../tokenizer.json"))
     with pytest.raises(ValueError, match="leads out"):
         Packed(copy)
 
