@@ -171,7 +171,8 @@ def evaluate(
     ] = None,
     metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
     n: Annotated[
-        int | None, typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair.")
+        int | None,
+        typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,

@@ -7,9 +7,7 @@ and is measured in turn, several rounds. Files are read once before, so all come
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..train.data.packed import Packed
 from ..train.data.shards import Manifest, ShardWriter
+from .rows import Rows
 
 CHANNELS, SIZE, TOKENS, STATES, SCALE = 4, 32, 120, 49408, 0.18215
 SHARD = 4096  # samples per shard, the default of `data pack`
@@ -87,13 +86,11 @@ def run(
         cells = [f"{value:,.0f}" for value in (way.median, min(way.rates), max(way.rates))]
         table.add_row(way.name, *cells, f"{way.median / best:.1f}")
     console.print(table)
-    if json is not None:
-        about = {
-            "samples": samples, "batch": batch, "batches": batches, "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor() or "cpu",
-        }  # fmt: skip
-        rows = [{"way": w.name, "samples_per_second": w.rates, "median": w.median, **about} for w in ways]
-        json.write_text(json_format.dumps(rows, indent=1) + "\n")
+    rows = Rows("cpu", json, write=lambda line: None)
+    about = {"samples": samples, "batch": batch, "batches": batches, "cores": os.cpu_count()}
+    rates = {way.name: way.rates for way in ways}
+    values = {"plain": best} | {way.name: way.median for way in ways}
+    rows.add("latents and tokens from the disk", values, "samples/s", rates=rates, **about)
     return ways
 
 

@@ -74,16 +74,15 @@ def imputation(
             continue
         losses = {name: _losses(test[column][at], made[name][column][at], column in roles.numerical) for name in fills}
         scale = float(np.nanvar(numbers(test[column]))) if column in roles.numerical else 1.0
+        roots = column in roles.numerical
         for name, loss in losses.items():
+            score = float(np.sqrt(loss.mean() / scale)) if roots else 1.0 - float(loss.mean())
             other = min((k for k in losses if k != name), key=lambda k: losses[k].mean())
-            gap = (loss - losses[other]).std() / np.sqrt(len(loss))
-            if column in roles.numerical:
-                score = float(np.sqrt(loss.mean() / scale))
-                gap = gap / scale / (2 * max(score, 1e-9))  # of a root: by its derivative
-            else:
-                score = 1.0 - float(loss.mean())
-            metric = "RMSE" if column in roles.numerical else "accuracy"
-            rows.append(Filled(column, metric, name, score, int(at.sum()), round(seconds[name], 1), float(gap)))
+            error = float((loss - losses[other]).std() / np.sqrt(len(loss)))
+            if roots:  # a − b = (a² − b²) / (a + b)
+                error /= max(scale * (score + np.sqrt(losses[other].mean() / scale)), 1e-12)
+            metric = "RMSE" if roots else "accuracy"
+            rows.append(Filled(column, metric, name, score, int(at.sum()), round(seconds[name], 1), error))
     return rows
 
 

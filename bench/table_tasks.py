@@ -61,7 +61,7 @@ class Tasks:
 
         def one(model, train, test, roles, seed):
             def ours(holes: pd.DataFrame) -> pd.DataFrame:
-                return model.impute(holes[model.feature_names_in_], "expected", draws, seed)[0]
+                return model.impute(holes[list(model.feature_names_in_)], "expected", draws, seed)[0]
 
             test = test if limit is None else test.head(limit)
             return table_imputation.imputation(train, test, roles, ours, share, seed)

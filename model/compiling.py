@@ -51,10 +51,13 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-def compile_net(net: nn.Module, device: torch.device, demanded: bool = False, dynamic: bool = False) -> bool:
+def compile_net(
+    net: nn.Module, device: torch.device, demanded: bool = False, dynamic: bool = False, sharded: bool = False
+) -> bool:
     """Compile a network in place; returns whether it was. Without a compiler it runs eagerly and says so.
 
     dynamic: the number of samples changes from call to call, as it does where sampling leaves out those that rest.
+    sharded: the blocks will be gathered and freed by hooks, which must stay outside what is compiled.
 
     Raises:
         ValueError: `demanded`, and this machine has no compiler.
@@ -65,8 +68,13 @@ def compile_net(net: nn.Module, device: torch.device, demanded: bool = False, dy
     if missing:
         log.warning("running without torch.compile: %s is missing", missing)
         return False
+    options = {"dynamic": None if dynamic else False, "fullgraph": True}
+    if sharded:
+        for block in net.repeated():
+            block.forward = torch.compile(block.forward, **options)
+        return True
     for module in regions(net, device):
-        module.compile(dynamic=None if dynamic else False, fullgraph=True)
+        module.compile(**options)
     return True
 
 

@@ -65,10 +65,10 @@ class Fast:
         """Around every step."""
         return contextlib.nullcontext()
 
-    def prepare(self, net: nn.Module, work: Callable[[], float]) -> None:
-        """Compile the network where that pays; `work` counts the FLOPs of the whole run."""
+    def prepare(self, net: nn.Module, work: Callable[[], float], shards: bool) -> None:
+        """Compile the network where that pays; `work` counts the FLOPs of the whole run. Before sharding, if any."""
         if pays(self.config.compile, self.device, work):
-            compile_net(net, self.device, self.config.compile == "always")
+            compile_net(net, self.device, self.config.compile == "always", sharded=shards)
 
     def net(self, net: nn.Module) -> Callable:
         """The network as the losses call it."""
@@ -110,7 +110,7 @@ class Plain(Fast):
     def running(self):
         return forced("reference")
 
-    def prepare(self, net, work):
+    def prepare(self, net, work, shards):
         pass
 
     def net(self, net):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -244,7 +245,8 @@ class Measure:
 
     def _reference(self, distance: FrechetDistance, shape: tuple[int, ...]) -> Statistics:
         """The statistics asked for: read, or computed and kept."""
-        path = self.request.reference or self.samples.out / f"reference-{distance.name.replace('/', '_')}.npz"
+        name = re.sub(r"[^a-zA-Z0-9.-]+", "_", distance.name)
+        path = self.request.reference or self.samples.out / f"reference-{name}.npz"
         if path.is_dir():
             return distance.statistics(_folder(path, shape))
         if path.exists() or path.suffix != ".npz":

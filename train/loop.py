@@ -93,7 +93,7 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
         self.engine = ENGINES[config.engine](config, self.device)
-        self.engine.prepare(self.net, self.work)
+        self.engine.prepare(self.net, self.work, self.sharded)
         self.objective = self._objective(bf16)
         self.parameters = [p for p in [*self.net.parameters(), *self.weighting.parameters()] if p.requires_grad]
         self.optimizer = self.engine.optimizer(self)

@@ -53,7 +53,7 @@ class SampleFolder:
         elif (key := _difference(there.get("request", {}), self.request)) is not None:
             if any((self.out / CHUNKS).glob("*.json")) or there.get("complete"):
                 raise ValueError(
-                    f"{self.out} holds samples of another request (another {key}): choose another --out, "
+                    f"{self.out} holds samples of another request ({key} differs): choose another --out, "
                     "or --force to replace them"
                 )
         elif there.get("complete"):

@@ -32,7 +32,12 @@ def test_every_way_is_measured(tmp_path, capsys):
     pytest.importorskip("webdataset", reason="webdataset is not installed")
     ways = bench.run(16, 4, 2, 2, tmp_path, tmp_path / "rows.json", Console(width=200))
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [r["way"] for r in rows] == [w.name for w in ways]
-    assert all(len(r["samples_per_second"]) == 2 and min(r["samples_per_second"]) > 0 for r in rows)
+    assert [r["engine"] for r in rows] == ["plain", *(w.name for w in ways)]
+    official = max(r["value"] for r in rows if r["engine"].startswith("files"))
+    for row, way in zip(rows[1:], ways, strict=True):
+        assert len(way.rates) == 2
+        assert min(way.rates) > 0
+        assert row["value"] == way.median
+        assert row["ratio_to_plain"] == way.median / official
     assert "times the best official" in " ".join(capsys.readouterr().out.split())
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]

@@ -122,9 +122,9 @@ def test_a_folder_takes_one_request(run, tmp_path, chunks):
         "samplers": Request(n=9, sampler={"image": "heun"}),
     }
     for what, request in other.items():
-        with pytest.raises(ValueError, match=f"another request .another {what}.*--force"):
+        with pytest.raises(ValueError, match=f"another request .{what} differs.*--force"):
             generate(run, request, tmp_path)
-    with pytest.raises(ValueError, match="another weights"):
+    with pytest.raises(ValueError, match="weights differs"):
         generate(run, Request(n=9), tmp_path, weights="raw")
     assert files(tmp_path) == before
     (tmp_path / "notes.md").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from anystate.kernels import Rng
 from anystate.model.table_codec import Encoding, TableCodec
 from anystate.model.table_schema import infer
 from anystate.train import checkpoint
+from anystate.train.data.rows import Rows
 from anystate.train.synthesizer import TableSynthesizer, load_bundled
 from anystate.train.table import TableTrainer, build_table, load_table
 from anystate.train.table_generate import Generator
@@ -314,3 +316,60 @@ def test_the_papers_config_has_the_papers_size_and_sampler():
     assert Generator(system, steps=4).table(5, {"sex": "Male"})["sex"].eq("Male").all()
     with pytest.raises(ValueError, match="model trained with them"):
         Generator(system, steps=4).impute(holes)
+
+
+def test_a_million_rows_cost_no_more_memory_per_batch():
+    import resource
+
+    n = 1_000_000
+    rows = Rows(torch.randint(0, 9, (n, 3)), torch.randn(n, 2))
+    assert rows.tokens.element_size() == 2
+    rows.batch(0, 0, range(512), 512)  # shuffles the epoch
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for step in range(1, 200):
+        batch = rows.batch(0, step, range(512), 512)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
+    assert all(x.untyped_storage().nbytes() < 100_000 for x in batch.values())  # copies, not views of the table
+
+
+def test_redrawing_keeps_what_is_given_and_what_goes_with_what(model):
+    settings = {"refine": 6, "steps": 8}
+    config = model.system_.config
+    more = config.model_copy(update={"sample": config.sample.model_copy(update=settings)})
+    less = config.model_copy(update={"sample": config.sample.model_copy(update={**settings, "refine": 0})})
+    made = {}
+    for name, c in (("more", more), ("again", more), ("less", less)):
+        system = dataclasses.replace(model.system_, config=c)
+        made[name] = Generator(system, seed=3).table(300, {"school": "college", "age": (20, 30)})
+    assert (made["more"]["school"] == "college").all()
+    assert made["more"]["age"].between(20, 30).all()
+    changed = (made["more"]["income"] != made["less"]["income"]).mean()
+    assert 0 < changed < 0.5
+    assert (made["more"]["income"] == "rich").mean() > 0.75
+    assert (made["more"]["height"] == made["less"]["height"]).all()  # numbers stay
+    assert more.sample.evaluations == 14
+    again = Generator(dataclasses.replace(model.system_, config=more), seed=3).table(
+        300, {"school": "college", "age": (20, 30)}
+    )
+    pd.testing.assert_frame_equal(again, made["more"])
+    with pytest.raises(ValueError, match=r"sample\.refine needs times\.draw=decoupled"):
+        schema.load("table/paper", ["sample.refine=2"], TableConfig)
+
+
+def test_expected_fills_are_the_chances_and_means_of_many_draws(model):
+    holes = toy(40, seed=9).assign(income=None, height=np.nan, bonus=np.nan)
+    filled, spread = model.impute(holes, "expected", draws=32)
+    draws = model.impute(holes, "draw", draws=120)
+    heights = np.stack([d["height"].to_numpy() for d in draws])
+    error = filled["height"].to_numpy() - heights.mean(0)
+    assert np.abs(error).mean() < 3 * heights.std(0).mean() / np.sqrt(32)
+    np.testing.assert_allclose(spread["height"].mean(), heights.std(0).mean(), rtol=0.15)
+    bonus = np.stack([d["bonus"].to_numpy() for d in draws])
+    np.testing.assert_allclose(filled["bonus"].mean(), bonus.mean(), rtol=0.25)
+    rich = np.stack([(d["income"] == "rich").to_numpy() for d in draws]).mean(0)
+    sure = np.abs(rich - 0.5) > 0.25
+    assert sure.sum() > 10
+    assert ((filled["income"] == "rich") == (rich > 0.5))[sure].mean() > 0.9
+    assert np.abs(spread["income"][sure] - np.minimum(rich, 1 - rich)[sure]).mean() < 0.12
+    twice, _ = model.impute(holes, "expected", draws=32)
+    pd.testing.assert_frame_equal(twice, filled)

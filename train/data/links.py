@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from .download import download
@@ -18,9 +19,9 @@ from .tables import CaptionIndex
 class Links(Source):
     """Lines `NAME.tar<tab>URL`; lines that start with # are left out, a first line of column names too.
 
-    Each tar becomes a shard (and one of the held-out split), and is deleted once that is written. Nothing in it is
-    unpacked to disk, so a member cannot be written outside; members that would be are refused. The captions come from
-    elsewhere, by the picture's name without folder and ending.
+    Each tar becomes a shard (and one of the held-out split), and is deleted once that is written; the next one is
+    fetched meanwhile. Nothing in it is unpacked to disk, so a member cannot be written outside; members that would be
+    are refused. The captions come from elsewhere, by the picture's name without folder and ending.
 
     Raises:
         ValueError: the list cannot be read, or holds something else.
@@ -40,6 +41,7 @@ class Links(Source):
                     continue
                 raise ValueError(f"{path}, line {number + 1}: expected NAME.tar and an http link, got {line[:80]!r}")
             self.links.append((number, *fields))
+        self.fetching: dict[int, Fetching] = {}
         if not self.links:
             raise ValueError(f"{path} holds no links")
 
@@ -64,11 +66,13 @@ class Links(Source):
         yield from self.index
 
     def read(self, job: Job) -> Iterator[Raw]:
-        number, name, url = job.rows
+        number, name, _ = job.rows
         file = self._file(job)
-        file.parent.mkdir(exist_ok=True)
-        if not file.is_file():
-            download(url, file, report=lambda got, size: self.note(_amount(name, got, size)))
+        self.ahead([job])
+        fetching = self.fetching.pop(job.number)
+        fetching.join()
+        if fetching.error is not None:
+            raise fetching.error
         self.note(name)
         try:
             with tarfile.open(file) as tar:
@@ -83,8 +87,19 @@ class Links(Source):
         except ValueError as error:
             raise ValueError(f"{error}; {self._cure(file, number)}") from None
 
+    def ahead(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.number not in self.fetching:
+                self.fetching[job.number] = Fetching(self._file(job), *job.rows[1:], lambda text: self.note(text))
+
     def done(self, job: Job) -> None:
         self._file(job).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for fetching in self.fetching.values():
+            fetching.stopped = True
+        for fetching in self.fetching.values():
+            fetching.join()
 
     def _file(self, job: Job) -> Path:
         return self.work / "downloads" / f"{job.number:05d}.tar"
@@ -96,6 +111,35 @@ class Links(Source):
         """A number in [0, 1) that belongs to a key."""
         digest = hashlib.blake2b(f"{self.seed}:{key}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
+
+
+class Fetching(threading.Thread):
+    """The download of one tar in the background; `error` is what went wrong, once it has ended."""
+
+    def __init__(self, file: Path, name: str, url: str, note: Callable[[str], None]):
+        super().__init__(daemon=True)
+        self.file, self.url, self.tar, self.note = file, url, name, note
+        self.error, self.stopped = None, False
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.file.parent.mkdir(exist_ok=True)
+            if not self.file.is_file():
+                download(self.url, self.file, report=self.report)
+        except (ValueError, OSError) as error:
+            self.error = error
+        except Stopped:
+            pass
+
+    def report(self, got: int, size: int | None) -> None:
+        if self.stopped:
+            raise Stopped
+        self.note(_amount(self.tar, got, size))
+
+
+class Stopped(Exception):
+    """The run ends, and with it a download; what came is kept."""
 
 
 def _amount(name: str, got: int, size: int | None) -> str:

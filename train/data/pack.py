@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def pack(
             `bad_share` of the samples are unusable (see DATASET/skipped.jsonl).
     """
     console = console or Console(quiet=True)
-    with _ranks() as (rank, world, barrier):
+    with _ranks() as (rank, world, barrier), contextlib.closing(source):
         jobs = source.jobs(settings.shard_size, settings.test_share, settings.seed)
         if rank == 0:
             _begin(source, jobs, out, settings)
@@ -100,6 +101,7 @@ def pack(
                 place = f"{job.name} ({n + 1} of {len(todo)})"
                 progress.update(task, note=place)
                 source.note = lambda text, place=place: progress.update(task, note=f"{place} {text}")
+                source.ahead(todo[n + 1 : n + 2])
                 record = _run(job, source, out, store, codec, tally, lambda k: progress.advance(task, k))
                 write_whole(out / STATE / f"{job.name}.json", json.dumps(record).encode())
                 source.done(job)
@@ -140,7 +142,7 @@ def _begin(source: Source, jobs: list[Job], out: Path, settings: Settings) -> No
                 raise ValueError(f"{out} was begun with {was}; choose another --out or delete it")
         source.prepare(out / STATE, main=True)
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not (out / STATE).is_dir():
         raise ValueError(f"{out} is not empty and not a data set that was begun here; choose another --out")
     if not jobs:
         raise ValueError(f"{source.name}: there is nothing to pack")
@@ -173,19 +175,18 @@ def _run(job: Job, source: Source, out: Path, store, codec, tally: Tally, advanc
     """Read, encode and write one job; returns its record."""
     writers: dict[str, ShardWriter] = {}
     moments, cut, captions = Moments(), 0, 0
-    samples = source.read(job)
     try:
-        while chunk := list(islice(samples, CHUNK)):
+        for chunk, pictures in _decoded(source.read(job), store):
             good: list[tuple[Raw, np.ndarray, np.ndarray, list[str]]] = []
             clean = [[c.strip() for c in raw.captions if c and c.strip()] for raw in chunk]
             encoded = encode_captions(codec, clean)
-            for raw, texts, tokens in zip(chunk, clean, encoded, strict=True):
+            for raw, texts, tokens, picture in zip(chunk, clean, encoded, pictures, strict=True):
                 try:
                     if not texts:
                         raise ValueError("caption is missing or empty")
                     if isinstance(tokens, ValueError):
                         raise tokens
-                    good.append((raw, fit(raw.pixels(store.channels), store.picture), tokens.ids, texts))
+                    good.append((raw, picture.result(), tokens.ids, texts))
                 except ValueError as error:
                     tally.skip(raw, str(error))
                     continue
@@ -204,6 +205,21 @@ def _run(job: Job, source: Source, out: Path, store, codec, tally: Tally, advanc
         raise
     shards = {split: dataclasses.asdict(writer.close()) for split, writer in writers.items()}
     return {"shards": shards, "moments": moments.dump(), "cut": cut, "captions": captions, "skipped": tally.of_job}
+
+
+def _decoded(samples: Iterator[Raw], store) -> Iterator[tuple[list[Raw], list[Future]]]:
+    """Chunks of samples with their pictures, which threads decode and crop while the chunk before is encoded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = None
+        while chunk := list(islice(samples, CHUNK)):
+            pictures = [pool.submit(lambda raw: fit(raw.pixels(store.channels), store.picture), raw) for raw in chunk]
+            if waiting:
+                yield waiting
+            waiting = chunk, pictures
+        if waiting:
+            yield waiting
 
 
 class Tally:

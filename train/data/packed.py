@@ -144,8 +144,7 @@ class Packed:
 
     def _plan(self, seed: int, step: int, rows: range, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards and samples (steps, n) of the next steps, as many as one reader is made for."""
-        steps = max(1, HORIZON // max(1, len(rows)), 1)
-        steps = max(1, min(steps, RUNS * max(self.counts) // size))
+        steps = max(1, min(HORIZON // len(rows), RUNS * max(self.counts) // size))
         positions = (step + np.arange(steps))[:, None] * size + np.arange(rows.start, rows.stop)
         found = shard_rows(self.counts, seed, positions.ravel())
         return tuple(part.reshape(positions.shape) for part in found)

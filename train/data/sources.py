@@ -91,8 +91,14 @@ class Source:
     def read(self, job: Job) -> Iterator[Raw]:
         raise NotImplementedError
 
+    def ahead(self, jobs: list[Job]) -> None:
+        """These jobs come after the one that is read now; a source may begin to fetch what they need."""
+
     def done(self, job: Job) -> None:
         """A job is packed; what was kept for it may go."""
+
+    def close(self) -> None:
+        """Packing ends, well or not."""
 
     def captions(self) -> Iterator[str]:
         """Every caption, to build the vocabulary from."""

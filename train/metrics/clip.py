@@ -29,7 +29,7 @@ class ClipScore:
         from torchmetrics.multimodal.clip_score import CLIPScore
 
         self.device = torch.device(device)
-        self.metric = CLIPScore(lambda: _load(model)).to(self.device)
+        self.metric = CLIPScore(lambda: _load(model), sync_on_compute=False).to(self.device)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray, captions: Sequence[str]) -> float:

@@ -11,13 +11,15 @@ Masked text (MDLM, arXiv 2406.07524): with a share p of the positions masked,
 The integral runs over the masked share itself, from nothing masked to everything, so no term for the ends is left.
 All L positions count as tokens, pads included: the model writes those too.
 
-Gaussian data (VDM, arXiv 2107.00630, eq. 11 to 15, continuous time): with λ the log-SNR, from t = 1 to t = t_min,
+Gaussian data (VDM, arXiv 2107.00630, eq. 11 to 15, continuous time): with λ the log-SNR, from t = 1 to t₀,
 
-    −log p(x) ≤ KL(q(x₁|x) ‖ N(0, 1)) + ½ ∫ dλ E |ε − ε̂|² + E[−log p(x | x_tmin)].
+    −log p(x) ≤ KL(q(x₁|x) ‖ N(0, 1)) + ½ ∫ dλ E |ε − ε̂|² + E[−log p(x | x_t₀)].
 
 Convention of the last term: pixels are taken as what they are, integers 0 … pixel_max, with
 p(x_i | z_i) ∝ N(z_i; α x_i, σ²) over those levels, so no noise is added to the data and the bound is on a
-probability. Anything not on that grid, latents say, gets N(z/α, σ²/α²): a bound on a density, which may be negative.
+probability. It holds for any t₀; here σ/α(t₀) is an eighth of the distance between levels, or t₀ = t_min if that is
+later: nearer to clean data the level is plain to see, and a network that does not see it would pay for nothing.
+Anything not on that grid, latents say, gets N(z/α, σ²/α²): a bound on a density, which may be negative.
 
 The integrals are Monte Carlo: `repeats` passes over the data, each with its own shift of evenly spread times and its
 own noise. `error` is the standard error of the mean over the passes; it says nothing about the choice of the samples.
@@ -36,6 +38,7 @@ from ...kernels import Draw, Logits, Rng, normal, uniform
 from ...kernels.philox import MASK32
 
 CHUNK = 128
+SHARP = 8  # levels lie this many σ/α apart at the clean end of their bound
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly, however many
 BINS = 1 << 24  # elements that the table of pixel levels may take at once
 
@@ -133,12 +136,12 @@ def _masked(ask: _Conditioned, process: Masked, x0: Tensor, share: Tensor, rng: 
 def _gaussian(ask: _Conditioned, process: Gaussian, x0: Tensor, u: Tensor, rng: Rng, levels: int | None) -> Tensor:
     """(B,) float64 nats; u (B,) places the log-SNR evenly between its ends."""
     schedule = process.schedule
-    ends = torch.tensor([1.0, process.t_min], dtype=torch.float64, device=u.device)
+    ends = torch.tensor([1.0, _clean_end(process, levels)], dtype=torch.float64, device=u.device)
     low, high = schedule.log_snr(ends)
     wide = [-1] + [1] * (x0.ndim - 1)
     flat = x0.double().flatten(1)
 
-    time = schedule.time_of_log_snr(low + u * (high - low)).clamp(process.t_min, 1.0)
+    time = schedule.time_of_log_snr(low + u * (high - low)).clamp(float(ends[1]), 1.0)
     noise = normal(rng.keys(ask.name, Draw.NOISE), flat.shape[1]).view(x0.shape)
     alpha, sigma = (f(time).float().view(wide) for f in (schedule.alpha, schedule.sigma))
     answer = ask(alpha * x0 + sigma * noise, time)
@@ -153,6 +156,14 @@ def _gaussian(ask: _Conditioned, process: Gaussian, x0: Tensor, u: Tensor, rng: 
         fresh = normal(rng.keys(ask.name, Draw.GIVEN), flat.shape[1]).double()
         rest = _levels_term(flat, flat + ratio * fresh, float(ratio), levels)
     return prior + diffusion + rest
+
+
+def _clean_end(process: Gaussian, levels: int | None) -> float:
+    """t₀, where the integral ends."""
+    if levels is None:
+        return process.t_min
+    ratio = torch.tensor(2.0 / (levels - 1) / SHARP, dtype=torch.float64)
+    return max(process.t_min, float(process.schedule.time_of_log_snr(-2.0 * torch.log(ratio))))
 
 
 def _levels_term(x: Tensor, z: Tensor, ratio: float, levels: int) -> Tensor:

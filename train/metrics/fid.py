@@ -84,14 +84,14 @@ class FrechetDistance:
         self.name, self.device = features, torch.device(device)
         if features == INCEPTION:
             try:
-                self.metric = FrechetInceptionDistance(2048)
+                self.metric = FrechetInceptionDistance(2048, sync_on_compute=False)
             except ModuleNotFoundError:
                 raise ValueError(
                     "FID's Inception network needs torch-fidelity and torchvision: pip install 'anystate[inception]', "
                     "or name another network with --features"
                 ) from None
         else:
-            self.metric = FrechetInceptionDistance(_Sized(features, shape))
+            self.metric = FrechetInceptionDistance(_Sized(features, shape), sync_on_compute=False)
         self.metric = self.metric.to(self.device).eval()
 
     @torch.no_grad()

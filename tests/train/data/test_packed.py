@@ -269,6 +269,12 @@ def test_a_description_that_leads_out_of_the_folder(copy, name):
         Packed(copy)
 
 
+def test_a_description_whose_tokenizer_leads_out_of_the_folder(copy):
+    edit(copy, lambda raw: raw["text"].update(file="../tokenizer.json"))
+    with pytest.raises(ValueError, match="leads out"):
+        Packed(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

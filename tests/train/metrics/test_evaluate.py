@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -146,6 +149,20 @@ def test_fid_and_its_reference(run, tmp_path, capsys):
     for reference, words in (("empty", "0 pictures there"), ("gone.npy", "'%s' not found" % (tmp_path / "gone.npy"))):
         assert call(*args, "--reference", tmp_path / reference, "--device", "cpu") == 2
         assert words in capsys.readouterr().err
+
+
+def test_two_ranks_draw_the_samples_of_one(run, tmp_path):
+    """Chunks are split over the ranks, and the main one measures them: the same results, nobody left waiting."""
+    torch.jit.script(features()).save(str(tmp_path / "net.pt"))
+    more = {"metrics": "labels,fid", "features": tmp_path / "net.pt", "n": 20}
+    one = measured(run, out=tmp_path / "one", **more)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "anystate", "eval", str(run), "--metrics", "labels,fid", "--features", str(tmp_path / "net.pt")]
+    command += ["-n", "20", "--out", str(tmp_path / "two"), "--device", "cpu"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["results"] == one["results"]
 
 
 def test_clip_score(run, tmp_path, clip_model):
