@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_bench import app as bench_app
 from .cli_data import app as data_app
 from .cli_table import app as table_app
 
@@ -20,8 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 console = Console()
@@ -65,7 +65,7 @@ def train(
     run = out or Path("runs") / settings.name
     trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
     screen = console if distributed.is_main() else Console(quiet=True)
-    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from)
+    screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from, soft_wrap=True)
     trainer.run()
     screen.print(f"trained {trainer.step} steps; sample with: anystate sample {run}")
     distributed.stop()
@@ -75,42 +75,135 @@ def train(
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
     out: Out = Path("samples"),
-    n: Annotated[int, typer.Option(help="Samples; per given value if something is given.")] = 16,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Samples, of each condition if one is given; default 16, of prompts and rows 1."
+        ),
+    ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE that is known: a caption, or a picture's path. Repeat for several."),
+        typer.Option(
+            help="NAME=VALUE that is known: a caption or a picture's path; repeat for several. NAME alone: from --data."
+        ),
     ] = None,
     level: Annotated[
         list[str] | None, typer.Option(help="NAME=T: the given part is known only up to noise level T in [0, 1].")
     ] = None,
+    prompts: Annotated[Path | None, typer.Option(help='JSON file of captions, {"text": ["…", …]}.')] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Packed data set, .npz of pairs or digits whose rows are conditions.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of --data: train or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many prompts or rows.")] = None,
+    context_limit: Annotated[int | None, typer.Option(help="Give at most so many tokens of a caption.")] = None,
+    repeat_text: Annotated[int, typer.Option(help="Write each caption so often, as far as it fits.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Steps; default the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     final_time: Annotated[float | None, typer.Option(help="Noise level of guidance's second branch.")] = None,
     interval: Annotated[tuple[float, float] | None, typer.Option(help="Times between which guidance acts.")] = None,
     sampler: Annotated[list[str] | None, typer.Option(help="NAME=KIND, e.g. image=dpmpp_2m.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; sample i of a seed is always the same.")] = 0,
+    chunk: Annotated[int | None, typer.Option(help="Samples per batch; default the config's.")] = None,
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
-    trajectory: Annotated[bool, typer.Option("--trajectory", help="Also write each sample's way from noise.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Also write the first samples' way from noise.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace other samples in the folder.")] = False,
     device: Device = None,
 ) -> None:
-    """Sample a trained model: jointly, any part from any other, or from partly noised conditions."""
+    """Sample a trained model: jointly, any part from any other, or from partly noised conditions.
+
+    The same command goes on where it stopped; under torchrun the ranks share the work.
+    """
+    from .train import distributed
+    from .train.conditions import Source
     from .train.generate import Request, generate
 
+    known = [(m, value if separator else None) for m, separator, value in (g.partition("=") for g in given or [])]
+    source = Source(known, dict(_pairs("--level", level)), prompts, data, split, limit, context_limit, repeat_text)
     request = Request(
-        given=_pairs("--given", given),
-        level=dict(_pairs("--level", level)),
-        n=n,
-        steps=steps,
-        guidance=guidance,
-        final_time=final_time,
-        interval=interval,
-        sampler=dict(_pairs("--sampler", sampler)),
-        seed=seed,
-        trajectory=trajectory,
+        source, n, steps, guidance, final_time, interval, dict(_pairs("--sampler", sampler)), seed, chunk, trajectory
     )
     sheet = generate(checkpoint, request, out, weights, _device(device), force)
-    console.print(f"wrote {sheet}")
+    if distributed.is_main():
+        console.print(f"wrote {sheet}")
+    distributed.stop()
+
+
+@app.command("import-official")
+def import_official(
+    source: Annotated[
+        str, typer.Argument(help="An official .pt snapshot, a .safetensors file, a folder with one, or a hub id.")
+    ],
+    override: Annotated[list[str] | None, typer.Argument(help="With --table: settings weights do not tell.")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/official"),
+    vae: Annotated[str | None, typer.Option(help="Folder or hub id of the autoencoder; default sd-vae-ft-mse.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the CLIP tokenizer.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="SOURCE is of the tabular code; folder or name of the set it was trained on.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --table: take ema or raw for both; default each.")] = None,
+) -> None:
+    """Read weights of the official code; `anystate sample`, or `table sample`, takes the result like any other."""
+    if table is not None:
+        from .cli_table import needs_pandas
+
+        needs_pandas()
+        from .train.import_table import import_table
+
+        report = import_table(Path(source), out, table, weights, override or [])
+    else:
+        from .train.import_official import import_official as read
+
+        if override or weights is not None:
+            raise ValueError("settings and --weights belong to --table")
+        report = read(source, out, vae, tokenizer)
+    for line in report.lines():
+        console.print(line, markup=False, highlight=False)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="digits, an .npz, or a packed folder; default what the run was trained on.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Any of elbo,labels,fid,clip.")] = "elbo,labels",
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--n", help="Samples per direction; default one per held-out pair."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; default the config's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and bounds.")] = 0,
+    features: Annotated[
+        str, typer.Option(help="FID's network: inception, a TorchScript file, or module:function.")
+    ] = "inception",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="FID's reference: .npz or .npy statistics, or a folder of pictures. A missing .npz is made."),
+    ] = None,
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub id.")] = "openai/clip-vit-large-patch14",
+    repeats: Annotated[int, typer.Option(help="Monte Carlo passes of the bounds.")] = 8,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    out: Annotated[Path | None, typer.Option(help="Samples and results; default RUN/eval/STEP, reused.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a trained model in every direction; the same command goes on where it stopped."""
+    from json import dumps
+
+    from .train import distributed
+    from .train.evaluate import Request
+    from .train.evaluate import evaluate as measure
+
+    request = Request(data, tuple(metrics.split(",")), n, steps, guidance, seed, features, reference, clip, repeats)
+    results = measure(checkpoint, request, out, weights, _device(device), console)
+    if json and distributed.is_main():
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(dumps(results, indent=1) + "\n")
+    distributed.stop()
 
 
 @app.command()
@@ -119,74 +212,6 @@ def verify() -> None:
     from .bench.verify import verify as check
 
     raise typer.Exit(0 if check() else 1)
-
-
-@bench.command("kernels")
-def bench_kernels(
-    op: Annotated[
-        list[str] | None, typer.Option(help="Operation to measure; repeat for several. Default: all.")
-    ] = None,
-    size: Annotated[str, typer.Option(help="tiny, small or official.")] = "small",
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write bars of the share of the floor here (.png).")] = None,
-    compile_only: Annotated[
-        bool, typer.Option("--compile-only", help="Registers, shared memory and spills per GPU generation; no GPU.")
-    ] = False,
-    device: Device = None,
-) -> None:
-    """Every kernel against its floor, PyTorch eager, torch.compile and well-kept peers."""
-    from .bench.kernels import run
-
-    raise typer.Exit(run(op, size, json, plot, compile_only, device))
-
-
-@bench.command("table")
-def bench_table(
-    quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
-    conditional: Annotated[
-        bool, typer.Option("--conditional", help="Rows under conditions against unconditional rows filtered to them.")
-    ] = False,
-    imputation: Annotated[
-        bool, typer.Option("--imputation", help="Removed cells filled, against scikit-learn and mean or mode.")
-    ] = False,
-    sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
-    recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
-    one_fit: Annotated[
-        bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
-    ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(help="--conditional: columns given, separated by commas; repeat for several. Default Adult's."),
-    ] = None,
-    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 200,
-    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 40_000,
-    draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
-    share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
-    limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
-    out: Out = Path("runs/table_quality"),
-    device: Device = None,
-) -> None:
-    """Tables × recipes × seeds beside the published numbers; the same command goes on where it stopped."""
-    from .bench.table_quality import quality as run
-    from .bench.table_recipes import fits, recipes
-    from .bench.table_tasks import Tasks
-
-    if not (quality or conditional or imputation):
-        raise ValueError("bench table needs at least one of --quality, --conditional and --imputation")
-    names, kinds = sets.split(","), recipe.split(",")
-    if quality:
-        grid = "fast" if fast else "official"
-        run(names, range(seeds), kinds, recipes(out, one_fit, device), data, out / "rows.json", grid, console)
-    for kind in kinds:
-        tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
-        if conditional:
-            columns = given or ["education,sex", "education,sex,race"]
-            tasks.conditional([part.split(",") for part in columns], rows, pool)
-        if imputation:
-            tasks.imputation(draws, share, limit)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,12 @@ console = Console()
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="An .npz, or a folder of pictures with captions.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An .npz; a folder of pictures with captions; .parquet or .arrow; a list of links; a hub id."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the data set; the same folder goes on where it stopped.")],
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels; default the first one's.")] = None,
     channels: Annotated[int, typer.Option(help="Channels of the pictures: 1, 3 or 4.")] = 3,
@@ -31,12 +36,17 @@ def pack(
     shard_size: Annotated[int, typer.Option(help="Samples per shard.")] = 4096,
     test_share: Annotated[float, typer.Option(help="Share held out where the source has no split.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the order and of that split.")] = 0,
+    captions: Annotated[
+        str | None, typer.Option(help="Of a list of links: table of keys and captions, or hub id.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a table; default a usual name.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Of a table; default a usual name.")] = None,
     bad_share: Annotated[float, typer.Option(help="Stop when a larger share of the samples cannot be used.")] = 0.01,
     device: Annotated[str | None, typer.Option(help="Where the autoencoder works; default a GPU if any.")] = None,
 ) -> None:
     """Make a packed data set; under torchrun the ranks share the work. Run again, only what is missing is done."""
+    from .train.data.open import open_source
     from .train.data.pack import Settings, pack
-    from .train.data.sources import open_source
 
     if not 0.0 <= test_share < 1.0 or not 0.0 <= bad_share <= 1.0:
         raise ValueError("--test-share and --bad-share are shares, from 0 to 1")
@@ -54,7 +64,8 @@ def pack(
         test_share=test_share,
         seed=seed,
     )
-    manifest = pack(open_source(source), out, settings, bad_share, console, device)
+    raw = open_source(source, captions, image_column, caption_column)
+    manifest = pack(raw, out, settings, bad_share, console, device)
     show(manifest)
 
 

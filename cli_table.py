@@ -22,7 +22,7 @@ Missing = Annotated[list[str] | None, typer.Option(help="Text that means an empt
 
 
 @app.callback()
-def _needs_pandas() -> None:
+def needs_pandas() -> None:
     if importlib.util.find_spec("pandas") is None:
         raise ValueError("tables need pandas: pip install anystate[table]")
 

@@ -8,19 +8,22 @@ ROOT = Path(__file__).parent
 VERSION = next(
     line.split('"')[1] for line in (ROOT / "__init__.py").read_text().splitlines() if line.startswith("__version__")
 )
-FOLDERS = ["kernels", "diffusion", "model", "sample", "train", "train.data", "bench", "configs"]
+TOP = ["kernels", "diffusion", "model", "sample", "train", "bench", "configs"]
+FOLDERS = sorted(".".join(p.parent.relative_to(ROOT).parts) for top in TOP for p in (ROOT / top).rglob("__init__.py"))
 
 XGBOOST = [  # plain xgboost brings half a gigabyte of GPU libraries along on Linux
     "xgboost-cpu>=2; platform_system != 'Darwin'",
     "xgboost>=2; platform_system == 'Darwin'",
 ]
 TABLE = ["pandas>=2.1", "xlrd>=2", "pyarrow>=15", *XGBOOST]
-PAIRS = ["webdataset>=1.0", "tokenizers>=0.20"]
-DALI = ["nvidia-dali-cuda130>=1.52; platform_system == 'Linux'"]
-LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]
+PAIRS = [  # packed pictures and captions
+    *("webdataset>=1.0", "tokenizers>=0.20", "pyarrow>=15"),
+    "nvidia-dali-cuda130>=1.52; platform_system == 'Linux'",
+]
+LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]  # autoencoders, weights from the hub
 EVAL = ["torchmetrics>=1.6", "transformers>=4.45"]
 PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
-TEST = [*TABLE, *PAIRS, *DALI, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
+TEST = [*TABLE, *PAIRS, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
 
 setup(
     name="anystate",
@@ -56,9 +59,9 @@ setup(
     extras_require={
         "test": TEST,
         "gpu": ["triton>=3.6"],
-        "flash": ["flash-attn-4"],
-        "pairs": [*PAIRS, *DALI],  # packed pictures and captions
-        "latents": LATENTS,  # a VAE before the diffusion; weights from the Hugging Face hub
+        "flash": ["flash-attn-4>=4.0.0b30"],
+        "pairs": PAIRS,
+        "latents": LATENTS,
         "table": TABLE,
         "eval": EVAL,
         "inception": ["torch-fidelity>=0.3", "torchvision"],  # the usual FID network

@@ -3,37 +3,17 @@
 #
 #   bench/gpu_check.sh [size]        size: tiny, small or official (default)
 #
-# Needs Python with PyTorch and Triton; no network, no installation. Results go to $OUT, or bench/results/ without it.
+# Needs Python with PyTorch and Triton; no network. Results go to $OUT, or bench/results/ without it.
 # Each part has its own time limit; measurements are written after every operation, so a limit loses only the rest.
 set -uo pipefail
 size=${1:-official}
-root=$(cd "$(dirname "$0")/.." && pwd)
-out=${OUT:-$root/bench/results}
-python=${PYTHON:-python3}
-place=$(mktemp -d)
-trap 'rm -rf "$place"' EXIT
-ln -s "$root" "$place/anystate"  # the repository folder is the package
-export PYTHONPATH="$place"
-mkdir -p "$out"
+source "$(dirname "$0")/gpu_place.sh"
 cd "$place" || exit 2
 
-machine=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")') || exit 2
 if [ "$machine" = cpu ] && [ "$size" = official ]; then
     echo "no GPU here: official sizes would take hours; try: bench/gpu_check.sh small" >&2
     exit 2
 fi
-slug=$(echo "$machine" | tr 'A-Z ' 'a-z-')
-status=0
-
-part() {  # name, seconds, command…: runs it under a time limit, shows and keeps its output
-    local name=$1 seconds=$2 code
-    shift 2
-    timeout "$seconds" "$@" 2>&1 | tee "$out/$name-$slug.txt"
-    code=${PIPESTATUS[0]}
-    echo "== $name: exit $code after ${SECONDS} s in all"
-    [ "$code" = 0 ] || status=1
-}
-
 part verify 90 "$python" -c 'import sys; from anystate.bench.verify import verify; sys.exit(not verify())'
 if "$python" -c 'import pytest' 2>/dev/null; then
     # test_compiled needs no GPU; the tests' own conftest above tests/kernels needs more than PyTorch

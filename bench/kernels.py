@@ -6,13 +6,9 @@ copy, or FLOPs over the rate of a large matmul, whichever takes longer. Times on
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import json as json_format
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +18,7 @@ import torch
 from ..kernels import reference
 from . import compile_only as compiled_kernels
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, with_gradients
+from .rows import clock, origin
 
 BUDGET_MS = 200.0  # of measuring per implementation
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -67,11 +64,12 @@ def quantiles(function: Callable[[], object], device: str) -> tuple[float, float
 
         return tuple(do_bench(function, warmup=25, rep=int(BUDGET_MS), quantiles=[0.2, 0.5, 0.8]))
     function()
+    now = clock(torch.device(device))
     times, end = [], time.perf_counter() + BUDGET_MS / 1000
     while len(times) < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
+        start = now()
         function()
-        times.append(1000 * (time.perf_counter() - start))
+        times.append(1000 * (now() - start))
     cuts = statistics.quantiles(times, n=10, method="inclusive")
     return cuts[1], cuts[4], cuts[7]
 
@@ -175,19 +173,7 @@ def measure(name: str, size: str, device: str, dtype: torch.dtype, limits: Limit
 
 def machine(device: str, limits: Limits) -> dict:
     """Where numbers come from: written beside them."""
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "flash_attn", "liger_kernel"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"device": name, "versions": versions, "commit": commit, **dataclasses.asdict(limits)}
+    return {**origin(device), **dataclasses.asdict(limits)}
 
 
 # Output

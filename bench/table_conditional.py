@@ -47,6 +47,11 @@ class Condition:
     theirs_same: float
     cost: float
 
+    @classmethod
+    def of(cls, saved: dict) -> Condition:
+        """From JSON."""
+        return cls(**{**saved, "columns": tuple(saved["columns"]), "given": tuple(saved["given"])})
+
 
 def conditional(
     model: TableSynthesizer,

@@ -57,15 +57,10 @@ class Tasks:
         asked = {"given": given, "rows": rows, "pool": pool}
         done = self._run("conditional", one, asked)
         for row in done:
-            found = [
-                table_conditional.Condition(**{**c, "columns": tuple(c["columns"]), "given": tuple(c["given"])})
-                for c in row["result"]
-            ]
+            found = [table_conditional.Condition.of(saved) for saved in row["result"]]
             for columns in row["asked"]["given"]:
-                title = (
-                    f"{row['set']}, {row['recipe']}, seed {row['seed']}, given {', '.join(columns)}: distance to real"
-                )
                 chosen = [c for c in found if c.columns == tuple(columns)]
+                title = f"{row['set']}, {row['recipe']}, seed {row['seed']}, given {', '.join(columns)}"
                 self.console.print(table_conditional.table_of(table_conditional.summary(chosen), title))
         return done
 

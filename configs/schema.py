@@ -159,6 +159,7 @@ class Data(Section):
     )
     test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
     split_seed: int = 0
+    held_out: int = Field(5000, gt=0, description="packed: at most so many held-out pairs are kept in memory")
     loader: Literal["auto", "dali", "webdataset"] = Field("auto", description="packed: auto is DALI where installed")
     flip: bool = Field(False, description="packed: half of the pictures mirrored")
     bad_share: float = Field(0.01, ge=0, le=1, description="packed: a larger share of unreadable samples stops the run")
@@ -218,9 +219,17 @@ class Sampling(Section):
     chunk: int = Field(128, gt=0, description="samples per batch")
 
 
+Engine = Literal["fast", "plain"]
+Compile = Literal["auto", "always", "never"]
+ENGINE = Field("fast", description="plain: the straightforward way, in eager PyTorch; same results, for comparison")
+COMPILE = Field("auto", description="torch.compile; auto: where the run is long enough to pay for the compiler")
+
+
 class Config(Section):
     name: str
     seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
     data: Data
     modalities: dict[str, Modality] = Field(min_length=1)
     network: Network

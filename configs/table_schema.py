@@ -6,7 +6,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .schema import Init, Loss, SamplerConfig, Sampling, Schedule, Section, TimesConfig, Train
+from .schema import (
+    COMPILE,
+    ENGINE,
+    Compile,
+    Engine,
+    Init,
+    Loss,
+    SamplerConfig,
+    Sampling,
+    Schedule,
+    Section,
+    TimesConfig,
+    Train,
+)
 
 
 class EncodingConfig(Section):
@@ -55,6 +68,8 @@ class TableNetwork(Section):
 class TableConfig(Section):
     name: str
     seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
     missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
     encoding: EncodingConfig = EncodingConfig()
     numbers: NumbersConfig = NumbersConfig()

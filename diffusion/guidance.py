@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Draw, Rng
-from .space import Net, Space
+from .space import Net, Space, selects_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +48,26 @@ class Guidance:
         outputs: list[str],
         condition: list[str],
         rng: Rng,
+        guided: list[str] | None = None,
     ) -> tuple[dict, dict]:
         """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition).
 
-        t[m] (B,) is the noise level of x[m], 0 where it is clean.
+        t[m] (B,) is the noise level of x[m], 0 where it is clean. guided: the modalities whose second branch is used
+        (default all); a network that can leave rows out (see `MMDiT.forward`) computes it for no others.
         """
-        noisier = {}
-        later = {}
-        for m in condition:
-            later[m] = t[m].clamp(min=self.final_time)
-            noisier[m] = space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE))
+        guided = outputs if guided is None else guided
+        noisier, later = self.noisier(space, x, t, condition, rng)
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
-        both = {m: out.chunk(2) for m, out in space.evaluate(net, x2, t2, outputs).items()}
-        return {m: pair[0] for m, pair in both.items()}, {m: pair[1] for m, pair in both.items()}
+        if selects_rows(net):
+            outputs = {m: None if m in guided else slice(0, len(rng.samples)) for m in outputs}
+        both = space.evaluate(net, x2, t2, outputs)
+        pairs = {m: both[m].chunk(2) for m in both if m in guided or not selects_rows(net)}
+        return {m: pairs[m][0] if m in pairs else both[m] for m in both}, {m: pairs[m][1] for m in guided}
+
+    def noisier(
+        self, space: Space, x, t, condition: list[str], rng: Rng
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The condition noised afresh to time σ, and its times, (B,) each."""
+        later = {m: t[m].clamp(min=self.final_time) for m in condition}
+        return {m: space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE)) for m in condition}, later

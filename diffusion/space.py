@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -40,13 +40,16 @@ class Space(dict[str, Process]):
     def evaluate(self, net: Net, x: dict[str, Tensor], t: dict[str, Tensor], outputs=None) -> dict:
         """The network at (x, t): tells it each time in the form it was trained on and which keys to skip.
 
-        Times below a process's t_min (a clean condition) are raised to it.
+        Times below a process's t_min (a clean condition) are raised to it. outputs: names, or {name: rows} for a
+        network that can leave rows out (see `MMDiT.forward`).
         """
         t = {m: t[m].clamp(min=self[m].t_min) for m in x}
         times = {m: self[m].time_input(t[m]) for m in x}
-        masks = {m: mask for m in x if (mask := self[m].key_mask(x[m])) is not None}
+        masks = {m: self[m].key_mask(x[m]) for m in x}
+        masks = {m: mask for m, mask in masks.items() if mask is not None}
         out = net(x, times, mask=masks or None, outputs=outputs)
-        return {m: self[m].answer(value, x[m], t[m]) for m, value in out.items()}
+        rows = outputs if isinstance(outputs, Mapping) else {}
+        return {m: self[m].answer(v, take(x[m], rows.get(m)), take(t[m], rows.get(m))) for m, v in out.items()}
 
     def losses(
         self,
@@ -81,3 +84,13 @@ class Space(dict[str, Process]):
 def expand_time(t: float | Tensor, n: int, device) -> Tensor:
     """A scalar time as (n,) float64; a (n,) tensor passes."""
     return torch.as_tensor(t, dtype=torch.float64, device=device).expand(n)
+
+
+def take(x: Tensor, rows: slice | Tensor | None) -> Tensor:
+    """Some rows of a batch, or all of it."""
+    return x if rows is None else x[rows]
+
+
+def selects_rows(net: Net) -> bool:
+    """Whether a network takes `outputs` as {name: rows}."""
+    return getattr(net, "selects_rows", False)

@@ -7,6 +7,9 @@ only the keys that are attended: keys and values of all samples packed one after
 size B·L, its tail unread, so nothing waits for the GPU; it is a permutation of the rows, so gradients flow back by the
 inverse one, and those of unread rows, which the kernels leave unwritten, are set to zero.
 
+On the CPU: SDPA, but for the short rows and narrow heads of tables two batched products around a softmax whose rows are
+padded to whole vectors (measured with 15 columns, 4 heads of 8: 1.4 times as fast, compiled 2.3 times).
+
 Floor: 4 · ΣL · (attended keys) · H · Dh FLOPs; q, k, v read once, the result written once.
 """
 
@@ -18,10 +21,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import check, check_device, check_floating, check_shape, use_triton
+from .backend import check, check_device, check_floating, check_shape, is_reference, use_triton
 
 # (module, compute capability it needs)
 FLASH_MODULES = (("flash_attn.cute", (9, 0)), ("flash_attn_interface", (9, 0)), ("flash_attn", (8, 0)))
+VECTOR = 16  # float32 numbers in a vector register of current CPUs
 FUNCTIONS = {"sdpa": reference.joint_attention}
 
 
@@ -31,6 +35,25 @@ def packing_order(key_mask: Tensor) -> Tensor:
     front, back = attended.cumsum(0) - 1, (~attended).cumsum(0) - 1
     place = torch.where(attended, front, back + attended.sum())
     return torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over few positions on a CPU; the softmax of a row that is no whole number of vectors would be slow."""
+    batch, length, heads, width = q.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    padding = -length % VECTOR
+    k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (k, v))
+    hidden = torch.arange(length + padding, device=q.device) >= length
+    bias = torch.where(hidden, -1e30, 0.0).to(q.dtype).expand(1, 1, -1)
+    scores = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5), -1)
+    return torch.bmm(scores, v).unflatten(0, (batch, heads)).transpose(1, 2)
+
+
+def short(q: Tensor, key_mask: Tensor | None) -> bool:
+    """Whether `short_attention` is the faster one; see the module's text."""
+    _, length, _, width = q.shape
+    fits = q.device.type == "cpu" and q.dtype == torch.float32 and key_mask is None
+    return fits and width <= VECTOR and length <= 4 * VECTOR and length % VECTOR > 0
 
 
 def fixed_attention(function, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
@@ -119,6 +142,8 @@ def joint_attention(
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if not use_triton(backend, q):
+        if short(q, key_mask) and not is_reference(backend):
+            return short_attention(q, k, v)
         return reference.joint_attention(q, k, v, key_mask)
     name = candidates(q.device, q.dtype, q.shape[-1], key_mask is not None)[0]
     return FUNCTIONS[name](q, k, v, key_mask)

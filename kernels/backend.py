@@ -5,6 +5,7 @@ elsewhere and for float64); None reads the environment variable ANYSTATE_BACKEND
 kernels run on CPU tensors only under its interpreter (TRITON_INTERPRET=1, set before the first import).
 """
 
+import contextlib
 import os
 from types import SimpleNamespace
 
@@ -23,14 +24,32 @@ BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+_forced: list[str] = []
+
+
+@contextlib.contextmanager
+def forced(backend: str):
+    """Every operation inside that is not told a backend of its own runs this one."""
+    _forced.append(backend)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
 @torch.compiler.assume_constant_result
 def environment_backend() -> str:
-    return os.environ.get("ANYSTATE_BACKEND") or "auto"
+    return _forced[-1] if _forced else os.environ.get("ANYSTATE_BACKEND") or "auto"
 
 
 @torch.compiler.assume_constant_result
 def checks_cuda_values() -> bool:
     return os.environ.get("ANYSTATE_CHECK_VALUES") == "1"
+
+
+def is_reference(backend: str | None) -> bool:
+    """Whether the reference itself is asked for; "auto" may take another way than its, on the CPU too."""
+    return (backend or environment_backend()) == "reference"
 
 
 def use_triton(backend: str | None, tensor: Tensor, **floating: Tensor | None) -> bool:

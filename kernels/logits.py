@@ -42,6 +42,11 @@ class Logits:
         """Split along the batch, as torch.chunk does."""
         return [Logits(hidden, self.weight, self.bias) for hidden in self.hidden.chunk(n)]
 
+    def spread(self, rows: Tensor, n: int) -> Logits:
+        """The same for a batch of n, of which these are the rows `rows`; the others are meaningless."""
+        whole = self.hidden.new_zeros(n, *self.hidden.shape[1:])
+        return Logits(whole.index_copy_(0, rows, self.hidden), self.weight, self.bias)
+
     def cross_entropy(self, target: Tensor, columns: int) -> Tensor:
         """(B, L) float32 of −log softmax(first `columns`)[target]; 0 where the target is −1."""
         from . import linear_cross_entropy

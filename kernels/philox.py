@@ -75,6 +75,7 @@ class Rng:
         return keys
 
 
+@torch.compiler.assume_constant_result
 def modality_hash(name: str) -> int:
     """24 bits of a name, the same in every process and whatever the order of the modalities."""
     return zlib.crc32(name.encode()) & 0xFFFFFF

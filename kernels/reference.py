@@ -273,19 +273,28 @@ def tau_leap(
         rate: (B,) h s′/(eˢ − 1), which is h/t for the log-linear schedule.
         uncond, guidance: second branch of logits and its weight, float or (B,): mixes log p, see `guide`.
     """
+
+    def row_logits(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        b, i = rows.unbind(1)
+        return logits[b, i], None if uncond is None else uncond[b, i]
+
+    return leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance)
+
+
+def leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, guided: bool, guidance) -> Tensor:
+    """`tau_leap` with `row_logits(rows)` → ((R, C) logits, those of the second branch or None), rows (R, 2)."""
     masked = tokens == states
     rows = masked.nonzero()
     rate_rows = rate.to(torch.float32)[rows[:, 0]]
     u = uniform(keys, tokens.shape[1])[masked]
-    guide_rows = guidance
-    if isinstance(guidance, Tensor) and guidance.ndim:
-        guide_rows = guidance.to(torch.float32)[rows[:, 0], None]
 
     def scores_of(rows_):
-        other = None if uncond is None else uncond[rows_[:, 0], rows_[:, 1]]
-        return masked_log_scores(logits[rows_[:, 0], rows_[:, 1]], other, guide_rows, states, mask_column)
+        weight = guidance
+        if isinstance(guidance, Tensor) and guidance.ndim:
+            weight = guidance.to(torch.float32)[rows_[:, 0], None]
+        return masked_log_scores(*row_logits(rows_), weight, states, mask_column)
 
-    if uncond is None and not mask_column:  # the total rate is known: jump first, look later
+    if not guided and not mask_column:  # the total rate is known: jump first, look later
         move = u <= move_probability(rule, rate_rows, 1.0)
         rows = rows[move]
         scores, _ = scores_of(rows)

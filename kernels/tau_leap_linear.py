@@ -18,6 +18,7 @@ from .backend import (
     check_device,
     check_floating,
     check_shape,
+    is_reference,
     jit,
     matmul_dtype,
     per_sample,
@@ -339,6 +340,14 @@ def tau_leap_linear(
         branch = None if uncond is None else per_sample(guidance, tokens)
         rate = per_sample(rate, tokens)
         return _tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, branch)
-    return reference.tau_leap_linear(
-        hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, guidance
-    )
+    if is_reference(backend):
+        return reference.tau_leap_linear(
+            hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, guidance
+        )
+
+    def row_logits(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        b, i = rows.unbind(1)
+        branches = (torch.nn.functional.linear(h[b, i], weight, bias) for h in (hidden, uncond) if h is not None)
+        return next(branches), next(branches, None)
+
+    return reference.leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance)

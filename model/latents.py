@@ -106,7 +106,7 @@ def load_vae(name: str, device: str | None = None):
     try:
         from diffusers import AutoencoderKL
     except ImportError:
-        raise ValueError("latents need diffusers: pip install anystate[images]") from None
+        raise ValueError("latents need diffusers: pip install anystate[latents]") from None
     try:
         net = AutoencoderKL.from_pretrained(name)
     except Exception as error:  # the hub, the disk and the library each raise kinds of their own

@@ -138,7 +138,10 @@ class JointBlock(nn.Module):
         self.streams, self.heads = nn.ModuleDict(streams), heads
 
     def forward(self, x: dict[str, Tensor], c: dict[str, Tensor], key_mask: Tensor | None, needed=None):
-        """One block over {name: (B, L, D)}; streams outside `needed` only lend keys and values and are dropped."""
+        """One block over {name: (B, L, D)}; streams outside `needed` only lend keys and values and are dropped.
+
+        needed: {name: rows}, of which samples the result is wanted, None for all.
+        """
         names = list(x)
         mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
         qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in names]
@@ -150,8 +153,11 @@ class JointBlock(nn.Module):
         for m, branch in zip(names, attended.split([x[m].shape[1] for m in names], 1), strict=True):
             if needed is not None and m not in needed:
                 continue
-            stream, (_, _, gate, ff_scale, ff_shift, ff_gate) = self.streams[m], mods[m]
-            y = kernels.gated_residual(x[m], stream.out(branch), gate)
+            rows = None if needed is None else needed[m]
+            parts = (x[m], branch, *mods[m][2:])
+            before, branch, gate, ff_scale, ff_shift, ff_gate = parts if rows is None else (p[rows] for p in parts)
+            stream = self.streams[m]
+            y = kernels.gated_residual(before, stream.out(branch), gate)
             out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
         return out
 

@@ -8,7 +8,7 @@ modality has its own time. The architecture equals the official Diffuse Everythi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,8 @@ class MMDiT(nn.Module):
         time_scale: factor on the time before its sinusoids; official 1.
     """
 
+    selects_rows = True
+
     def __init__(
         self, streams: dict[str, Patches | Tokens], depth: int, heads: int, head_dim: int, time_scale: float = 1.0
     ):
@@ -106,12 +108,16 @@ class MMDiT(nn.Module):
         own = (self.embed, self.time, self.tower, self.tower_norm, self.head)
         return [modules[name] for modules in own if name in modules]
 
+    def repeated(self) -> list[nn.Module]:
+        """The blocks that repeat, for `model.compiling`."""
+        return [*self.trunk, *(block for tower in self.tower.values() for block in tower)]
+
     def forward(
         self,
         x: dict[str, Tensor],
         t: dict[str, Tensor],
         mask: dict[str, Tensor] | None = None,
-        outputs: Iterable[str] | None = None,
+        outputs: Iterable[str] | Mapping[str, slice | Tensor | None] | None = None,
     ) -> dict[str, Tensor | Logits]:
         """ε̂ for pictures, `Logits` for tokens, for the modalities in `outputs` (default: all with a head).
 
@@ -119,8 +125,10 @@ class MMDiT(nn.Module):
             x: {name: (B, C, S, S) or (B, L)}, every stream of the model.
             t: {name: (B,)}, what each time embedding is told (see `Process.time_input`).
             mask: {name: (B, L) bool, True = attend}; a missing name is attended to everywhere.
+            outputs: names, or {name: rows}, a slice or indices of the samples whose output is wanted, None for all.
         """
-        outputs = list(self.head) if outputs is None else list(outputs)
+        outputs = dict.fromkeys(self.head) if outputs is None else outputs
+        outputs = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
         if missing := [m for m in outputs if m not in self.head]:
             raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
         if missing := [m for m in self.embed if m not in x]:
@@ -131,7 +139,12 @@ class MMDiT(nn.Module):
         for i, block in enumerate(self.trunk):
             last = i == len(self.trunk) - 1
             streams = self._run(block, streams, c, key_mask, outputs if last else None)
-        return {m: self._branch(m, streams[m], c[m], (mask or {}).get(m)) for m in outputs}
+        answers = {}
+        for m, rows in outputs.items():
+            x = streams[m] if self.trunk or rows is None else streams[m][rows]  # the last block has taken them
+            parts = (value if rows is None or value is None else value[rows] for value in (c[m], (mask or {}).get(m)))
+            answers[m] = self._branch(m, x, *parts)
+        return answers
 
     def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
         if self.recompute and self.training and torch.is_grad_enabled():

@@ -95,8 +95,8 @@ def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
             ours[f"{target}.{key}"] = value.squeeze(1) if key.endswith("gamma") else value
         for kind in ("weight", "bias"):
             attn, ff, gain, alias = _modulation_keys(prefix, i, kind)
-            gains = take(gain).chunk(2)
-            used.add(alias)
+            gains = take(gain if gain in state else alias).chunk(2)  # safetensors files hold one of the two names
+            used |= {gain, alias}
             ours[f"{target}.modulation.{kind}"] = torch.cat([take(attn), gains[0], take(ff), gains[1]])
     return ours, sorted(set(state) - used)
 
@@ -127,23 +127,32 @@ def to_official(model: MMDiT) -> dict[str, Tensor]:
     return theirs
 
 
-def architecture(state: Mapping[str, Tensor]) -> MMDiT:
-    """An MMDiT of the shape that an official state dict describes; weights are not loaded."""
-    text_width, image_width = state["text_embedder.weight"].shape[1], state["image_embedder.proj.bias"].shape[0]
-    channels, patch = state[PATCH_WEIGHT].shape[1:3]
-    grid = round(state[POSITION].shape[1] ** 0.5)
-    heads, _, head_dim = state["joint_embedding.blocks.0.joint_attn.q_rmsnorms.0.gamma"].shape
+def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], int, int, int]:
+    """What an official state dict describes: {name: stream}, joint depth, heads and their width, as MMDiT takes them.
+
+    Raises:
+        ValueError: a key that tells a size is missing.
+    """
+
+    def shape(key: str) -> torch.Size:
+        if key not in state:
+            raise ValueError(f"official checkpoint lacks {key!r}: is it a text+image snapshot?")
+        return state[key].shape
+
+    vocab, text_width = shape("text_embedder.weight")
+    image_width, channels, patch, _ = shape(PATCH_WEIGHT)
+    grid = round(shape(POSITION)[1] ** 0.5)
+    heads, _, head_dim = shape("joint_embedding.blocks.0.joint_attn.q_rmsnorms.0.gamma")
     depth = dict.fromkeys(("joint_embedding", "text_dit", "image_dit"), 0)
     for prefix, _, _ in _block_prefixes(state):
         stack, _, index = prefix.split(".")
         depth[stack] = max(depth[stack], int(index) + 1)
-    vocab = state["text_embedder.weight"].shape[0]
     text = Tokens(
-        length=state["text_pos_embed.weight"].shape[0],
+        length=shape("text_pos_embed.weight")[0],
         states=vocab - 1,
         columns=vocab,
         width=text_width,
-        cond=state["text_time_encoder.mlp.2.bias"].shape[0],
+        cond=shape("text_time_encoder.mlp.2.bias")[0],
         tower=depth["text_dit"],
         head="text_final_layer.linear.weight" in state,
     )
@@ -152,10 +161,16 @@ def architecture(state: Mapping[str, Tensor]) -> MMDiT:
         size=grid * patch,
         patch=patch,
         width=image_width,
-        cond=state["image_time_encoder.mlp.2.bias"].shape[0],
+        cond=shape("image_time_encoder.mlp.2.bias")[0],
         tower=depth["image_dit"],
+        head="image_final_layer.linear.weight" in state,
     )
-    return MMDiT({"text": text, "image": image}, depth["joint_embedding"], heads, head_dim)
+    return {"text": text, "image": image}, depth["joint_embedding"], heads, head_dim
+
+
+def architecture(state: Mapping[str, Tensor]) -> MMDiT:
+    """An MMDiT of the shape that an official state dict describes; weights are not loaded."""
+    return MMDiT(*streams(state))
 
 
 def load_official(state: Mapping[str, Tensor]) -> tuple[MMDiT, list[str]]:

@@ -26,6 +26,11 @@ BLOCK = {
 TABLES, HEADS = "categorical_embedder.embedding_table_list", "final_layer.categorical_linear_list"
 
 
+def is_table(state: Mapping[str, Tensor]) -> bool:
+    """Whether an official state dict is of the tabular network."""
+    return "t_embedder.mlp.0.weight" in state and any(key.startswith("final_layer.") for key in state)
+
+
 def official_sizes(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...]]:
     """The number of numerical columns, and the states of every categorical one, of an official state dict."""
     table = state.get("numerical_embedder.embedding_table.weight")

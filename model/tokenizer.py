@@ -18,7 +18,7 @@ HIDDEN = "▯"  # a masked position of a half-noised caption
 class TokenizerCodec:
     """Captions ↔ int64 (N, length): [start] subwords [end], then pads.
 
-    Longer captions are cut off, the end token stays, as everywhere with CLIP; `lengths` tells beforehand.
+    Longer captions are cut off, the end token stays, as everywhere with CLIP; `encode_measured` tells which.
 
     Args:
         path: a `tokenizer.json`, a folder that holds one (or CLIP's vocab.json and merges.txt), or a hub id.
@@ -44,19 +44,20 @@ class TokenizerCodec:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens."""
+        return self.encode_measured(captions)[0]
+
+    def encode_measured(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Tokens, and how many positions each caption would take if none were cut off."""
         tokens = np.full((len(captions), self.length), self.pad, dtype=np.int64)
         head = [] if self.start is None else [self.start]
         tail = [] if self.end is None else [self.end]
         room = self.length - len(head) - len(tail)
+        lengths = []
         for row, encoding in enumerate(self.tokenizer.encode_batch(list(captions), add_special_tokens=False)):
             ids = head + encoding.ids[:room] + tail
             tokens[row, : len(ids)] = ids
-        return torch.from_numpy(tokens)
-
-    def lengths(self, captions: Sequence[str]) -> list[int]:
-        """How many positions each caption would take if it were not cut off."""
-        extra = (self.start is not None) + (self.end is not None)
-        return [len(e.ids) + extra for e in self.tokenizer.encode_batch(list(captions), add_special_tokens=False)]
+            lengths.append(len(encoding) + len(head) + len(tail))
+        return torch.from_numpy(tokens), lengths
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Tokens → captions: up to the end token, or without the pads if there is none; hidden positions show as ▯."""
@@ -70,10 +71,15 @@ class TokenizerCodec:
                 if token < self.states:
                     run += [] if token in special else [token]
                     continue
-                shown += [self.tokenizer.decode(run, skip_special_tokens=False)] if run else []
+                shown += [self._words(run)] if run else []
                 shown, run = [*shown, HIDDEN], []
             captions.append("".join(shown[:-1]).strip())
         return captions
+
+    def _words(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        suffix = getattr(self.tokenizer.model, "end_of_word_suffix", None)  # CLIP's </w>; its file has no rule for it
+        return text.replace(suffix, " ") if suffix else text
 
     def json(self) -> str:
         """The content of a `tokenizer.json`, for copies beside weights or data."""
@@ -89,7 +95,7 @@ def open_tokenizer(path: str | Path):
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError("subword tokens need tokenizers: pip install anystate[images]") from None
+        raise ValueError("subword tokens need tokenizers: pip install anystate[pairs]") from None
     file = Path(path)
     try:
         if file.is_file():
@@ -99,7 +105,8 @@ def open_tokenizer(path: str | Path):
         elif (file / "vocab.json").is_file():
             from transformers import CLIPTokenizerFast
 
-            tokenizer = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
+            made = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
+            tokenizer = Tokenizer.from_str(made.to_str())  # without the decoding that transformers puts around it
         else:
             tokenizer = Tokenizer.from_pretrained(str(path))
     except Exception as error:  # the hub, the disk and the library each raise kinds of their own
@@ -120,7 +127,7 @@ def train_bpe(captions: Iterable[str], states: int, pad: str = "<pad>"):
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError:
-        raise ValueError("byte-level BPE needs tokenizers: pip install anystate[images]") from None
+        raise ValueError("byte-level BPE needs tokenizers: pip install anystate[pairs]") from None
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if states <= len(alphabet):
         raise ValueError(f"byte-level BPE needs more than {len(alphabet)} states, got {states}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from torch import Tensor
 from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
 from ..diffusion.space import Net, Space, expand_time
-from ..kernels import Draw, Rng
+from ..kernels import Draw, Logits, Rng
+from .graphs import graphed
+from .plain import PlainRun
 from .steppers import Sampler, Stepper
 
 
@@ -56,8 +58,9 @@ def sample(
     chunk: int | None = None,
     init: Mapping[str, Tensor] | None = None,
     trajectory: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[], None] = False,
     device: torch.device | str | None = None,
+    engine: str = "fast",
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Draw samples first, …, first + n − 1 of `seed`, every modality of the space.
 
@@ -76,7 +79,8 @@ def sample(
             most 256, in one piece from `first`.
         init: {name: (n, *shape)}: starting states at time 1 instead of drawn noise.
         trajectory: also return the list of states before and after every update, on the CPU.
-        progress: show a bar.
+        progress: show a bar, or call this after each state: steps + 1 times a chunk.
+        engine: fast, or plain: the straightforward way, for comparison (see `plain`).
 
     Returns:
         {name: (n, *shape)}; given modalities as the network saw them. With trajectory, (samples, states).
@@ -85,6 +89,8 @@ def sample(
         ValueError: unknown modality or sampler, data that does not fit its space, steps < 1, reversed intervals,
             guidance with nothing to guide by.
     """
+    if engine not in RUNS:
+        raise ValueError(f"engine must be one of {', '.join(RUNS)}, got {engine!r}")
     given = {m: Given.of(value) for m, value in (given or {}).items()}
     init = _known(space, "init", init)
     n = _check(space, given, init, n, steps, first, chunk)
@@ -94,16 +100,18 @@ def sample(
     device = torch.device(device) if device is not None else _device(net)
     results, states = [], []
     ranges = list(_chunks(first, n, chunk))
+    asked = graphed(net) if engine == "fast" and device.type == "cuda" else net
     with _evaluating(net), _bar(progress, "sampling", len(ranges) * (steps + 1)) as advance:
         for start, size, low, high in ranges:
 
             def rows(x: Tensor, start=start, size=size) -> Tensor:
                 """The chunk's rows of a tensor over the n samples; rows nobody asked for repeat its ends."""
                 index = torch.arange(start - first, start - first + size).clamp(0, n - 1)
-                return x.to(device)[index.to(device)]
+                x = x.to(device)[index.to(device)]
+                return x.float() if x.is_floating_point() else x
 
-            run = _Run(
-                net,
+            run = RUNS[engine](
+                asked,
                 space,
                 {m: dataclasses.replace(g, x=rows(g.x)) for m, g in given.items()},
                 {m: rows(x) for m, x in init.items()},
@@ -161,7 +169,7 @@ class _Run:
         if not moving:
             return self.x
         t = {**self.levels, **{m: s.time(k) for m, s in self.steppers.items()}}  # a free modality's own clock rules
-        out, uncond = self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
+        out, uncond = self.answers(k, t, moving)
         x = dict(self.x)
         for m in moving:
             x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
@@ -174,22 +182,52 @@ class _Run:
                 x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
         return x
 
+    def answers(self, k: int, t: dict[str, Tensor], moving: list[str]) -> tuple[dict, dict]:
+        """`evaluate` at the state, without the samples that no moving modality changes in update k."""
+        rows = self.changing(k, moving)
+        if rows is None:
+            return self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
+        part = [{m: value[rows] for m, value in values.items()} for values in (self.x, t)]
+        rng = dataclasses.replace(self.rng.at(2 * k), samples=self.rng.samples[rows])
+        pairs = self.evaluate(k, *part, moving, rng)
+        n = len(self.rng.samples)
+        return tuple({m: Logits.of(out).spread(rows, n) for m, out in branch.items()} for branch in pairs)
+
+    def changing(self, k: int, moving: list[str]) -> Tensor | None:
+        """The samples that change, or None for all; only the CPU, which never waits to know, leaves any out."""
+        if self.rng.samples.device.type != "cpu" or any(self.steppers[m].busy_rows is None for m in moving):
+            return None
+        busy = torch.stack([self.steppers[m].busy_rows[k] for m in moving]).any(0)
+        return busy.nonzero()[:, 0] if busy.sum() < 0.9 * len(busy) else None
+
     def evaluate(self, k: int, x, t, outputs: list[str], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""
-        guided = [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
+        guided = self.guided_at(k, outputs)
         if not guided:
             return self.space.evaluate(self.net, x, t, outputs), {}
-        out, uncond = self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng)
-        return out, {m: uncond[m] for m in guided}
+        return self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng, guided)
+
+    def guided_at(self, k: int, outputs: list[str]) -> list[str]:
+        """Those of `outputs` that guidance acts on at update k."""
+        return [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
+
+
+class _PlainRun(PlainRun, _Run):
+    """The same on the plain engine."""
+
+
+RUNS = {"fast": _Run, "plain": _PlainRun}
 
 
 def _guided(space: Space, guidance: Guidance, free: list[str], held: list[str]) -> tuple[list[str], list[str]]:
     """Which modalities are guided, and by which: what is given guides the rest, else discrete ones Gaussian ones."""
     guided = [m for m in free if guidance.scale_of(m) != 1.0 and (held or isinstance(space[m], Gaussian))]
     condition = held or [m for m in free if not isinstance(space[m], Gaussian)]
-    wanted = guidance.scale != 1.0 and not isinstance(guidance.scale, dict)
-    if wanted and not (guided and condition):
-        raise ValueError("guidance needs a condition: give a modality, or sample a Gaussian and a discrete one jointly")
+    scales = [guidance.scale_of(m) for m in free] if isinstance(guidance.scale, dict) else [guidance.scale]
+    if any(scale != 1.0 for scale in scales) and not (guided and condition):
+        raise ValueError(
+            "guidance needs a condition: give a modality, or guide a Gaussian one that is sampled with a discrete one"
+        )
     return guided if condition else [], condition
 
 
@@ -251,21 +289,21 @@ def _device(net) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(net):
-    training = isinstance(net, torch.nn.Module) and net.training
-    if training:
-        net.eval()
+    training = [m for m in net.modules() if m.training] if isinstance(net, torch.nn.Module) else []
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            net.train()
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager
-def _bar(show: bool, label: str, total: int):
+def _bar(show: bool | Callable[[], None], label: str, total: int):
     """A function to call after each state."""
-    if not show:
-        yield lambda: None
+    if callable(show) or not show:
+        yield show or (lambda: None)
         return
     from rich.progress import (
         BarColumn,

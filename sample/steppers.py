@@ -52,9 +52,11 @@ class Stepper:
     """What all steppers share: the grid, the name under which random numbers are drawn, and the clock.
 
     times: (N + 1,) float64 on the CPU, so that control flow never waits for the device.
+    busy_rows: (N, B) bool, which samples update k changes; None is all of them.
     """
 
     second = False
+    busy_rows: Tensor | None = None
 
     def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, kind: str):
         self.name, self.process, self.kind, self.rng = name, process, kind, rng
@@ -168,6 +170,8 @@ class FirstHittingStepper(MaskedStepper):
         first = -(-torch.arange(steps + 1, device=x.device) * count // steps)  # rank of the first position of update k
         self.hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
         self.busy = set(self.group[masked].tolist())
+        group = torch.where(masked, self.group, steps)
+        self.busy_rows = (group[None] == torch.arange(steps, device=x.device)[:, None, None]).any(2)
 
     def time(self, k):
         return self.hits[:, k]

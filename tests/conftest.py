@@ -95,3 +95,34 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny_overrides():
     return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory):
+    """Folder of a small AutoencoderKL with random weights: it halves the side once and has 4 latent channels."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.AutoencoderKL(
+            block_out_channels=(4, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=2,
+            layers_per_block=1,
+        )
+    folder = tmp_path_factory.mktemp("vae")
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer(tmp_path_factory):
+    """Folder of a small CLIP tokenizer in its two-file format: letters, letters that end a word, "red" as a merge."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = [*letters, *(f"{c}</w>" for c in letters), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    return folder

@@ -12,10 +12,13 @@ from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
 from ..diffusion.schedules import GaussianSchedule
 from ..model import MMDiT, Patches, Tokens
-from ..model.codecs import CharCodec, LatentCodec, PixelCodec, TokenizerCodec
+from ..model.codecs import CharCodec, PixelCodec
+from ..model.latents import LatentCodec
+from ..model.tokenizer import TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
 from .data.locate import locate
+from .data.packed import Packed, load_packed
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -59,10 +62,11 @@ class System:
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
 
 
-def build(config: Config, folder: Path | None = None) -> System:
+def build(config: Config, folder: Path | None = None, codecs: bool = True) -> System:
     """The system a config describes, with weights freshly drawn from its seed.
 
     folder: a checkpoint that holds its tokenizers (see `System.files`); default: they are where the config says.
+    codecs: False leaves them out; benchmarks need none.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -74,7 +78,8 @@ def build(config: Config, folder: Path | None = None) -> System:
             config.network.time_scale,
         )
     space = Space({m: _process(c) for m, c in config.modalities.items()})
-    return System(config, space, net, {m: _codec(m, c, folder) for m, c in config.modalities.items()})
+    made = {m: _codec(m, c, folder) for m, c in config.modalities.items()} if codecs else {}
+    return System(config, space, net, made)
 
 
 def weightings(config: Config, space: Space) -> nn.ModuleDict:
@@ -84,8 +89,14 @@ def weightings(config: Config, space: Space) -> nn.ModuleDict:
     )
 
 
-def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
-    """Training and held-out pairs of a system with one picture and one text modality."""
+def load_data(system: System, log: Path | None = None) -> tuple[pairs.Pairs | Packed, pairs.Pairs]:
+    """Training and held-out pairs of a system with one picture and one text modality.
+
+    log: file that unreadable samples of a packed data set are named in.
+
+    Raises:
+        ValueError: no such data, or it does not fit the config.
+    """
     if len(system.images) != 1 or len(system.texts) != 1:
         raise ValueError("image-text data needs exactly one picture and one text modality in the config")
     image, text = system.images[0], system.texts[0]
@@ -94,7 +105,9 @@ def load_data(system: System) -> tuple[pairs.Pairs, pairs.Pairs]:
     if data.name == "digits":
         loaded = digits.load(*args)
     elif data.path is None:
-        raise ValueError("data.path: an npz data set needs the path of its file")
+        raise ValueError(f"data.path: {data.name} data needs the path of its file or folder")
+    elif data.name == "packed":
+        return load_packed(system.config, (image, text), codecs[text], log)
     else:
         loaded = pairs.load_npz(data.path, *args)
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)

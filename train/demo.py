@@ -133,6 +133,7 @@ class Showcase:
             guidance=self.system.guidance(bool(given)),
             seed=self.seed + 1,
             samplers=self.system.samplers,
+            engine=self.system.config.engine,
             trajectory=trajectory,
         )
 

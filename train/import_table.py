@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from torch import Tensor
 
 from ..configs import schema
 from ..configs.table_schema import TableConfig
-from ..model.official_table import HEADS, KINDS, TABLES, architecture, from_official, official_sizes
+from ..model.official_table import HEADS, KINDS, TABLES, architecture, from_official, is_table, official_sizes
 from ..model.table_codec import MISSING, Encoding, Quantiles, TableCodec, sort_tags
 from ..model.table_files import read_table
 from ..model.table_schema import Column, Schema, infer_column
 from .checkpoint import CheckpointError, latest, pack, pack_json, save_checkpoint
+from .official_files import read_pt, weight_sets
 from .synthesizer import BUNDLED
 from .table import build_table
 
 RECIPE = "table/paper"
-SETS = {"model": "raw", "ema": "ema"}  # their name of a set of weights: ours
 BEYOND = 1e-7  # share beyond either end of scikit-learn's normal scores
 
 
@@ -113,11 +111,6 @@ def import_table(
     return TableReport(folder, sorted(states), used, unused, sizes)
 
 
-def is_table(state: Mapping[str, Tensor]) -> bool:
-    """Whether an official state dict is of the tabular network."""
-    return "t_embedder.mlp.0.weight" in state and any(key.startswith("final_layer.") for key in state)
-
-
 def read_sets(file: Path, weights: str | None = None) -> tuple[dict[str, Mapping[str, Tensor]], int]:
     """The sets of weights {"raw" or "ema": state dict} of an official .pt, and the optimizer steps (0 if unknown).
 
@@ -126,19 +119,8 @@ def read_sets(file: Path, weights: str | None = None) -> tuple[dict[str, Mapping
     """
     if not file.is_file():
         raise ValueError(f"official checkpoint {str(file)!r} not found")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ValueError(f"{file} holds pickled code, which is never run: save its state dicts alone") from None
-        raise ValueError(f"{file} is not a whole .pt file") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        raise ValueError(f"{file} is not a whole .pt file") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {type(content).__name__}, not an official snapshot")
-    sets = {ours: content[theirs] for theirs, ours in SETS.items() if isinstance(content.get(theirs), dict)}
-    if not sets and all(isinstance(value, Tensor) for value in content.values()):
-        sets = {weights or "ema": content}  # a state dict by itself
+    content = read_pt(file)
+    sets = weight_sets(content, weights or "ema")
     if weights is not None:
         sets = {kind: state for kind, state in sets.items() if kind == weights}
     if not sets or not all(is_table(state) for state in sets.values()):

@@ -26,6 +26,7 @@ from ..kernels import Rng
 from . import checkpoint, distributed, sharded
 from .build import System, build, load_data, weightings
 from .data.pairs import Pairs
+from .engine import ENGINES, sample_flops
 from .log import Log, Silent
 
 Hook = Callable[["Trainer"], dict[str, float] | None]
@@ -77,7 +78,7 @@ class Trainer:
         self.device = distributed.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.rows = self._own_rows()
         self.system: System = self.build()
-        self.train_data, self.test_data = data or load_data(self.system)
+        self.train_data, self.test_data = data or load_data(self.system, self.out / "bad_samples.jsonl")
         self.net = self.system.net.to(self.device).train()
         self.ema = self.build().net.to(self.device).eval().requires_grad_(False)
         self.weighting = self.weightings().to(self.device)
@@ -91,11 +92,11 @@ class Trainer:
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
+        self.engine = ENGINES[config.engine](config, self.device)
+        self.engine.prepare(self.net, self.work, self.sharded)
         self.objective = self._objective(bf16)
         self.parameters = [p for p in [*self.net.parameters(), *self.weighting.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = self.engine.optimizer(self)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.step = 0
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
@@ -112,7 +113,11 @@ class Trainer:
 
     def losses(self, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
         """{modality: (B,) unweighted loss} of clean data at its times."""
-        return self.system.space.losses(self.net, x0, t, rng, self.learned())
+        return self.system.space.losses(self.engine.net(self.net), x0, t, rng, self.learned())
+
+    def work(self) -> float:
+        """FLOPs of the whole run; a backward pass takes two forward ones."""
+        return 3.0 * sample_flops(self.system) * self.config.train.batch * self.config.train.steps
 
     def learned(self) -> list[str]:
         """The modalities that have a head and a loss."""
@@ -154,8 +159,15 @@ class Trainer:
 
     def update(self) -> dict[str, Tensor]:
         """One optimizer step; returns this rank's share of the mean unweighted loss per modality, on the device."""
+        with self.engine.running():
+            losses = self.engine.update(self)
+            self.engine.report(losses)
+        return losses
+
+    def step_by_step(self) -> dict[str, Tensor]:
+        """`update` without a graph."""
         settings = self.config.train
-        self.optimizer.param_groups[0]["lr"] = self.lr(self.step)
+        self.engine.set_lr(self.optimizer, self.lr(self.step))
         x0 = self.train_data.batch(self.config.seed, self.step, self.rows, settings.batch)
         part = len(self.rows) // settings.accumulate
         sums: dict[str, Tensor] = {}
@@ -177,11 +189,11 @@ class Trainer:
         self._average()
         return sums
 
-    def backward(self, x0: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+    def backward(self, x0: dict[str, Tensor], rows: range, rng: Rng | None = None) -> dict[str, Tensor]:
         """Add the gradients of these rows of the current batch; returns their share of the mean losses."""
         config = self.config
         x0 = {m: value.to(self.device, non_blocking=True) for m, value in x0.items()}
-        rng = Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
+        rng = rng or Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
         t, learns = self.times(self.system.space, rng)
         with self.autocast:
             total, losses = self.objective(x0, t, learns, rng)
@@ -318,21 +330,22 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _check_same_run(self, folder: Path) -> None:
-        """Only `train` and `sample` settings may change between a run and its continuation."""
+        """How it runs (`engine`, `compile`), `train` and `sample` may change between a run and its continuation."""
         saved = schema.load(folder / "config.yaml", model=type(self.config)).model_dump(mode="json")
         wanted = self.config.model_dump(mode="json")
         for key, value in wanted.items():
-            if key not in ("train", "sample") and value != saved[key]:
+            if key not in ("train", "sample", "engine", "compile") and value != saved[key]:
                 raise checkpoint.CheckpointError(
                     f"{self.out} holds a run with another {key!r}: choose another --out, or delete it to start anew"
                 )
 
     @torch.no_grad()
     def _average(self) -> None:
-        """EMA with a short memory at first: decay min(ema, (1 + n)/(10 + n))."""
-        decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
-        average, now = (sharded.local(list(net.parameters())) for net in (self.ema, self.net))
-        torch._foreach_lerp_(average, now, 1.0 - decay)
+        self.engine.average(self.ema, self.net, 1.0 - self.decay())
+
+    def decay(self) -> float:
+        """Of the average in this step, with a short memory at first: min(ema, (1 + n)/(10 + n))."""
+        return min(self.config.train.ema, (1 + self.step) / (10 + self.step))
 
     def _due(self, every: int | None, stop: int) -> bool:
         return every is not None and (self.step % every == 0 or self.step == stop)

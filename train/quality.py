@@ -59,6 +59,7 @@ def measure(system: System, judge: Judge, test: Pairs, n: int = 500, seed: int =
         "steps": settings.steps,
         "seed": seed,
         "samplers": system.samplers,
+        "engine": system.config.engine,
         "chunk": settings.chunk,
         "progress": progress,
     }

@@ -100,7 +100,7 @@ class TableTrainer(Trainer):
 
     def losses(self, x0, t, rng):
         given = self.given(rng) if self.config.known > 0 else None
-        return self.system.space.losses(self.net, x0, t, rng, list(x0), given)
+        return self.system.space.losses(self.engine.net(self.net), x0, t, rng, list(x0), given)
 
     def given(self, rng: Rng) -> dict[str, Tensor]:
         """{group: (B, C) bool}: in a share `known` of the rows, every column is given with the row's own probability.

@@ -184,6 +184,7 @@ class Generator:
             steps=self.steps or self.system.config.sample.steps,
             seed=self.seed,
             samplers=self.system.samplers,
+            engine=self.system.config.engine,
             first=first,
             chunk=len(cells.tokens),
             init=init,

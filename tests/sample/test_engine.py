@@ -260,15 +260,22 @@ def test_network_returns_to_the_mode_it_was_in(net, space):
             return self.inner(*args, **kwargs)
 
     watch = Watch().train()
+    watch.inner.eval()  # a part that is frozen stays so
     sample(watch, space, n=1, steps=2)
     assert watch.training
+    assert not watch.inner.training
     assert modes == [False] * 3
     with pytest.raises(RuntimeError):
-        sample(watch, space, {"image": images(1).double()}, steps=2)  # fails inside the network
+        sample(watch, space, steps=2, init={"image": images(1).to(torch.complex64)})  # fails inside the network
     assert watch.training
     watch.eval()
     sample(watch, space, n=1, steps=1)
     assert not watch.training
+
+
+def test_pictures_in_double_precision_are_given_as_single(net, space):
+    x = images(3)
+    assert same(sample(net, space, {"image": x.double()}, steps=2), sample(net, space, {"image": x}, steps=2))
 
 
 def test_no_gradients_are_recorded(net, space):

@@ -236,7 +236,7 @@ def test_conditional_sampling_guides_all_that_is_generated():
 
 
 def test_each_modality_may_have_its_own_scale():
-    """{name: w}: the picture as with w alone, the text as without; a joint run may name what it cannot guide."""
+    """{name: w}: the picture as with w alone, the text as without; a joint run may also name what it cannot guide."""
     space, net = three_way()
     given, samplers = {"c": torch.ones(64, 1)}, {"picture": Sampler("euler")}
     plain, both, one = (
@@ -246,7 +246,12 @@ def test_each_modality_may_have_its_own_scale():
     assert torch.equal(one["picture"], both["picture"])
     assert torch.equal(one["text"], plain["text"])
     assert not torch.equal(both["text"], plain["text"])
-    sample(net, space, n=2, steps=1, guidance=Guidance({"text": 4.0}))
+    joint = {"n": 2, "steps": 1, "samplers": samplers}
+    scales = {"picture": 4.0}, {"picture": 4.0, "text": 2.0}
+    one, both = (sample(net, space, guidance=Guidance(w), **joint) for w in scales)
+    assert torch.equal(one["text"], both["text"])
+    with pytest.raises(ValueError, match="guidance needs a condition"):
+        sample(net, space, guidance=Guidance({"text": 4.0}), **joint)  # without effect
     with pytest.raises(ValueError, match="guidance: unknown modality 'sound'"):
         sample(net, space, given, steps=1, guidance=Guidance({"sound": 4.0}))
 

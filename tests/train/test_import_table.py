@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 
-from anystate.train.import_table import import_table, is_table, official_codec, read_official_table
+from anystate.model.official_table import is_table
+from anystate.train.import_table import import_table, official_codec, read_official_table
 from anystate.train.synthesizer import TableSynthesizer
 from anystate.train.table import load_table
 

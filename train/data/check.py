@@ -9,8 +9,8 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
-from .packed import Repair
 from .readers import Shards
+from .repair import Repair
 from .shards import IMAGE, LABELS, TEXT, Manifest, members
 
 
@@ -49,16 +49,21 @@ def describe(manifest: Manifest) -> list[str]:
     lines = [
         f"{manifest.folder}: {counts}; {manifest.skipped.get('total', 0)} skipped; {text.get('cut', 0)} captions cut"
     ]
-    data = {"data": {"name": "packed", "path": str(manifest.folder)}}
     if image["kind"] == "latents":
-        data["image"] = {"latents": {"vae": image["vae"], "scale": image["scale"]}}
+        picture = {"latents": {"vae": image["vae"], "scale": image["scale"]}}
     else:
-        data["image"] = {"pixel_max": image["pixel_max"]}
-    data["image"] |= {"channels": image["channels"], "size": image["size"]}
+        picture = {"pixel_max": image["pixel_max"]}
     if text["kind"] == "characters":
-        data["text"] = {"alphabet": text["alphabet"], "length": text["length"]}
+        caption = {"alphabet": text["alphabet"]}
     else:
         tokens = {key: text[key] for key in ("kind", "states", "pad", "start", "end")}
-        data["text"] = {"tokenizer": {**tokens, "path": str(manifest.folder / text["file"])}, "length": text["length"]}
-    lines.append("in a config:")
-    return lines + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=200).splitlines()
+        caption = {"tokenizer": {**tokens, "path": str(manifest.folder / text["file"])}}
+    fits = {
+        "data": {"name": "packed", "path": str(manifest.folder)},
+        "modalities": {
+            "image": {"channels": image["channels"], "size": image["size"], **picture},
+            "text": {"length": text["length"], **caption},
+        },
+    }
+    lines.append("what a config needs to say about it:")
+    return lines + yaml.safe_dump(fits, sort_keys=False, allow_unicode=True, width=200).splitlines()

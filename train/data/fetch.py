@@ -12,13 +12,10 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import http.client
 import io
 import json
 import os
 import stat
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -27,9 +24,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from .download import download
+
 UCI = "https://archive.ics.uci.edu/static/public/"
 LARGEST = 512 << 20  # bytes that a member of an archive may unpack to
-ATTEMPTS = 4
 ADULT = (
     "age workclass fnlwgt education education.num marital.status occupation relationship race sex capital.gain "
     "capital.loss hours.per.week native.country income"
@@ -166,55 +164,6 @@ def fetch(
     _write(out / "checksums.json", json.dumps(checksums, indent=1).encode() + b"\n")
     say(f"wrote {out}: {len(train)} training and {len(test)} test rows")
     return out
-
-
-def download(url: str, path: Path, attempts: int = ATTEMPTS, timeout: float = 60.0) -> None:
-    """Fetch `url` to `path`, going on where a broken-off download ended if the server still has the same file."""
-    part, tag = path.with_name(path.name + ".part"), path.with_name(path.name + ".tag")
-    problem = ""
-    for _ in range(attempts):
-        have = part.stat().st_size if part.exists() else 0
-        known = tag.read_text() if tag.exists() else ""
-        request = urllib.request.Request(url)
-        if have and known:
-            request.add_header("Range", f"bytes={have}-")
-            request.add_header("If-Range", known)
-        else:
-            have = 0
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                if getattr(response, "status", None) != 206:
-                    have = 0
-                tag.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
-                length = response.headers.get("Content-Length")
-                expected = have + int(length) if length else None
-                _stream(response, part, have)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:
-                raise ValueError(f"{url}: {error.code} {error.reason}") from None
-            part.unlink(missing_ok=True)
-            continue
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            problem = f"{url}: {' '.join(str(getattr(error, 'reason', error)).split())}"
-            continue
-        got = part.stat().st_size
-        if expected is None or got == expected:
-            os.replace(part, path)
-            tag.unlink(missing_ok=True)
-            return
-        problem = f"{url} broke off after {got} of {expected} bytes; run again to go on from there"
-    raise ValueError(problem or f"{url} could not be downloaded")
-
-
-def _stream(response, part: Path, have: int) -> None:
-    with part.open("r+b" if have else "wb") as file:
-        file.seek(have)
-        file.truncate()
-        try:
-            while block := response.read(1 << 16):
-                file.write(block)
-        except http.client.IncompleteRead as error:
-            file.write(error.partial)
 
 
 def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

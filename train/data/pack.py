@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .packed import allowed
+from .repair import allowed
 from .shards import Manifest, Shard, ShardWriter, write_whole
 from .sources import Job, Raw, Source
 from .stores import LatentStore, Moments, PixelStore, encode_captions, fit, text_codec, text_plan
@@ -77,11 +78,13 @@ def pack(
             `bad_share` of the samples are unusable (see DATASET/skipped.jsonl).
     """
     console = console or Console(quiet=True)
-    with _ranks() as (rank, world, barrier):
+    with _ranks() as (rank, world, barrier), contextlib.closing(source):
         jobs = source.jobs(settings.shard_size, settings.test_share, settings.seed)
         if rank == 0:
             _begin(source, jobs, out, settings)
         barrier()
+        if rank > 0:
+            source.prepare(out / STATE, main=False)
         plan = json.loads((out / STATE / "plan.json").read_text())
         store = _store(plan["image"], device)
         codec = text_codec(plan["text"], out)
@@ -95,9 +98,13 @@ def pack(
                 f"packing, rank {rank} of {world}" if world > 1 else "packing", total=total, note=""
             )
             for n, job in enumerate(todo):
-                progress.update(task, note=f"{job.name} ({n + 1} of {len(todo)})")
+                place = f"{job.name} ({n + 1} of {len(todo)})"
+                progress.update(task, note=place)
+                source.note = lambda text, place=place: progress.update(task, note=f"{place} {text}")
+                source.ahead(todo[n + 1 : n + 2])
                 record = _run(job, source, out, store, codec, tally, lambda k: progress.advance(task, k))
                 write_whole(out / STATE / f"{job.name}.json", json.dumps(record).encode())
+                source.done(job)
                 tally.close(record)
         barrier()
         if rank == 0:
@@ -125,24 +132,26 @@ def _ranks():
 def _begin(source: Source, jobs: list[Job], out: Path, settings: Settings) -> None:
     """Write the plan (settings, vocabulary), or check that the one there is the same."""
     path = out / STATE / "plan.json"
-    asked = {**dataclasses.asdict(settings), "source": source.name, "jobs": [[j.name, j.samples] for j in jobs]}
-    asked = json.loads(json.dumps(asked))
+    listed = [[job.name, job.samples] for job in jobs if job.samples is not None]  # links may be left out later
+    asked = json.loads(json.dumps({**dataclasses.asdict(settings), "source": source.name, "jobs": listed}))
     if path.is_file():
         begun = json.loads(path.read_text())["asked"]
         for key, value in asked.items():
             if begun.get(key) != value:
                 was = "another list of samples" if key == "jobs" else f"{key} = {begun.get(key)!r}, not {value!r}"
                 raise ValueError(f"{out} was begun with {was}; choose another --out or delete it")
+        source.prepare(out / STATE, main=True)
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not (out / STATE).is_dir():
         raise ValueError(f"{out} is not empty and not a data set that was begun here; choose another --out")
     if not jobs:
         raise ValueError(f"{source.name}: there is nothing to pack")
     (out / STATE).mkdir(parents=True, exist_ok=True)
+    source.prepare(out / STATE, main=True)
     image = {"size": settings.size or _first_size(source, jobs, settings.channels), "channels": settings.channels}
     image |= {"vae": settings.vae, "scale": settings.scale}
     text = text_plan(
-        settings.text, source.captions(), settings.length, settings.states, settings.tokenizer, settings.alphabet, out
+        settings.text, source.captions, settings.length, settings.states, settings.tokenizer, settings.alphabet, out
     )
     write_whole(path, json.dumps({"asked": asked, "image": image, "text": text}).encode())
 
@@ -166,21 +175,22 @@ def _run(job: Job, source: Source, out: Path, store, codec, tally: Tally, advanc
     """Read, encode and write one job; returns its record."""
     writers: dict[str, ShardWriter] = {}
     moments, cut, captions = Moments(), 0, 0
-    samples = source.read(job)
     try:
-        while chunk := list(islice(samples, CHUNK)):
+        for chunk, pictures in _decoded(source.read(job), store):
             good: list[tuple[Raw, np.ndarray, np.ndarray, list[str]]] = []
-            for raw in chunk:
+            clean = [[c.strip() for c in raw.captions if c and c.strip()] for raw in chunk]
+            encoded = encode_captions(codec, clean)
+            for raw, texts, tokens, picture in zip(chunk, clean, encoded, pictures, strict=True):
                 try:
-                    texts = [c.strip() for c in raw.captions if c and c.strip()]
                     if not texts:
                         raise ValueError("caption is missing or empty")
-                    tokens, over = encode_captions(codec, texts)
-                    good.append((raw, fit(raw.pixels(store.channels), store.picture), tokens, texts))
+                    if isinstance(tokens, ValueError):
+                        raise tokens
+                    good.append((raw, picture.result(), tokens.ids, texts))
                 except ValueError as error:
                     tally.skip(raw, str(error))
                     continue
-                cut, captions = cut + over, captions + len(texts)
+                cut, captions = cut + tokens.cut, captions + len(texts)
             stored = store([pixels for _, pixels, _, _ in good], moments) if good else ()
             for (raw, _, tokens, texts), image in zip(good, stored, strict=True):
                 if raw.split not in writers:
@@ -195,6 +205,21 @@ def _run(job: Job, source: Source, out: Path, store, codec, tally: Tally, advanc
         raise
     shards = {split: dataclasses.asdict(writer.close()) for split, writer in writers.items()}
     return {"shards": shards, "moments": moments.dump(), "cut": cut, "captions": captions, "skipped": tally.of_job}
+
+
+def _decoded(samples: Iterator[Raw], store) -> Iterator[tuple[list[Raw], list[Future]]]:
+    """Chunks of samples with their pictures, which threads decode and crop while the chunk before is encoded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = None
+        while chunk := list(islice(samples, CHUNK)):
+            pictures = [pool.submit(lambda raw: fit(raw.pixels(store.channels), store.picture), raw) for raw in chunk]
+            if waiting:
+                yield waiting
+            waiting = chunk, pictures
+        if waiting:
+            yield waiting
 
 
 class Tally:
@@ -260,6 +285,8 @@ def _finish(source: Source, jobs: list[Job], out: Path, plan: dict, image: dict,
             splits.setdefault(split, []).append(Shard(**shard))
     if not splits:
         raise ValueError(f"{source.name}: not one usable sample")
+    for left in out.rglob("*.partial"):  # of runs that were killed
+        left.unlink()
     write_whole(out / SKIPPED, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in skipped).encode())
     reasons: dict[str, int] = {}
     for entry in skipped:

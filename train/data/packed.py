@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import queue
 import threading
@@ -20,19 +19,22 @@ import torch
 from torch import Tensor
 
 from ... import kernels
+from ...configs.schema import Config
 from ...kernels import Draw, Rng
 from ...kernels.philox import MASK32
 from ...kernels.reference import words_to_index
+from ...model.tokenizer import open_tokenizer
 from .epochs import shard_rows
+from .locate import locate, not_found
 from .pairs import Pairs
 from .readers import READERS, Batch, Shards, choose
+from .repair import Repair
 from .shards import LABELS, Manifest
 
 HORIZON = 1 << 16  # samples a reader is planned for at a time
 RUNS = 96  # and shards
 AHEAD = 4  # batches made before they are asked for
 STREAMS = 8  # parts of a batch that are read ahead side by side
-LOG = logging.getLogger("anystate.data")
 
 
 class Packed:
@@ -142,8 +144,7 @@ class Packed:
 
     def _plan(self, seed: int, step: int, rows: range, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards and samples (steps, n) of the next steps, as many as one reader is made for."""
-        steps = max(1, HORIZON // max(1, len(rows)), 1)
-        steps = max(1, min(steps, RUNS * max(self.counts) // size))
+        steps = max(1, min(HORIZON // len(rows), RUNS * max(self.counts) // size))
         positions = (step + np.arange(steps))[:, None] * size + np.arange(rows.start, rows.stop)
         found = shard_rows(self.counts, seed, positions.ravel())
         return tuple(part.reshape(positions.shape) for part in found)
@@ -158,7 +159,7 @@ class Packed:
             text = tokens[np.arange(len(tokens)), choice]
         else:
             text = [t[int(words_to_index(w, len(t)))] for t, w in zip(tokens, words[:, 0], strict=True)]
-        x = self._scaled(images, [_noise_seed(seed, p) for p in position.tolist()])
+        x = self._scaled(images, noise_seeds(seed, position))
         if self.flip:
             mirrored = words[:, 1] >= 2**31
             x[mirrored] = x[mirrored].flip(-1)
@@ -174,16 +175,58 @@ class Packed:
         mean, std = torch.from_numpy(images).unflatten(1, (2, -1)).unbind(1)
         if seeds is None:
             return mean.float() * about["scale"]
-        return noise(seeds, mean.shape[1:]).mul_(std).add_(mean).mul_(about["scale"])
+        return torch.addcmul(mean.float(), noise(seeds, mean.shape[1:]), std.float()).mul_(about["scale"])
 
 
-def _noise_seed(seed: int, position: int) -> int:
-    """32 bits, a different one for each of 2³² consecutive positions: the finalizer of MurmurHash3, which permutes the
-    32-bit words, of position + hash of the seed."""
-    word = position + (seed * 0x9E3779B97F4A7C15 >> 16) & MASK32
+def load_packed(config: Config, names: tuple[str, str], codec, log: Path | None = None) -> tuple[Packed, Pairs]:
+    """Training part and held-out pairs (the first `data.held_out`) of the packed data set a config names.
+
+    codec: of the text modality. log: file for unusable samples.
+
+    Raises:
+        ValueError: no such data set, it has no held-out part, or what it holds is not what the config says.
+    """
+    data, (image, text) = config.data, (config.modalities[name] for name in names)
+    folder = locate(data.path or "")
+    if data.path is None or folder is None:
+        raise ValueError(not_found("packed data set", data.path or "data.path: null"))
+    parts = {}
+    if "test" not in Manifest.load(folder).splits:
+        raise ValueError(f"{folder} has no split 'test' to judge by; pack it with --test-share")
+    for split in ("train", "test"):
+        parts[split] = Packed(folder, split, names, data.loader, data.flip, data.bad_share, log)
+    manifest = parts["train"].manifest
+    said = {"kind": "latents" if image.latents else "pixels", "channels": image.channels, "size": image.size}
+    said |= {"scale": image.latents.scale} if image.latents else {"pixel_max": image.pixel_max}
+    _agree(manifest, manifest.image, said, names[0])
+    said = {"length": text.length, "states": text.states, "pad": text.pad}
+    if text.tokenizer is None:
+        said |= {"alphabet": text.alphabet}
+    else:
+        said |= {"kind": text.tokenizer.kind, "start": text.tokenizer.start, "end": text.tokenizer.end}
+    _agree(manifest, manifest.text, said, names[1])
+    if text.tokenizer and codec.json() != open_tokenizer(manifest.folder / manifest.text["file"]).to_str():
+        raise ValueError(f"{text.tokenizer.path} is not the tokenizer that {manifest.folder} was packed with")
+    return parts["train"], parts["test"].pairs(data.held_out)
+
+
+def _agree(manifest: Manifest, packed: dict, said: dict, name: str) -> None:
+    for key, value in said.items():
+        if packed.get(key) != value:
+            raise ValueError(
+                f"{manifest.folder} was packed with {key} = {packed.get(key)!r}, "
+                f"the config says {value!r} for {name!r}; anystate data check {manifest.folder} prints what fits"
+            )
+
+
+def noise_seeds(seed: int, positions: np.ndarray) -> list[int]:
+    """32-bit seeds, a different one for each of 2³² consecutive positions: the finalizer of MurmurHash3, which permutes
+    the 32-bit words, of position + hash of the seed."""
+    mask = np.uint64(MASK32)
+    words = (positions.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 >> 16 & MASK32)) & mask
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        word = (word ^ word >> shift) * factor & MASK32
-    return word ^ word >> 16
+        words = (words ^ words >> np.uint64(shift)) * np.uint64(factor) & mask
+    return (words ^ words >> np.uint64(16)).tolist()
 
 
 def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -192,121 +235,6 @@ def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
     for row, seed in zip(out, seeds, strict=True):
         row.normal_(generator=generator.manual_seed(seed))
     return out
-
-
-class Repair:
-    """Finds samples that cannot be used, counts and logs them, and puts the next good one of the shard in their place.
-
-    Called from one or several reading threads.
-    """
-
-    def __init__(self, shards: Shards, manifest: Manifest, share: float, log: Path | None):
-        image, text = manifest.image, manifest.text
-        c, s = image["channels"], image["size"]
-        self.latents = image["kind"] == "latents"
-        self.shape, self.dtype = ((2 * c, s, s), np.float16) if self.latents else ((s, s, c), np.uint8)
-        self.length, self.states = text["length"], text["states"]
-        self.shards, self.log, self.lock = shards, log, threading.Lock()
-        self.allowed = allowed(share, sum(shards.counts))
-        self.share = share
-        self.bad: dict[tuple[int, int], dict] = {}
-        self.instead: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
-        """Images (n, …) and tokens ((n, M, L), or a list of (M, L)), every one of them good."""
-        images, tokens = _dense(batch.images), _dense(batch.tokens)
-        if isinstance(images, np.ndarray) and isinstance(tokens, np.ndarray) and self._good(images, tokens):
-            return images, tokens
-        images, tokens = list(images), list(tokens)
-        for row, where in enumerate(zip(batch.shards.tolist(), batch.samples.tolist(), strict=True)):
-            if (reason := self.problem(images[row], tokens[row])) is not None:
-                images[row], tokens[row] = self._replace(*where, reason)
-        return np.stack(images), _dense(tokens)
-
-    def _good(self, images: np.ndarray, tokens: np.ndarray) -> bool:
-        """Whether arrays (n, …) and (n, M, L) have the right shapes, types and values."""
-        return (
-            images.shape[1:] == self.shape
-            and images.dtype == self.dtype
-            and tokens.ndim == 3
-            and tokens.shape[-1] == self.length
-            and tokens.size > 0
-            and tokens.dtype.kind in "iu"
-            and tokens.min() >= 0
-            and tokens.max() < self.states
-            and (not self.latents or bool(np.isfinite(images.sum(dtype=np.float32))))
-        )
-
-    def problem(self, image: np.ndarray | None, tokens: np.ndarray | None) -> str | None:
-        """What is wrong with a sample, or None."""
-        if image is None or tokens is None:
-            return f"its {'picture' if image is None else 'tokens'} cannot be read"
-        if image.shape != self.shape or image.dtype != self.dtype:
-            want = f"{self.shape} {np.dtype(self.dtype)}"
-            return f"its picture has shape {image.shape} {image.dtype}, the data set says {want}"
-        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != self.length or tokens.dtype.kind not in "iu":
-            return f"its tokens have shape {tokens.shape} {tokens.dtype}, the data set says (captions, {self.length})"
-        if tokens.min() < 0 or tokens.max() >= self.states:
-            worst = tokens.max() if tokens.max() >= self.states else tokens.min()
-            return f"token {worst} is beyond the vocabulary of {self.states}"
-        return None if self._good(image[None], tokens[None]) else "its latents are not finite"
-
-    def usable(self, k: int, i: int, image: np.ndarray | None, tokens: np.ndarray | None) -> bool:
-        """Whether a sample is good; a bad one is counted."""
-        reason = self.problem(image, tokens)
-        if reason is not None:
-            with self.lock:
-                self._count(k, i, reason)
-        return reason is None
-
-    def without_bad(self, shards: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A plan with the samples known to be bad replaced beforehand."""
-        shards, samples = shards.copy(), samples.copy()
-        for (k, i), (other, j) in list(self.instead.items()):
-            hit = (shards == k) & (samples == i)
-            shards[hit], samples[hit] = other, j
-        return shards, samples
-
-    def _replace(self, k: int, i: int, reason: str) -> tuple[np.ndarray, np.ndarray]:
-        """The next good sample of the same shard; the bad one is counted."""
-        with self.lock:
-            self._count(k, i, reason)
-            total = self.shards.counts[k]
-            for j in ((i + step) % total for step in range(1, total)):
-                image, tokens = self.shards.read(k, j)
-                if (reason := self.problem(image, tokens)) is None:
-                    self.instead[k, i] = k, j
-                    return image, tokens
-                self._count(k, j, reason)
-            raise ValueError(f"{self.shards.path(k)}: not one of its samples is usable ({reason})")
-
-    def _count(self, k: int, i: int, reason: str) -> None:
-        if (k, i) in self.bad:
-            return
-        name = self.shards.name(k, i)
-        self.bad[k, i] = {"sample": name, "reason": reason}
-        LOG.warning("skipped %s: %s", name, reason)
-        if self.log is not None:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.bad[k, i], ensure_ascii=False) + "\n")
-        if len(self.bad) > self.allowed:
-            raise ValueError(
-                f"{len(self.bad)} unusable samples, more than data.bad_share = {self.share:g} allows; "
-                f"the last is {name}: {reason}"
-            )
-
-
-def _dense(arrays: np.ndarray | list) -> np.ndarray | list:
-    """One array of arrays that all are there and have one shape and type; anything else as it is."""
-    if isinstance(arrays, np.ndarray) or any(a is None for a in arrays):
-        return arrays
-    return np.stack(arrays) if len({(a.shape, a.dtype) for a in arrays}) == 1 else arrays
-
-
-def allowed(share: float, samples: int) -> int:
-    """How many bad samples a share allows: one at least, unless the share is 0."""
-    return 0 if share == 0 else max(1, int(share * samples))
 
 
 @dataclasses.dataclass

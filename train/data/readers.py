@@ -102,8 +102,7 @@ def choose(loader: str) -> str:
     if loader not in there:
         raise ValueError(f"loader {loader!r}; there are: auto, dali, webdataset")
     if not there[loader]:
-        extra = {"dali": "dali", "webdataset": "images"}[loader]
-        raise ValueError(f"the loader {loader} is not installed: pip install anystate[{extra}]")
+        raise ValueError(f"the loader {loader} is not installed: pip install anystate[pairs]")
     return loader
 
 
@@ -123,19 +122,19 @@ def read_dali(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
     """
     start = 0
     while start < len(plan_shards):
-        with tempfile.TemporaryDirectory(prefix="anystate-index-") as folder:
+        with tempfile.TemporaryDirectory(prefix="anystate-index-") as folder:  # DALI reads it when it is built
             pipe = _pipeline(shards, plan_shards[start:], plan_samples[start:], Path(folder), threads)
-            while start < len(plan_shards):
-                where = plan_shards[start], plan_samples[start]
-                try:
-                    images, tokens = pipe.run()
-                except RuntimeError:
-                    yield _one_by_one(shards, *where)
-                    start += 1
-                    break
-                yield Batch(_arrays(images), _arrays(tokens), *where)
+        while start < len(plan_shards):
+            where = plan_shards[start], plan_samples[start]
+            try:
+                images, tokens = pipe.run()
+            except RuntimeError:
+                yield _one_by_one(shards, *where)
                 start += 1
-            del pipe
+                break
+            yield Batch(_arrays(images), _arrays(tokens), *where)
+            start += 1
+        del pipe
 
 
 def _pipeline(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray, folder: Path, threads: int):

@@ -27,10 +27,14 @@ class Rows:
     def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
         """Rows `rows` of batch number `step` of `size`, see `batch_rows`."""
         index = batch_rows(len(self), seed, step, rows, size).to(self.tokens.device)
+        return self.at(index, torch.arange(rows.start, rows.stop, device=index.device), seed, step)
+
+    def at(self, index: Tensor, samples: Tensor, seed: int, step: int | Tensor) -> dict[str, Tensor]:
+        """The rows `index`, which are numbers `samples` of batch `step`."""
         batch = {}
         if self.scores.shape[1]:
             scores = self.scores[index]
-            keys = Rng(seed, torch.arange(rows.start, rows.stop, device=scores.device), step).keys("fill", Draw.DATA)
+            keys = Rng(seed, samples, step).keys("fill", Draw.DATA)
             batch["num"] = torch.where(scores.isnan(), kernels.normal(keys, scores.shape[1]), scores)
         if self.tokens.shape[1]:
             batch["cat"] = self.tokens[index].long()

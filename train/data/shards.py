@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -177,6 +178,7 @@ class Manifest:
             splits = {name: [Shard(**s) for s in part["shards"]] for name, part in raw["splits"].items()}
             for shard in (s for part in splits.values() for s in part):
                 _inside(shard.file), _inside(shard.index)
+            _inside(raw["text"].get("file") or "")
             return cls(path.parent, raw["image"], raw["text"], splits, raw.get("skipped", {}), raw.get("source", {}))
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable description of a packed data set ({error})") from None
@@ -259,7 +261,7 @@ def read_npy(data: bytes) -> np.ndarray:
         if buffer.tell() == BLOCK // 4 and len(HEADERS) < 256:
             HEADERS[data[: BLOCK // 4]] = header
     shape, dtype, start = header
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if len(data) != start + count * dtype.itemsize:
         raise ValueError(f"an array {shape} of {dtype} with {len(data) - start} bytes")
     return np.frombuffer(data, dtype, count, start).reshape(shape)

@@ -1,4 +1,4 @@
-"""What `anystate data pack` reads: pictures with captions from an .npz or a folder (for others see `hub` and `links`).
+"""What `anystate data pack` reads: pictures with captions from an .npz or a folder; see also `tables` and `links`.
 
 A source cuts its samples into jobs, each of which becomes a shard per split, and reads one job at a time.
 """
@@ -9,14 +9,13 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ...model.latents import read_picture
-from .locate import locate, not_found
 from .pairs import extras, read_npz
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -72,24 +71,45 @@ class Job:
     rows: Any = None
 
 
-class Source(Protocol):
-    """Where samples come from."""
+class Source:
+    """Where samples come from.
+
+    `note` is where a source tells what it is doing; the packer shows it.
+    """
 
     name: str
+    work: Path  # folder for what is needed only while packing, set by `prepare`
+    note: Callable[[str], None] = staticmethod(lambda text: None)
 
-    def jobs(self, shard_size: int, test_share: float, seed: int) -> list[Job]: ...
+    def jobs(self, shard_size: int, test_share: float, seed: int) -> list[Job]:
+        raise NotImplementedError
 
-    def read(self, job: Job) -> Iterator[Raw]: ...
+    def prepare(self, work: Path, main: bool) -> None:
+        """Called before anything is read, on the main rank first and alone."""
+        self.work = work
+
+    def read(self, job: Job) -> Iterator[Raw]:
+        raise NotImplementedError
+
+    def ahead(self, jobs: list[Job]) -> None:
+        """These jobs come after the one that is read now; a source may begin to fetch what they need."""
+
+    def done(self, job: Job) -> None:
+        """A job is packed; what was kept for it may go."""
+
+    def close(self) -> None:
+        """Packing ends, well or not."""
 
     def captions(self) -> Iterator[str]:
         """Every caption, to build the vocabulary from."""
+        raise NotImplementedError
 
 
-class Rows:
-    """A source with samples that can be read in any order: they are shuffled once, so that every shard is a fair
-    sample of the whole."""
+class Rows(Source):
+    """A source with numbered samples. They are shuffled once, so that every shard is a fair sample of the whole, unless
+    the source can only be read in order."""
 
-    name: str
+    shuffled = True
 
     def splits(self) -> np.ndarray | None:
         """(N,) words train and test, or None if the source does not say."""
@@ -107,7 +127,7 @@ class Rows:
             split = random_split(n, test_share, seed)
         elif strange := sorted(set(split.tolist()) - {"train", "test"}):
             raise ValueError(f"{self.name}: split {strange[0]!r}; it must be train or test")
-        order = np.random.default_rng(seed).permutation(n)
+        order = np.random.default_rng(seed).permutation(n) if self.shuffled else np.arange(n)
         jobs = []
         for name in ("train", "test"):
             rows = order[split[order] == name]
@@ -264,17 +284,8 @@ def _top(file: str) -> str | None:
     return top if top in ("train", "test") else None
 
 
-def open_source(source: str) -> Source:
-    """The source behind what the user gave.
-
-    Raises:
-        ValueError: nothing there, or nothing that can be packed.
-    """
-    path = locate(source)
-    if path is None:
-        raise ValueError(not_found("source", source))
-    if path.is_dir():
-        return Folder(path)
-    if path.suffix == ".npz":
-        return Npz(path)
-    raise ValueError(f"{path}: give an .npz or a folder of pictures with captions")
+def texts_of(value: Any) -> list[str]:
+    """Captions of one sample, however they are kept: one text, or several."""
+    if value is None:
+        return []
+    return [str(c) for c in ([value] if isinstance(value, str) else value) if c is not None]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,39 +97,46 @@ def fit(pixels: np.ndarray, size: int) -> np.ndarray:
     return center_crop(pixels, size)
 
 
-def text_plan(kind: str, captions: Iterator[str], length: int | None, states: int, tokenizer: str, alphabet: str | None,
-              out: Path) -> dict:  # fmt: skip
+def text_plan(
+    kind: str,
+    captions: Callable[[], Iterator[str]],
+    length: int | None,
+    states: int,
+    tokenizer: str,
+    alphabet: str | None,
+    out: Path,
+) -> dict:
     """The `text` part of dataset.yaml: the vocabulary, built from all captions and written beside the data.
 
     Raises:
         ValueError: no captions, a tokenizer that cannot be had, unknown kind.
     """
     if kind == "characters":
-        symbols, longest = set(alphabet or ""), 0
-        for caption in captions if alphabet is None or length is None else ():
-            longest = max(longest, len(caption))
-            symbols |= set() if alphabet else set(caption)
+        symbols, longest = set(), 0
+        for caption in captions() if alphabet is None or length is None else ():
+            longest = max(longest, len(caption.strip()))
+            symbols |= set(caption.strip())
         alphabet = alphabet or "".join(sorted(symbols))
-        if not alphabet:
-            raise ValueError("there is no caption to take an alphabet from")
+        if not alphabet or not (length or longest):
+            raise ValueError("there is no caption to take an alphabet and a length from")
         return {"kind": kind, "length": length or longest, "states": len(alphabet) + 1, "pad": 0, "alphabet": alphabet}
     if kind == "bpe":
-        texts = list(captions)
-        made = train_bpe(texts, states)
+        made = train_bpe(captions(), states)
         about = {"kind": kind, "states": made.get_vocab_size(), "pad": 0, "start": None, "end": None}
     elif kind == "clip":
         made = open_tokenizer(tokenizer)
         start, end = (made.token_to_id(t) for t in ("<|startoftext|>", "<|endoftext|>"))
         if start is None or end is None:
             raise ValueError(f"{tokenizer}: not a CLIP tokenizer, it has no <|startoftext|> and <|endoftext|>")
-        texts = list(captions) if length is None else []
         about = {"kind": kind, "states": made.get_vocab_size(), "pad": end, "start": start, "end": end}
     else:
         raise ValueError(f"--text {kind!r}; there are: characters, bpe, clip")
     made.save(str(out / TOKENIZER))
     if length is None:
-        codec = text_codec({**about, "length": 1, "file": TOKENIZER}, out)
-        length = max(max(codec.lengths(part)) for part in _parts(texts, 4096))
+        codec = text_codec({**about, "length": 2, "file": TOKENIZER}, out)
+        length = max((max(codec.encode_measured(part)[1]) for part in _parts(captions(), 4096)), default=0)
+        if not length:
+            raise ValueError("there is no caption to take a length from")
     return {**about, "length": length, "file": TOKENIZER}
 
 
@@ -141,20 +149,33 @@ def text_codec(about: dict, folder: Path) -> CharCodec | TokenizerCodec:
     )
 
 
-def encode_captions(codec: CharCodec | TokenizerCodec, captions: Sequence[str]) -> tuple[np.ndarray, int]:
-    """int32 (M, L) tokens, and how many of the captions were too long and cut off.
+class Encoded(NamedTuple):
+    """The captions of one sample: ids (M, L) int32, and how many were too long and are cut off."""
 
-    Raises:
-        ValueError: a character beyond the vocabulary.
-    """
+    ids: np.ndarray
+    cut: int
+
+
+def encode_captions(codec: CharCodec | TokenizerCodec, captions: Sequence[Sequence[str]]) -> list[Encoded | ValueError]:
+    """The tokens of several samples' captions; a ValueError for one with a character beyond the vocabulary."""
     if isinstance(codec, CharCodec):
-        cut = sum(len(c) > codec.length for c in captions)
-        return codec.encode([c[: codec.length] for c in captions]).numpy().astype(np.int32), cut
-    cut = sum(n > codec.length for n in codec.lengths(captions))
-    return codec.encode(captions).numpy().astype(np.int32), cut
+        return [_characters(codec, texts) for texts in captions]
+    ids, lengths = codec.encode_measured([c for texts in captions for c in texts])
+    ids, cut = ids.numpy().astype(np.int32), np.array(lengths) > codec.length
+    ends = np.cumsum([len(texts) for texts in captions])
+    starts = ends - [len(texts) for texts in captions]
+    return [Encoded(ids[a:b], int(cut[a:b].sum())) for a, b in zip(starts, ends, strict=True)]
 
 
-def _parts(items: Sequence, size: int) -> Iterator[list]:
+def _characters(codec: CharCodec, texts: Sequence[str]) -> Encoded | ValueError:
+    cut = sum(len(c) > codec.length for c in texts)
+    try:
+        return Encoded(codec.encode([c[: codec.length] for c in texts]).numpy().astype(np.int32), cut)
+    except ValueError as error:
+        return error
+
+
+def _parts(items: Iterable, size: int) -> Iterator[list]:
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Fetches, into .whl/, the packages that a GPU machine without network lacks; the other bench/gpu_*.sh install them.
+#
+#   bench/gpu_wheels.sh [flash]      flash: also flash-attn-4, whose compiler alone is 92 MB
+#
+# For x86-64 Linux with Python 3.12 and PyTorch already there; versions are those of constraints.txt.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand
+    sdmetrics copulas plotly xgboost-cpu)
+if [ "${1:-}" = flash ]; then
+    wanted+=("flash-attn-4>=4.0.0b30" quack-kernels apache-tvm-ffi torch-c-dlpack-ext
+        nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-cu13)
+fi
+platforms=()
+for platform in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
+    platforms+=(--platform "${platform}_x86_64")
+done
+for package in "${wanted[@]}"; do
+    "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+        "${platforms[@]}" --constraint "$root/constraints.txt" --dest "$root/.whl" "$package"
+done
+du -sh "$root/.whl"

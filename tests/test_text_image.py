@@ -1,0 +1,118 @@
+"""Text and images from raw pairs to samples, all through the command line: pack, three stages on two ranks, sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+EMOJI = Path(os.environ.get("ANYSTATE_DATA", Path(__file__).parents[2] / "shared/data")) / "emoji/emoji.npz"
+pytestmark = pytest.mark.skipif(not EMOJI.is_file(), reason=f"needs the emoji data set ({EMOJI})")
+
+TINY = [
+    "modalities.image.stream={width: 16, patch: 8, tower: 0}",
+    "modalities.text.stream.width=16",
+    "network={depth: 2, heads: 2, head_dim: 8}",
+    "train.batch=16",
+    "train.log_every=1",
+    "train.steps=4",
+    "train.save_every=2",
+    "train.parallel=fsdp",
+    "sample.steps=3",
+]
+
+
+def anystate(folder: Path, *arguments, ranks: int = 1) -> str:
+    """The command's output; its failure fails the test."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launch, "-m", "anystate", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    said = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert result.returncode == 0, said or result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """A folder with data/emoji packed from a slice of emoji."""
+    folder = tmp_path_factory.mktemp("emoji")
+    with np.load(EMOJI) as arrays:
+        train, test = (np.flatnonzero(arrays["split"] == split) for split in ("train", "test"))
+        kept = np.r_[train[::30], test[::15]]
+        np.savez(folder / "slice.npz", **{name: arrays[name][kept] for name in arrays.files})
+    anystate(
+        folder, "data", "pack", "slice.npz", "--out", "data/emoji", "--text", "bpe", "--states", 512, "--length", 20
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(packed) -> Path:
+    """Three stages of a few steps, the last one cut off after two steps on two ranks and finished on one."""
+    tiny = [o for o in TINY if "tower" not in o] + ["modalities.image.stream={width: 16, patch: 8, tower: 0}"]
+    for stage in (1, 2):
+        said = anystate(packed, "train", f"emoji/stage{stage}", *tiny, "--device", "cpu", ranks=2)
+    assert "new: head.text, tower.text, tower_norm.text" in said
+    anystate(packed, "train", "emoji/stage3", *tiny, "train.steps=2", "--device", "cpu", ranks=2)
+    assert "at step 2" in anystate(packed, "train", "emoji/stage3", *tiny, "--device", "cpu")
+    return packed
+
+
+def test_every_stage_logged_finite_losses(trained):
+    for stage, learned in ((1, {"loss/image"}), (2, {"loss/image", "loss/text"}), (3, {"loss/image", "loss/text"})):
+        rows = [
+            json.loads(line) for line in (trained / f"runs/emoji_stage{stage}/metrics.jsonl").read_text().splitlines()
+        ]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        for row in rows:
+            assert {name for name in row if name.startswith("loss/")} == learned
+            assert all(np.isfinite(row[name]) for name in learned)
+
+
+WAYS = {
+    "joint": ["-n", 6],
+    "text_to_image": ["--given", "text=grinning face", "--given", "text=red heart", "-n", 3],
+    "data_image_to_text": ["--data", "data/emoji", "--given", "image", "--limit", 6],
+    "half_noised_image": ["--data", "data/emoji", "--given", "image", "--limit", 6, "--level", "image=0.5"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_samples_on_two_ranks_and_the_same_on_one(trained, way):
+    """Every way of sampling writes pictures, captions, sheet and manifest; ranks only share the work."""
+    settings = ["--chunk", 2, "--seed", 3, "--device", "cpu"]
+    anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings, ranks=2)
+    two = trained / "two" / way
+    manifest = json.loads((two / "manifest.json").read_text())
+    assert manifest["samples"] == 6
+    assert manifest["complete"]
+    pictures = sorted((two / "image").glob("*.png"))
+    assert len(pictures) == 6
+    assert (two / "sheet.png").is_file()
+    assert len((two / "text.txt").read_text().splitlines()) == 6
+    if way == "joint":
+        anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"one/{way}", *settings)
+        one = trained / "one" / way
+        assert (one / "text.txt").read_text() == (two / "text.txt").read_text()
+        for path in pictures:
+            assert path.read_bytes() == (one / "image" / path.name).read_bytes()
+        said = anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings)
+        assert "sheet.png" in said  # nothing left to do, nothing overwritten
+
+
+def test_evaluation_of_every_kind(trained):
+    """Bounds, labels and FID (with a small network of our own in place of Inception), as one JSON file."""
+    torch.manual_seed(0)
+    features = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten())
+    torch.jit.trace(features, torch.zeros(2, 3, 32, 32)).save(trained / "features.pt")
+    metrics = ["--metrics", "elbo,labels,fid", "--features", "features.pt", "--repeats", 1, "--steps", 2, "--n", 8]
+    anystate(trained, "eval", "runs/emoji_stage3", *metrics, "--json", "eval.json", "--device", "cpu")
+    rows = json.loads((trained / "eval.json").read_text())
+    print(rows)

@@ -1,0 +1,158 @@
+"""A packed data set behind a config: what fits is trained on, what does not is named; and `data check`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from anystate.cli import main
+from anystate.train.build import build, load_data
+from anystate.train.data.check import check
+from anystate.train.data.open import open_source
+from anystate.train.data.pack import Settings, pack
+from anystate.train.data.shards import Manifest
+from anystate.train.loop import Trainer
+
+
+@pytest.fixture
+def config(tiny, packed):
+    """config("data.loader=dali") → Config of a digits-like model on the packed things."""
+    text = Manifest.load(packed).text
+    fits = [
+        "data.name=packed",
+        f"data.path={packed}",
+        "data.loader=webdataset",
+        "modalities.image.channels=3",
+        "modalities.image.size=4",
+        "modalities.image.pixel_max=255",
+        f"modalities.text.alphabet={json.dumps(text['alphabet'])}",
+        f"modalities.text.length={text['length']}",
+    ]
+    return lambda *overrides: tiny(*fits, *overrides)
+
+
+def test_a_config_that_fits_loads_both_parts(config):
+    system = build(config())
+    train, test = load_data(system)
+    assert (len(train), len(test)) == (60, 10)
+    batch = train.batch(0, 0, range(6), 6)
+    assert system.codecs["text"].decode(batch["text"])[0].split()[1] == "thing"
+    assert test.texts[0][0] == system.codecs["text"].decode(test.captions[:1, 0])[0]
+    train.close()
+
+
+def test_training_resumes_bit_for_bit(config, tmp_path):
+    whole = Trainer(config("data.flip=true"), tmp_path / "a", "cpu", quiet=True)
+    whole.run()
+    Trainer(config("data.flip=true"), tmp_path / "b", "cpu", quiet=True).run(stop=3)
+    resumed = Trainer(config("data.flip=true", "train.accumulate=1"), tmp_path / "b", "cpu", quiet=True)
+    assert resumed.step == 3
+    resumed.run()
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("modalities.image.channels=1", "packed with channels = 3, the config says 1 for 'image'"),
+        ("modalities.image.size=8", "packed with size = 4"),
+        ("modalities.image.pixel_max=16", "packed with pixel_max = 255.0"),
+        ("modalities.image.latents={vae: x}", "packed with kind = 'pixels', the config says 'latents'"),
+        ("modalities.text.length=9", "packed with length"),
+        ("modalities.text.alphabet=abc", "packed with states"),
+        ("data.path=nowhere", "packed data set 'nowhere' not found"),
+        ("data.path=null", "data.path"),
+    ],
+)
+def test_configs_that_do_not_fit(config, override, words):
+    with pytest.raises(ValueError, match=words):
+        load_data(build(config(override)))
+
+
+def test_a_data_set_without_a_held_out_part(config, source, tmp_path, packed):
+    copy = shutil.copytree(packed, tmp_path / "copy")
+    raw = yaml.safe_load((copy / "dataset.yaml").read_text())
+    del raw["splits"]["test"]
+    (copy / "dataset.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=r"no split 'test'.*--test-share"):
+        load_data(build(config(f"data.path={copy}")))
+
+
+def test_another_tokenizer_than_it_was_packed_with(tiny, source, tmp_path):
+    out = tmp_path / "set"
+    text = pack(open_source(str(source)), out, Settings(text="bpe", states=300)).text
+    tokens = {"kind": "bpe", "path": str(out / "tokenizer.json"), "states": text["states"], "pad": 0}
+    image = ["modalities.image.channels=3", "modalities.image.size=4", "modalities.image.pixel_max=255"]
+    data = ["data.name=packed", f"data.path={out}", "modalities.text.alphabet=null", *image]
+    overrides = [*data, f"modalities.text.tokenizer={json.dumps(tokens)}", f"modalities.text.length={text['length']}"]
+    load_data(build(tiny(*overrides)))
+    other = json.loads((out / "tokenizer.json").read_text())
+    first, second = other["model"]["merges"][:2]
+    other["model"]["merges"][:2] = [second, first]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    tokens["path"] = str(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"other.json is not the tokenizer that .* was packed with"):
+        load_data(build(tiny(*overrides, f"modalities.text.tokenizer={json.dumps(tokens)}")))
+
+
+# data check
+
+
+@pytest.fixture
+def copy(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def test_a_sound_data_set_passes(packed, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["data", "check", str(packed)])
+    assert end.value.code == 0
+    assert "60 train, 10 test" in capsys.readouterr().out
+
+
+def flip_a_bit(folder):
+    data = bytearray((folder / "train/00001.tar").read_bytes())
+    data[700] ^= 1
+    (folder / "train/00001.tar").write_bytes(data)
+
+
+def swap_two_lines(folder):
+    """An index that lists the right members in a wrong way, with the checksum to go with it."""
+    index = folder / "train/00001.idx"
+    index.write_text(index.read_text().replace("image.npy 512 ", "image.npy 1024 ", 1))
+    raw = yaml.safe_load((folder / "dataset.yaml").read_text())
+    raw["splits"]["train"]["shards"][1]["index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(raw))
+
+
+def shrink_the_vocabulary(folder):
+    raw = yaml.safe_load((folder / "dataset.yaml").read_text())
+    raw["text"]["states"] = 5
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(raw))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (flip_a_bit, "train/00001.tar was changed"),
+        (swap_two_lines, "train/00001.idx does not match its shard 00001.tar"),
+        (shrink_the_vocabulary, r"00000.tar: \d+: token \d+ is beyond the vocabulary of 5"),
+        (lambda folder: (folder / "test/00000.idx").unlink(), "test/00000.idx is missing"),
+    ],
+)
+def test_check_names_what_is_wrong(copy, spoil, words, capsys):
+    spoil(copy)
+    with pytest.raises(ValueError, match=words):
+        check(copy, quiet())
+
+
+def quiet():
+    from rich.console import Console
+
+    return Console(quiet=True)

@@ -1,0 +1,91 @@
+"""The plain engine gives what the fast one gives; compiled networks have no graph breaks and compile once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anystate.model import compiling
+from anystate.sample import sample
+from anystate.train.loop import Trainer
+
+
+def trained(config, folder, steps: int = 3):
+    trainer = Trainer(config, folder, "cpu", quiet=True)
+    losses = []
+    for _ in range(steps):
+        losses.append(trainer.update())
+        trainer.step += 1
+    return trainer, losses
+
+
+def test_plain_and_fast_training_agree(tiny, tmp_path):
+    fast, ours = trained(tiny(), tmp_path / "fast")
+    plain, theirs = trained(tiny("engine=plain"), tmp_path / "plain")
+    for a, b in zip(ours, theirs, strict=True):
+        for m in a:
+            torch.testing.assert_close(a[m], b[m], rtol=1e-4, atol=1e-5)
+    for a, b in zip(fast.ema.parameters(), plain.ema.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["joint", "image", "text"])
+@pytest.mark.parametrize("sampler", ["shipped", "official"])
+def test_plain_and_fast_samples_agree(tiny, tmp_path, kind, sampler):
+    overrides = ["modalities.image.sampler.kind=heun", "modalities.text.sampler.kind=tau_leap"]
+    trainer, _ = trained(tiny(*(overrides if sampler == "official" else [])), tmp_path, steps=20)
+    system, data = trainer.averaged(), trainer.test_data
+    given = {"image": {"image": data.images[:8]}, "text": {"text": data.captions[:8, 0]}, "joint": {}}[kind]
+    drawn = [
+        sample(
+            system.net,
+            system.space,
+            given,
+            n=8,
+            steps=6,
+            guidance=system.guidance(bool(given)),
+            samplers=system.samplers,
+            engine=engine,
+        )
+        for engine in ("fast", "plain")
+    ]
+    assert torch.equal(drawn[0]["text"], drawn[1]["text"])
+    torch.testing.assert_close(drawn[0]["image"], drawn[1]["image"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["whole", "blocks"])
+def test_compiled_network_has_no_graph_breaks_and_compiles_once(tiny, tmp_path, device):
+    """Also the regions of a GPU: which they are does not depend on where the weights lie."""
+    trainer = Trainer(tiny("network.depth=3"), tmp_path, "cpu", quiet=True)
+    eager = trainer.update()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for module in compiling.regions(trainer.net, torch.device(device)):
+        module.compile(dynamic=False, fullgraph=True, backend="eager")
+    trainer.step = 0
+    for _ in range(2):
+        trainer.update()
+        trainer.step += 1
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for _ in range(3):
+        trainer.update()
+        trainer.step += 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert graphs <= (1 if device == "cpu" else 3)
+    assert eager.keys() == {"image", "text"}
+
+
+def test_auto_compiles_long_runs_only(tiny, tmp_path):
+    short = Trainer(tiny(), tmp_path / "short", "cpu", quiet=True)
+    assert not compiling.pays("auto", torch.device("cpu"), short.work)
+    assert compiling.pays("auto", torch.device("cpu"), lambda: 1e13)
+    assert not compiling.pays("never", torch.device("cpu"), lambda: 1e13)
+    assert compiling.pays("always", torch.device("cpu"), lambda: 0.0)
+
+
+def test_demanded_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setattr(compiling, "compiler_missing", lambda device: "a C++ compiler")
+    with pytest.raises(ValueError, match="compile=never"):
+        compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"), demanded=True)
+    assert not compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"))

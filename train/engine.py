@@ -1,0 +1,135 @@
+"""The two ways to run the same mathematics: `fast`, and `plain`, which every benchmark puts beside it.
+
+`plain` is what a careful reader of the paper would write: eager PyTorch, every operation in its reference form (logits
+of the whole vocabulary in float32, SDPA with a mask), every head always computed, the optimizer and the average as
+PyTorch offers them, and a loop that reads its losses each step. Both draw the same random numbers and agree within
+rounding. The sampling half of `plain` is `sample.plain`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Rng
+from ..kernels.backend import forced
+from ..model.compiling import compile_net, forward_flops, pays
+from ..sample.plain import every_head
+from . import graphed, sharded
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def sample_flops(system) -> int:
+    """FLOPs of the network's matrix products and attentions for one sample, forward."""
+    space, device = system.space, next(system.net.parameters()).device
+    rng = Rng.for_batch(0, 1, device=device)
+    t = {m: torch.ones(1, dtype=torch.float64, device=device) for m in space}
+    return forward_flops(lambda: space.evaluate(system.net, space.prior(rng), t))
+
+
+def keep_memory() -> None:
+    """Make glibc keep freed memory: by default it hands large blocks back at once and asks for them again, zeroed page
+    by page, in the next operation (measured in table training: a fifth of the time). Other systems are left alone."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+class Fast:
+    """The default."""
+
+    def __init__(self, config, device: torch.device):
+        self.config, self.device = config, device
+        self.tried, self.graph = False, None
+        self.settle(device)
+
+    @staticmethod
+    def settle(device: torch.device) -> None:
+        """Settings of the process."""
+        if device.type == "cpu":
+            keep_memory()
+
+    def running(self) -> contextlib.AbstractContextManager:
+        """Around every step."""
+        return contextlib.nullcontext()
+
+    def prepare(self, net: nn.Module, work: Callable[[], float], shards: bool) -> None:
+        """Compile the network where that pays; `work` counts the FLOPs of the whole run. Before sharding, if any."""
+        if pays(self.config.compile, self.device, work):
+            compile_net(net, self.device, self.config.compile == "always", sharded=shards)
+
+    def net(self, net: nn.Module) -> Callable:
+        """The network as the losses call it."""
+        return net
+
+    def optimizer(self, trainer: Trainer) -> torch.optim.Optimizer:
+        s, options = self.config.train, {}
+        lr = s.lr
+        if graphed.suits(trainer):  # a graph reads the learning rate from the device
+            lr, options = torch.tensor(s.lr, device=self.device), {"capturable": self.device.type == "cuda"}
+        return torch.optim.AdamW(trainer.parameters, lr, s.betas, weight_decay=s.weight_decay, fused=True, **options)
+
+    def set_lr(self, optimizer: torch.optim.Optimizer, value: float) -> None:
+        group = optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+    def update(self, trainer: Trainer) -> dict[str, Tensor]:
+        """One step, as a graph where that suits."""
+        if not self.tried:
+            self.tried, self.graph = True, graphed.graphed_step(trainer)
+        return trainer.step_by_step() if self.graph is None else self.graph()
+
+    def average(self, average: nn.Module, now: nn.Module, weight: float) -> None:
+        """Move the averaged weights towards those of now by a share `weight` of the way."""
+        torch._foreach_lerp_(*(sharded.local(list(net.parameters())) for net in (average, now)), weight)
+
+    def report(self, losses: dict[str, Tensor]) -> None:
+        """What a step does with its losses besides returning them."""
+
+
+class Plain(Fast):
+    @staticmethod
+    def settle(device):
+        pass
+
+    def running(self):
+        return forced("reference")
+
+    def prepare(self, net, work, shards):
+        pass
+
+    def net(self, net):
+        return every_head(net)
+
+    def optimizer(self, trainer):
+        s = self.config.train
+        return torch.optim.AdamW(trainer.parameters, s.lr, s.betas, weight_decay=s.weight_decay)
+
+    def update(self, trainer):
+        return trainer.step_by_step()
+
+    def average(self, average, now, weight):
+        for a, b in zip(average.parameters(), now.parameters(), strict=True):
+            a.lerp_(b, weight)
+
+    def report(self, losses):
+        for value in losses.values():
+            value.item()
+
+
+ENGINES = {"fast": Fast, "plain": Plain}

@@ -1,0 +1,208 @@
+"""Fréchet Inception Distance with torchmetrics, against reference statistics that are kept and reused.
+
+The arithmetic is torchmetrics'. What is added: any feature network, reference statistics as files, and a reader for
+the official `.npy`, a pickled dictionary, that executes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+INCEPTION = "inception"
+CHUNK = 64  # pictures the feature network sees at once
+HARMLESS = {  # what a pickled array of floats is made of
+    (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean (d,) and covariance (d, d), float64, of the features of n pictures.
+
+    features: name of the network, "" if unknown (files of others). n: 0 if unknown.
+    """
+
+    mean: np.ndarray
+    cov: np.ndarray
+    n: int = 0
+    features: str = ""
+
+    def save(self, path: Path) -> None:
+        """As .npz with mu, sigma, n and features; read back by `load` and by the field's other tools."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            np.savez(file, mu=self.mean, sigma=self.cov, n=self.n, features=self.features)
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """From .npz with mu and sigma, or the official .npy of a dictionary with the two.
+
+        Raises:
+            ValueError: missing, damaged, without the two arrays, of shapes that do not fit, or a pickle of anything
+                but arrays.
+        """
+        if not path.is_file():
+            raise ValueError(f"reference statistics {str(path)!r} not found")
+        try:
+            raw = _read_npy(path) if path.suffix == ".npy" else dict(np.load(path, allow_pickle=False).items())
+            mean, cov = (np.asarray(raw[key], dtype=np.float64) for key in ("mu", "sigma"))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}: reference statistics need the arrays mu and sigma") from None
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: not readable reference statistics ({error})") from None
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {cov.shape}, expected (d,) and (d, d)")
+        return cls(mean, cov, int(raw.get("n", 0)), str(raw.get("features", "")))
+
+
+class FrechetDistance:
+    """FID of pictures against statistics or pictures.
+
+    Args:
+        features: "inception" (2048 features, needs the extra `inception`); a TorchScript file; or `module:function`,
+            which is called without arguments and returns an `nn.Module`. A network takes uint8 (n, C, H, W) and
+            returns (n, d).
+        shape: (C, H, W) of the pictures.
+
+    Raises:
+        ValueError: the network cannot be had.
+    """
+
+    def __init__(self, features: str, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        from_eval_extra()
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        self.name, self.device = features, torch.device(device)
+        if features == INCEPTION:
+            try:
+                self.metric = FrechetInceptionDistance(2048, sync_on_compute=False)
+            except ModuleNotFoundError:
+                raise ValueError(
+                    "FID's Inception network needs torch-fidelity and torchvision: pip install 'anystate[inception]', "
+                    "or name another network with --features"
+                ) from None
+        else:
+            self.metric = FrechetInceptionDistance(_Sized(features, shape), sync_on_compute=False)
+        self.metric = self.metric.to(self.device).eval()
+
+    @torch.no_grad()
+    def statistics(self, pictures: np.ndarray) -> Statistics:
+        """Of uint8 pictures (n, H, W, C)."""
+        self.metric.reset()
+        self._see(pictures, real=True)
+        m = self.metric
+        n = m.real_features_num_samples
+        mean = m.real_features_sum / n
+        cov = (m.real_features_cov_sum - n * torch.outer(mean, mean)) / (n - 1)
+        return Statistics(mean.cpu().numpy(), cov.cpu().numpy(), int(n), self.name)
+
+    @torch.no_grad()
+    def __call__(self, pictures: np.ndarray, reference: Statistics) -> float:
+        """The distance of uint8 pictures (n, H, W, C), n >= 2.
+
+        Raises:
+            ValueError: too few pictures, or the reference is of another network.
+        """
+        if len(pictures) < 2:
+            raise ValueError(f"FID needs at least 2 pictures, got {len(pictures)}")
+        if reference.features not in ("", self.name):
+            raise ValueError(f"the reference statistics are of the network {reference.features!r}, not {self.name!r}")
+        self.metric.reset()
+        self._see(pictures, real=False)
+        d = self.metric.fake_features_sum.shape[0]
+        if len(reference.mean) != d:
+            raise ValueError(f"the reference statistics have {len(reference.mean)} features, the network {d}")
+        n = max(reference.n, 2)
+        mean, cov = (torch.from_numpy(a).to(self.device) for a in (reference.mean, reference.cov))
+        self.metric.real_features_sum = mean * n
+        self.metric.real_features_cov_sum = cov * (n - 1) + n * torch.outer(mean, mean)
+        self.metric.real_features_num_samples = torch.tensor(n, device=self.device)
+        return max(float(self.metric.compute()), 0.0)
+
+    def _see(self, pictures: np.ndarray, real: bool) -> None:
+        for part in np.array_split(pictures, range(CHUNK, len(pictures), CHUNK)):
+            x = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).to(self.device)
+            if self.name == INCEPTION and x.shape[1] == 1:
+                x = x.expand(-1, 3, -1, -1)
+            self.metric.update(x, real=real)
+
+
+class _Sized(nn.Module):
+    """A feature network that says how many features it has, and gives them in float64."""
+
+    def __init__(self, source: str, shape: tuple[int, int, int]):
+        super().__init__()
+        self.network = _network(source).eval()
+        try:
+            with torch.no_grad():
+                out = self.network(torch.zeros(2, *shape, dtype=torch.uint8))
+            self.num_features = int(out.shape[1])
+            fits = out.ndim == 2 and len(out) == 2
+        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise ValueError(f"--features {source}: fails on uint8 pictures {shape}: {_line(error)}") from None
+        if not fits:
+            raise ValueError(f"--features {source}: returned {tuple(out.shape)} for 2 pictures, expected (2, features)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).double()
+
+
+def from_eval_extra() -> None:
+    """Raise a one-line ValueError where torchmetrics is missing."""
+    try:
+        import torchmetrics  # noqa: F401
+    except ImportError:
+        raise ValueError("FID and CLIP score need torchmetrics: pip install 'anystate[eval]'") from None
+
+
+def _network(source: str) -> nn.Module:
+    module, separator, function = source.partition(":")
+    if Path(source).is_file():
+        try:
+            return torch.jit.load(source, map_location="cpu")
+        except RuntimeError as error:
+            raise ValueError(f"{source}: not a TorchScript file ({_line(error)})") from None
+    if not separator:
+        raise ValueError(f"--features {source!r} is neither inception, a TorchScript file, nor module:function")
+    try:
+        network = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"--features {source}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"--features {source}: returned {type(network).__name__}, not a torch nn.Module")
+    return network
+
+
+def _line(error: Exception) -> str:
+    """The last line of a message: TorchScript puts its traceback first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _read_npy(path: Path) -> dict:
+    """The dictionary of an official statistics file: an .npy that holds one pickled object."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if shape != () or not dtype.hasobject:
+            raise KeyError("mu")
+        found = _Arrays(io.BytesIO(file.read())).load()
+    return found.item() if isinstance(found, np.ndarray) else found
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles dictionaries of arrays and nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) not in HARMLESS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which statistics have no use for")
+        return super().find_class(module, name)
