@@ -145,22 +145,22 @@ def summary(found: list[Condition], rare: float = 1e-3) -> list[dict]:
 
 
 def table_of(rows: list[dict], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    names = {
+    """Mean distances down, groups of conditions across."""
+    lines = {
         "n": "conditions",
-        "filtered_rows": "filter leaves",
-        "ours_same": "given, same rows",
-        "theirs_same": "filtered, same rows",
+        "filtered_rows": "rows that the filter leaves",
+        "cost": "evaluations of filtering ÷ of giving",
         "ours": "given",
-        "theirs": "filtered, all",
-        "cost": "its cost ×",
-        "noise": "noise of the real",
+        "theirs": "filtered, all it leaves",
+        "ours_same": "given, as many rows",
+        "theirs_same": "filtered, as many rows",
+        "noise": "of fresh real rows",
     }
-    for name in ("mean over", *names.values()):
-        table.add_column(name, justify="left" if name == "mean over" else "right")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("mean distance to real")
     for row in rows:
-        cells = [
-            f"{row[key]:.4f}" if isinstance(row[key], float) and row[key] < 2 else f"{row[key]:.0f}" for key in names
-        ]
-        table.add_row(row["conditions"], *cells)
+        table.add_column(row["conditions"], justify="right")
+    for key, name in lines.items():
+        places = 0 if key in ("n", "filtered_rows", "cost") else 4
+        table.add_row(name, *(f"{row[key]:.{places}f}" for row in rows))
     return table
