@@ -151,7 +151,7 @@ def table_points(run: Path, n: int, device: str, known: set) -> Iterable[dict]:
     model = TableSynthesizer.load(run, device=device)
     train, test = load_bundled()
     roles = roles_of(train)
-    panels = {"shape": "Adult: 1 − Shape of new rows", "trend": "Adult: 1 − Trend of new rows"}
+    panels = {name: f"Adult: 1 − {name.title()} of {n:,} new rows" for name in ("shape", "trend")}
     if (panels["shape"], "real", 0) not in known:
         real = density(train, test.sample(n, random_state=0), roles)
         for name, panel in panels.items():
@@ -216,6 +216,7 @@ def draw(points: list[dict], file: Path) -> None:
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(plain)
         ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ax.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 5, 7)))
         ax.yaxis.set_minor_formatter(plain)
         ax.tick_params(which="minor", labelsize=7)
         ax.title.set_fontsize(10)

@@ -8,6 +8,7 @@ is printed before their losses agreed.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from ..train.engine import sample_flops
 from ..train.loop import Trainer
 from .kernels import Limits
-from .rows import Rows, clock, in_turns, quantile, workers
+from .rows import Rows, in_turns, quantile, workers
 from .systems import Bench, config_of
 
 TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
@@ -94,10 +95,10 @@ def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args:
 
     def start() -> dict:
         """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
-        parts, now = 1, clock(device)
+        parts = 1
         while parts <= MOST_PARTS:
             trainer = make(device, engine, [*settings, f"train.accumulate={parts}"], size)
-            flops, began = 3.0 * sample_flops(trainer.system) * trainer.config.train.batch, now()
+            flops, began = 3.0 * sample_flops(trainer.system) * trainer.config.train.batch, time.perf_counter()
             try:
                 losses = {m: float(value) for m, value in trainer.update().items()}
             except torch.OutOfMemoryError:
@@ -107,7 +108,7 @@ def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args:
                 parts *= 2
                 continue
             state["trainer"] = trainer
-            seconds, batch = now() - began, trainer.config.train.batch
+            seconds, batch = time.perf_counter() - began, trainer.config.train.batch  # compilers are other processes
             trainer.step += 1
             return {"losses": losses, "batch": batch, "parts": parts, "flops": flops, "first": seconds}
         raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")

@@ -16,6 +16,7 @@ from .build import System
 from .checkpoint import WEIGHTS, load_system, resolve
 from .conditions import Source, conditions, known
 from .data.shards import sha256
+from .engine import prepare_sampling
 from .sample_files import SampleFolder
 
 
@@ -78,6 +79,7 @@ def generate(
         "level": {m: g.level for m, g in given.given.items()},
     }
     about = {"checkpoint": str(path.resolve()), "weights": weights, "source": dataclasses.asdict(request.source)}
+    prepare_sampling(system, given.total * steps)
     folder = SampleFolder(out, system, identity, about, given.total, chunk)
     if distributed.is_main():
         folder.begin(force)

@@ -205,6 +205,8 @@ class Generator:
         if forbidden is not None:
             extra = self.space["cat"].mask_column is not None
             closed = torch.nn.functional.pad(forbidden.to(self.device), (0, int(extra)))
+        if not given and closed is None:
+            return net
 
         def call(x, t, mask=None, outputs=None):
             if given:
