@@ -109,7 +109,7 @@ def digit_points(run: Path, n: int, device: str, known: set) -> Iterable[dict]:
         return drawn, net.asked
 
     judge = Features(train.images)
-    panel = "digits: Fréchet distance of pictures given captions"
+    panel = "digits: Fréchet distance of (guided) pictures given captions"
     if (panel, "real", 0) not in known:
         yield point(panel, "real", 0, 0, judge.distance(test.images, train.images))
     for kind in KINDS[type(space[image])]:
@@ -197,10 +197,12 @@ def draw(points: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     panels = list(dict.fromkeys(p["panel"] for p in points))
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.2), layout="constrained", squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    rows = -(-len(panels) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3.9 * rows), layout="constrained", squeeze=False)
+    plain = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, panel in zip(axes.flat, panels, strict=False):
         mine = [p for p in points if p["panel"] == panel]
         for label in dict.fromkeys(p["sampler"] for p in mine):
             line = sorted((p["evaluations"], p["value"]) for p in mine if p["sampler"] == label)
@@ -210,12 +212,14 @@ def draw(points: list[dict], file: Path) -> None:
                 dashed = {"linestyle": "--"} if label.endswith("linear") else {}
                 ax.plot(*zip(*line, strict=True), marker="o", markersize=3, linewidth=1.4, label=label, **dashed)
         ax.set(title=panel, xlabel="network evaluations a sample", xscale="log", yscale="log")
-        ticks = sorted({p["evaluations"] for p in mine if p["evaluations"]})
-        ax.set_xticks([t for t in (2, 4, 6, 10, 20, 40, 80) if ticks[0] <= t <= ticks[-1]])
-        ax.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        ax.set_xticks([t for t in (2, 4, 6, 10, 20, 40, 80) if t <= max(p["evaluations"] for p in mine)])
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(plain)
         ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ax.yaxis.set_minor_formatter(plain)
+        ax.tick_params(which="minor", labelsize=7)
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=7)
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, dpi=110)
     pyplot.close(figure)

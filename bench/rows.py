@@ -130,8 +130,8 @@ class Worker:
         self.pipe.send(name)
         try:
             call = self.pipe.recv()
-        except EOFError:
-            raise ValueError(f"a measuring process ended with code {self.process.exitcode}") from None
+        except (EOFError, ConnectionError):
+            raise ValueError("a measuring process ended before it answered; its message is above") from None
         if isinstance(call, str):
             raise ValueError(call)
         return call

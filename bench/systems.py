@@ -9,6 +9,7 @@ import torch
 
 from ..configs import schema
 from ..configs.schema import Config, Image
+from ..diffusion import Space
 from ..train.build import System, build
 from ..train.data.pairs import Pairs
 from ..train.loop import Trainer
@@ -68,7 +69,8 @@ class OnDevice(Pairs):
         return {image: self.images[index], text: self.captions[index, 0]}
 
 
-def build_space(config: Config):
+def build_space(config: Config) -> Space:
+    """The processes alone, without a network's memory."""
     with torch.device("meta"):
         return build(config, codecs=False).space
 

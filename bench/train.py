@@ -16,10 +16,12 @@ import torch
 from ..train.engine import sample_flops
 from ..train.loop import Trainer
 from .kernels import Limits
-from .rows import Rows, in_turns, quantile, workers
+from .rows import Rows, clock, in_turns, quantile, workers
 from .systems import Bench, config_of
 
 TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
+
+MOST_PARTS = 64
 
 
 def train(
@@ -57,14 +59,12 @@ def measure(
     trace: Path | None,
 ) -> None:
     """Both engines of `make(device, engine, settings, …)`; on a GPU one after the other, each with the memory alone."""
-    seconds, memory, first, facts = {}, {}, {}, {}
+    seconds, memory, facts = {}, {}, {}
     folder = trace and trace / name.replace(" ", "-")
     each = {engine: (make, device, engine, args, folder) for engine in ("plain", "fast")}
     with workers(calls, each, together=device.type == "cpu") as groups:
         for group in groups:
-            for engine, worker in group.items():
-                facts[engine] = worker("facts").result
-                first[engine] = worker("first").seconds
+            facts |= {engine: worker("start").result for engine, worker in group.items()}
             in_turns(group, "step", 3)
             seconds |= in_turns(group, "step", steps)
             for engine, worker in group.items():
@@ -82,7 +82,7 @@ def measure(
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     rate = Limits.measure(device.type, precision).flop_per_s
     rows.add(f"{name}: MFU", {e: flops / s / rate for e, s in median.items()}, "", flops=flops, flop_per_s=rate)
-    rows.add(f"{name}: first step, compiler included", first, "s", False)
+    rows.add(f"{name}: first step, compiler included", {e: v["first"] for e, v in facts.items()}, "s", False)
     if device.type == "cuda":
         rows.add(f"{name}: peak memory", memory, "GB", False, **about)
 
@@ -92,41 +92,31 @@ def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args:
     size, settings = args
     state: dict = {}
 
-    def facts() -> dict:
-        """The losses of the first step, made once with a trainer of its own, and what the steps cost."""
-        trainer, parts = fitting(lambda *more: make(device, engine, [*settings, "compile=never", *more], size))
-        losses = {m: float(v) for m, v in trainer.update().items()}
-        batch = trainer.config.train.batch
-        state["parts"] = parts
-        return {"losses": losses, "batch": batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.system) * batch}
-
-    def first() -> None:
-        state["trainer"] = make(device, engine, [*settings, f"train.accumulate={state['parts']}"], size)
-        step()
+    def start() -> dict:
+        """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
+        parts, now = 1, clock(device)
+        while parts <= MOST_PARTS:
+            trainer = make(device, engine, [*settings, f"train.accumulate={parts}"], size)
+            flops, began = 3.0 * sample_flops(trainer.system) * trainer.config.train.batch, now()
+            try:
+                losses = {m: float(value) for m, value in trainer.update().items()}
+            except torch.OutOfMemoryError:
+                del trainer
+                gc.collect()
+                torch.cuda.empty_cache()
+                parts *= 2
+                continue
+            state["trainer"] = trainer
+            seconds, batch = now() - began, trainer.config.train.batch
+            trainer.step += 1
+            return {"losses": losses, "batch": batch, "parts": parts, "flops": flops, "first": seconds}
+        raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")
 
     def step() -> None:
         state["trainer"].update()
         state["trainer"].step += 1
 
-    return {"facts": facts, "first": first, "step": step, "profile": lambda: profile(step, device, folder)}, device
-
-
-def fitting(make: Callable[..., Trainer]) -> tuple[Trainer, int]:
-    """A trainer whose step fits the memory, and in how many parts it computes a batch."""
-    parts = 1
-    while True:
-        trainer = make(f"train.accumulate={parts}")
-        try:
-            trainer.update()
-        except torch.OutOfMemoryError:
-            del trainer
-            gc.collect()
-            torch.cuda.empty_cache()
-            parts *= 2
-            if parts > 64:
-                raise
-            continue
-        return make(f"train.accumulate={parts}"), parts
+    return {"start": start, "step": step, "profile": lambda: profile(step, device, folder)}, device
 
 
 def check_losses(name: str, losses: dict[str, dict[str, float]], tolerance: float) -> None:

@@ -1,0 +1,131 @@
+"""The benchmarks of speed: rows, processes of their own, agreement of the engines, plots."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from anystate.bench import curves, everything, growth
+from anystate.bench.rows import Rows, Worker, clock, in_turns, quantile
+from anystate.bench.sample import agreement, sampling
+from anystate.bench.systems import config_of, made_up
+from anystate.bench.train import check_losses, train
+from anystate.cli import main
+
+CPU = torch.device("cpu")
+
+
+def test_rows_hold_ratio_and_origin(tmp_path):
+    lines = []
+    rows = Rows(CPU, tmp_path / "deep" / "rows.json", lines.append)
+    rows.add("speed", {"plain": 2.0, "fast": 5.0}, "1/s", batch=3)
+    rows.add("time", {"plain": 10.0, "fast": 4.0}, "ms", more_is_better=False)
+    rows.add("alone", {"fast": 1.0}, "ms")
+    written = json.loads((tmp_path / "deep" / "rows.json").read_text())
+    assert [row["ratio_to_plain"] for row in written] == [None, 2.5, None, 2.5, None]
+    assert written[1]["batch"] == 3
+    assert {"name", "engine", "value", "unit", "device", "versions", "commit", "date"} <= set(written[0])
+    assert len(lines) == 5
+
+
+THINGS = """
+import torch
+
+def things(n):
+    def fail():
+        raise ValueError("three\\nlines\\nhere")
+
+    return {"count": lambda: n, "fail": fail}, torch.device("cpu")
+"""
+
+
+def test_workers_answer_from_processes_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "measured_things.py").write_text(THINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    things = importlib.import_module("measured_things").things
+    group = {str(n): Worker(things, n) for n in (1, 2)}
+    assert [worker("count").result for worker in group.values()] == [1, 2]
+    assert {name: len(s) for name, s in in_turns(group, "count", 3).items()} == {"1": 3, "2": 3}
+    with pytest.raises(ValueError, match="three lines here"):
+        group["1"]("fail")
+    for worker in group.values():
+        worker.stop()
+        assert not worker.process.is_alive()
+
+
+def test_disagreement_is_an_error():
+    check_losses("x", {"plain": {"a": 1.0}, "fast": {"a": 1.001}}, 2e-3)
+    with pytest.raises(ValueError, match="disagree, loss of a"):
+        check_losses("x", {"plain": {"a": 1.0}, "fast": {"a": 1.1}}, 2e-3)
+    tokens, pictures = torch.zeros(100, 3, dtype=torch.int64).numpy(), torch.zeros(100, 2).numpy()
+    same = {"plain": {"t": tokens, "p": pictures}, "fast": {"t": tokens, "p": pictures}}
+    assert agreement("x", same, CPU) == 1.0
+    with pytest.raises(ValueError, match="tokens agree"):
+        agreement("x", {**same, "fast": {"t": tokens + 1, "p": pictures}}, CPU)
+    with pytest.raises(ValueError, match="p of the two engines"):
+        agreement("x", {**same, "fast": {"t": tokens, "p": pictures + 1}}, CPU)
+
+
+@pytest.mark.parametrize("size", ["official", "emoji", "digits"])
+def test_made_up_data_fits_its_space(size):
+    config = config_of(size, ["network.depth=1", "modalities.text.stream.width=16", "modalities.image.stream.width=16"])
+    pairs = made_up(config, CPU)
+    batch = pairs.batch(0, 1, range(2, 5), 8)
+    assert set(batch) == set(config.modalities)
+    assert {len(x) for x in batch.values()} == {3}
+
+
+@pytest.mark.slow
+def test_training_and_sampling_are_measured(tmp_path):
+    rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
+    train("tiny", CPU, rows, "never", steps=2, batch=8, trace=tmp_path)
+    sampling("tiny", CPU, rows, "never", batches=[4], steps=[2], rounds=1)
+    names = {row.name for row in rows.rows}
+    assert {"train tiny: MFU", "sample tiny, joint, batch 4, 2 steps: samples per second"} <= names
+    assert all(row.value > 0 for row in rows.rows)
+    assert (tmp_path / "train-tiny" / "trace.json.gz").is_file()
+    html = everything.page(rows, ["a part <failed>"], tmp_path)
+    assert "data:image/png;base64" in html
+    assert "&lt;failed&gt;" in html
+
+
+def test_growth_and_curves_are_drawn(tmp_path):
+    growth.plot({16: 1.0, 64: 1.1}, {5: 100.0}, {0.02: {1000: 1.0, 8000: 1.1}}, tmp_path / "growth.png")
+    points = [curves.point("a", s, n, n, 0.1 * n) for s in ("heun, linear", "euler") for n in (2, 4)]
+    curves.draw([*points, curves.point("a", "real", 0, 0, 0.1)], tmp_path / "curves.png")
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_leaps_cost_less_where_few_fall():
+    torch.set_num_threads(1)
+    few, all_ = (growth.leap_time(CPU, 8000, rate) for rate in (0.02, 1.0))
+    assert few < 0.5 * all_
+
+
+def test_quantiles_and_clock():
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    now = clock(CPU)
+    assert now() <= now()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "train", "--size", "huge"], "--size must be one of official, emoji, digits, tiny"),
+        (["bench", "train", "--compile", "maybe"], "--compile must be always or never"),
+        (["bench", "train", "--steps", "0"], "--steps must be at least 1"),
+        (["bench", "sample", "--batch", "a,b"], "--batch takes whole numbers"),
+        (["bench", "curves"], "give --digits RUN, --table RUN or both"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
