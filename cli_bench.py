@@ -201,7 +201,7 @@ def bench_schedules(
     override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
     config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
     seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
-    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--n", help="Joint samples per run.")] = 500,
     variants: Annotated[
         str, typer.Option(help="Which, separated by commas.")
     ] = "decoupled,unified,image_only,text_only",
