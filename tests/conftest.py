@@ -126,3 +126,31 @@ def clip_tokenizer(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def call():
+    """call("train", …) → exit code of the command line."""
+    from anystate.cli import main
+
+    def run(*args) -> int:
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in args])
+        return stop.value.code
+
+    return run
+
+
+@pytest.fixture
+def refused(call, capsys):
+    """refused("train", …) → the one line that a refused command prints."""
+
+    def run(*args) -> str:
+        capsys.readouterr()
+        assert call(*args) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run

@@ -8,30 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anystate.cli import main
-
-
-def call(*args) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return stop.value.code
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_overrides):
+def run(tmp_path_factory, tiny_overrides, call):
     out = tmp_path_factory.mktemp("cli") / "run"
     assert call("train", "digits", *tiny_overrides, "--out", out, "--device", "cpu") == 0
     return out
-
-
-def refused(capsys, *args) -> str:
-    """The one line that a refused command prints."""
-    capsys.readouterr()
-    assert call(*args) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize(
@@ -54,9 +36,9 @@ def refused(capsys, *args) -> str:
         (["paint"], ["paint"]),
     ],
 )
-def test_bad_input(capsys, tmp_path, args, words):
+def test_bad_input(tmp_path, args, words, refused):
     out = ["--out", tmp_path / "out"] if args[0] in ("train", "sample") else []
-    line = refused(capsys, *args, *out)
+    line = refused(*args, *out)
     for word in words:
         assert word in line
 
@@ -80,38 +62,38 @@ def test_bad_input(capsys, tmp_path, args, words):
         (["--weights", "best"], ["ema or raw", "'best'"]),
     ],
 )
-def test_bad_requests(capsys, run, tmp_path, options, words):
-    line = refused(capsys, "sample", run, "--out", tmp_path / "s", "--device", "cpu", *options)
+def test_bad_requests(run, tmp_path, options, words, refused):
+    line = refused("sample", run, "--out", tmp_path / "s", "--device", "cpu", *options)
     for word in words:
         assert word in line
     assert not (tmp_path / "s").exists()
 
 
-def test_picture_of_the_wrong_size(capsys, run, tmp_path):
+def test_picture_of_the_wrong_size(run, tmp_path, refused):
     Image.new("L", (9, 7)).save(tmp_path / "wide.png")
-    line = refused(capsys, "sample", run, "--out", tmp_path / "s", "--given", f"image={tmp_path}/wide.png")
+    line = refused("sample", run, "--out", tmp_path / "s", "--given", f"image={tmp_path}/wide.png")
     assert "8x8" in line
     assert "9x7" in line
 
 
-def test_not_a_picture(capsys, run, tmp_path):
+def test_not_a_picture(run, tmp_path, refused):
     (tmp_path / "text.png").write_text("hello")
-    line = refused(capsys, "sample", run, "--out", tmp_path / "s", "--given", f"image={tmp_path}/text.png")
+    line = refused("sample", run, "--out", tmp_path / "s", "--given", f"image={tmp_path}/text.png")
     assert "not a readable picture" in line
 
 
-def test_truncated_checkpoint(capsys, run, tmp_path):
+def test_truncated_checkpoint(run, tmp_path, refused):
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     file = max(copy.glob("step_*")) / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:50])
-    assert "truncated or damaged" in refused(capsys, "sample", copy, "--out", tmp_path / "s")
+    assert "truncated or damaged" in refused("sample", copy, "--out", tmp_path / "s")
 
 
 @pytest.mark.parametrize("direction", ["joint", "text", "image", "half"])
-def test_sampling_every_direction(run, tmp_path, direction):
+def test_sampling_every_direction(run, tmp_path, direction, call):
     """Files are written: pictures of the right size, a caption a line, manifest, contact sheet."""
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "x.png")
     given = {
@@ -141,12 +123,12 @@ def test_sampling_every_direction(run, tmp_path, direction):
     assert call("sample", run, "--out", out, "--n", "2") == 2, "existing output must not be overwritten silently"
 
 
-def test_dry_run_prints_the_resolved_config(capsys):
+def test_dry_run_prints_the_resolved_config(capsys, call):
     assert call("train", "digits", "train.lr=0.5", "--dry-run") == 0
     assert "lr: 0.5" in capsys.readouterr().out
 
 
-def test_demo_writes_metrics_and_report(tmp_path, tiny_overrides):
+def test_demo_writes_metrics_and_report(tmp_path, tiny_overrides, call):
     out = tmp_path / "demo"
     assert call("demo", "--out", out, "--device", "cpu", "--seed", "3", *tiny_overrides) == 0
     metrics = json.loads((out / "metrics.json").read_text())

@@ -8,7 +8,6 @@ import gzip
 import pandas as pd
 import pytest
 
-from anystate.cli import main
 from anystate.train.synthesizer import load_bundled
 
 TINY = [
@@ -22,22 +21,6 @@ TINY = [
 ]
 
 
-def call(*args) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return stop.value.code
-
-
-def refused(capsys, *args) -> str:
-    """The one line that a refused command prints."""
-    capsys.readouterr()
-    assert call(*args) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     file = tmp_path_factory.mktemp("table") / "adult.csv"
@@ -46,13 +29,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(data):
+def run(data, call):
     out = data.parent / "run"
     assert call("table", "fit", data, *TINY, "--out", out, "--device", "cpu", "--missing", "?") == 0
     return out
 
 
-def test_sampling_under_conditions(run, tmp_path):
+def test_sampling_under_conditions(run, tmp_path, call):
     out = tmp_path / "new" / "rows.csv.gz"
     where = ["--where", "education=Masters", "age=30..40", "--balance", "income"]
     assert call("table", "sample", run, "-n", "20", *where, "--out", out, "--device", "cpu") == 0
@@ -74,7 +57,7 @@ def with_holes(data) -> str:
     return "\r\n".join(lines)
 
 
-def test_imputing_leaves_every_other_byte(run, data, tmp_path):
+def test_imputing_leaves_every_other_byte(run, data, tmp_path, call):
     file, out = tmp_path / "holes.csv", tmp_path / "filled.csv"
     file.write_bytes(with_holes(data).encode())
     assert call("table", "impute", run, file, "--out", out, "--device", "cpu") == 0
@@ -92,7 +75,7 @@ def test_imputing_leaves_every_other_byte(run, data, tmp_path):
     assert pd.read_csv(spread).shape == (500, 15)
 
 
-def test_parquet_in_and_out(tmp_path):
+def test_parquet_in_and_out(tmp_path, call):
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     table = load_bundled()[0].head(300).assign(day=pd.to_datetime("2024-01-01") + pd.to_timedelta(range(300), "h"))
     table["age"] = table["age"].astype("int16")
@@ -114,7 +97,7 @@ def test_parquet_in_and_out(tmp_path):
     pd.testing.assert_frame_equal(done.drop(columns="education"), holes.drop(columns="education"))
 
 
-def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys):
+def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refused):
     file = tmp_path / "schema.yaml"
     assert call("table", "schema", data, "--out", file) == 0
     edited = "- name: education.num\n  kind: categorical"
@@ -125,7 +108,7 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys):
     assert edited in shown
     assert "predicts: v" in shown
     file.write_text(file.read_text().replace("kind: categorical", "kind: sort of", 1))
-    assert "columns.1.kind" in refused(capsys, "table", "fit", data, "--schema", file)
+    assert "columns.1.kind" in refused("table", "fit", data, "--schema", file)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +129,9 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys):
         (["fit", "OTHER", "train.stepz=1"], ["unknown key 'train.stepz'"]),
     ],
 )
-def test_wrong_input_is_one_line(run, tmp_path, capsys, args, words):
+def test_wrong_input_is_one_line(run, tmp_path, args, words, refused):
     (tmp_path / "bad.csv").write_text("a,b\n1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     places = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
-    error = refused(capsys, "table", *[places.get(a, a) for a in args])
+    error = refused("table", *[places.get(a, a) for a in args])
     assert all(word in error for word in words), error

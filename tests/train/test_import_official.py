@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file, save_model
 
-from anystate.cli import main
 from anystate.diffusion import Guidance
 from anystate.model.official import load_official, to_official
 from anystate.sample import sample
@@ -23,21 +22,6 @@ from anystate.train.checkpoint import load_system
 from anystate.train.conditions import Source, conditions
 
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden"))
-
-
-def call(*args) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return stop.value.code
-
-
-def refused(capsys, *args) -> str:
-    capsys.readouterr()
-    assert call(*args) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +75,7 @@ def snapshot(state, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(snapshot, options, tmp_path_factory):
+def run(snapshot, options, tmp_path_factory, call):
     out = tmp_path_factory.mktemp("imported")
     assert call("import-official", snapshot, "--out", out, *options) == 0
     return out
@@ -130,7 +114,7 @@ def test_the_config_describes_the_official_processes(golden, run):
     assert (run / "step_00001234/text.tokenizer.json").is_file()
 
 
-def test_the_report_names_what_was_used_and_what_not(state, options, tmp_path, capsys):
+def test_the_report_names_what_was_used_and_what_not(state, options, tmp_path, capsys, call):
     """project_hidden adds layers that no official sampling uses."""
     extra = {"text_hidden_projection.0.weight": torch.ones(2, 2), "image_hidden_projection.2.bias": torch.ones(2)}
     torch.save({"ema": {**state, **extra}}, tmp_path / "a.pt")
@@ -144,7 +128,7 @@ def test_the_report_names_what_was_used_and_what_not(state, options, tmp_path, c
     assert all(f"not used: {key}" in printed for key in extra)
 
 
-def test_published_safetensors_hold_one_of_two_names(golden, state, options, tmp_path, close):
+def test_published_safetensors_hold_one_of_two_names(golden, state, options, tmp_path, close, call):
     """`save_model`, which the hub's mixin calls, drops the second name of a shared tensor."""
 
     class Shared(torch.nn.Module):
@@ -171,7 +155,7 @@ def test_published_safetensors_hold_one_of_two_names(golden, state, options, tmp
         close(image, golden["precond/out_cont"], 1e-4, "image")
 
 
-def test_our_own_network_goes_out_and_comes_back(run, options, tmp_path):
+def test_our_own_network_goes_out_and_comes_back(run, options, tmp_path, call):
     """Another architecture: no text tower, deeper trunk, half precision in the file."""
     raw = load_system(run).config.model_dump(mode="json")
     raw["modalities"]["text"]["stream"].update(tower=0, head=False, width=32, cond=32)
@@ -188,7 +172,7 @@ def test_our_own_network_goes_out_and_comes_back(run, options, tmp_path):
         assert torch.equal(back.net.state_dict()[name], value), name
 
 
-def test_sampling_an_imported_checkpoint(golden, state, run, tmp_path):
+def test_sampling_an_imported_checkpoint(golden, state, run, tmp_path, call):
     """Files through the command line; the drawn tensors equal those of the official network loaded by itself."""
     out = tmp_path / "out"
     options = ["--n", "2", "--steps", "3", "--device", "cpu", "--chunk", "2", "--weights", "raw"]
@@ -209,7 +193,7 @@ def test_sampling_an_imported_checkpoint(golden, state, run, tmp_path):
     assert np.array_equal(picture, system.codecs["image"].decode(official_draw["image"])[1])
 
 
-def test_a_picture_file_of_any_size_is_read_through_the_autoencoder(run, tmp_path):
+def test_a_picture_file_of_any_size_is_read_through_the_autoencoder(run, tmp_path, call):
     """Image → text: cropped as ADM does, encoded, and written as the autoencoder gives it back."""
     wide = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -246,7 +230,7 @@ class Harmful:
         return (print, ("pickled code was run",))
 
 
-def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot, tmp_path):
+def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot, tmp_path, refused):
     bad = {}
     torch.save({"ema": state, "extra": Harmful()}, tmp_path / "code.pt")
     bad["code.pt"] = "holds pickled code, which is never run"
@@ -272,13 +256,13 @@ def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot
     torch.save({"ema": {**state, "pos_embed": state["pos_embed"] + 1}}, tmp_path / "moved.pt")
     bad["moved.pt"] = "'pos_embed' is not the sine table"
     for name, words in bad.items():
-        line = refused(capsys, "import-official", tmp_path / name, "--out", tmp_path / "run")
+        line = refused("import-official", tmp_path / name, "--out", tmp_path / "run")
         assert words in line, name
         assert not (tmp_path / "run").exists()
     assert "pickled code was run" not in capsys.readouterr().out
 
 
-def test_table_checkpoints_through_the_same_command(capsys, tmp_path):
+def test_table_checkpoints_through_the_same_command(capsys, tmp_path, call, refused):
     """With the set that they were trained on; without, the line says so."""
     import pandas as pd
     import yaml
@@ -286,7 +270,7 @@ def test_table_checkpoints_through_the_same_command(capsys, tmp_path):
     tensors = load_file(GOLDEN / "tabular/one_time/golden.safetensors")
     state = {key.removeprefix("weights/"): x for key, x in tensors.items() if key.startswith("weights/")}
     torch.save({"model": state, "ema": state}, tmp_path / "model_0029999.pt")
-    line = refused(capsys, "import-official", tmp_path / "model_0029999.pt", "--out", tmp_path / "run")
+    line = refused("import-official", tmp_path / "model_0029999.pt", "--out", tmp_path / "run")
     assert "is of the official tabular code: add --table" in line
     random, n = np.random.default_rng(0), 300
     numbers = {name: random.standard_normal(n) for name in "abcd"}  # as many columns and values as the network has
@@ -302,14 +286,14 @@ def test_table_checkpoints_through_the_same_command(capsys, tmp_path):
     rows = tmp_path / "rows.csv"
     assert call("table", "sample", tmp_path / "run", "-n", 5, "--steps", 3, "--out", rows, "--device", "cpu") == 0
     assert pd.read_csv(rows).shape == (5, 7)
-    assert "belong to --table" in refused(capsys, "import-official", "gone.pt", "--weights", "ema")
+    assert "belong to --table" in refused("import-official", "gone.pt", "--weights", "ema")
 
 
-def test_what_is_not_there(capsys, monkeypatch, run, snapshot, tmp_path):
-    assert "'gone.pt' not found" in refused(capsys, "import-official", "gone.pt", "--out", tmp_path / "run")
+def test_what_is_not_there(monkeypatch, run, snapshot, tmp_path, refused):
+    assert "'gone.pt' not found" in refused("import-official", "gone.pt", "--out", tmp_path / "run")
     (tmp_path / "a.pt").touch(), (tmp_path / "b.pt").touch()
-    assert "a.pt, b.pt" in refused(capsys, "import-official", tmp_path, "--out", tmp_path / "run")
-    assert "already holds a checkpoint" in refused(capsys, "import-official", snapshot, "--out", run)
+    assert "a.pt, b.pt" in refused("import-official", tmp_path, "--out", tmp_path / "run")
+    assert "already holds a checkpoint" in refused("import-official", snapshot, "--out", run)
     asked = []
 
     def offline(repository, file):
@@ -317,12 +301,12 @@ def test_what_is_not_there(capsys, monkeypatch, run, snapshot, tmp_path):
         raise OSError("no\nroute to host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    line = refused(capsys, "import-official", "someone/some-model", "--out", tmp_path / "run")
+    line = refused("import-official", "someone/some-model", "--out", tmp_path / "run")
     assert "the Hugging Face hub does not give it: no route to host" in line
     assert asked == [("someone/some-model", "model.safetensors")]
 
 
-def test_the_hub_is_asked_for_the_published_file(monkeypatch, golden, state, options, tmp_path, close):
+def test_the_hub_is_asked_for_the_published_file(monkeypatch, golden, state, options, tmp_path, close, call):
     save_file(state, tmp_path / "model.safetensors")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "model.safetensors"))
     assert call("import-official", "someone/some-model", "--out", tmp_path / "run", *options) == 0
