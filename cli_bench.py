@@ -151,9 +151,12 @@ def bench_table(
         bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    given: Annotated[str, typer.Option(help="--conditional: columns given, separated by commas.")] = "education,sex",
-    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 500,
-    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 50_000,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="--conditional: columns given, separated by commas; repeat for several. Default Adult's."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 200,
+    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 40_000,
     draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
     share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
     limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
@@ -187,7 +190,8 @@ def bench_table(
     for kind in kinds:
         tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
         if conditional:
-            tasks.conditional(given.split(","), rows, pool)
+            columns = given or ["education,sex", "education,sex,race"]
+            tasks.conditional([part.split(",") for part in columns], rows, pool)
         if imputation:
             tasks.imputation(draws, share, limit)
 
@@ -197,7 +201,7 @@ def bench_schedules(
     override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
     config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
     seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
-    n: Annotated[int, typer.Option(help="Joint samples per run.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--n", help="Joint samples per run.")] = 500,
     variants: Annotated[
         str, typer.Option(help="Which, separated by commas.")
     ] = "decoupled,unified,image_only,text_only",

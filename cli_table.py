@@ -123,7 +123,10 @@ def impute(
     out: Annotated[Path, typer.Option(help="File to write; several draws go to NAME.1.csv, NAME.2.csv, …")] = Path(
         "filled.csv"
     ),
-    draws: Annotated[int | None, typer.Option(help="How many draws; default 1, with --expected 20.")] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="How many draws; default 1; with --expected 20, of the numbers that need drawing."),
+    ] = None,
     expected: Annotated[
         bool, typer.Option("--expected", help="Fill with the mean of numbers and the mode of categories.")
     ] = False,

@@ -3,7 +3,8 @@
 #
 #   bench/gpu_table.sh [default|paper|all]
 #
-#   default   configs/table/default.yaml on Adult, Shoppers, Magic and Beijing, three seeds each
+#   default   configs/table/default.yaml, three seeds each, on Adult and on those of Shoppers, Magic and Beijing that
+#             lie in $ANYSTATE_DATA/tabular or in shared/data/tabular of the checkout
 #   paper     configs/table/paper.yaml on Adult (480,000 steps), sampled and scored at the step it has reached
 #   all       half of the time for either (the default)
 #
@@ -12,55 +13,43 @@
 # MINUTES (default 9) is the time to use. KEY=VALUE settings for every fit go into $OVERRIDES, e.g. for a quick try
 #   OVERRIDES="train.steps=20 sample.steps=4 network.width=8" SETS=magic SEEDS=1 MINUTES=3 GRID=fast bench/gpu_table.sh all
 #
-# Needs Python with PyTorch, Triton, pandas, scikit-learn, pydantic and typer. Wheels in $WHEELS (default .whl) are
-# installed aside, without a network: on a machine that lacks them, pydantic, pydantic_core, typing_inspection and
-# annotated_types are needed; xgboost-cpu only for MLE. Without it, the synthetic rows are kept and
+# Needs what the package needs; where a machine has no network, bench/gpu_wheels.sh fetches what one such machine lacked
+# into .whl/ beforehand. XGBoost is needed for MLE alone: without it the synthetic rows are kept in $RUNS, and
 #   anystate bench table --quality --out RUNS
-# scores them elsewhere. Trend, Shape and copies need nothing more: sdmetrics is not used.
+# scores them elsewhere. Trend, Shape and copies need nothing more.
 set -uo pipefail
 what=${1:-all}
 case $what in default | paper | all) ;; *) echo "unknown part '$what': default, paper or all" >&2; exit 2 ;; esac
-root=$(cd "$(dirname "$0")/.." && pwd)
-runs=${RUNS:-$root/runs/gpu_table}
-python=${PYTHON:-python3}
-seconds=$((${MINUTES:-9} * 60))
-place=$(mktemp -d)
+: "${OUT:=}"
+here=$(cd "$(dirname "$0")" && pwd)
+runs=${RUNS:-$here/../runs/gpu_table}
 mkdir -p "$runs"
 runs=$(cd "$runs" && pwd)
-ln -s "$root" "$place/anystate"  # the repository folder is the package
-export PYTHONPATH="$place:${PYTHONPATH:-}" PYTHONUNBUFFERED=1
-status=0
+packed=$OUT
+OUT=${OUT:-$runs}
+source "$here/gpu_place.sh"
+seconds=$((${MINUTES:-9} * 60))
 
 keep() {  # the state into one file that can travel
-    if [ -n "${OUT:-}" ]; then
-        tar czf "$OUT/gpu_table.tar.gz" -C "$runs" .
-        cp "$runs"/*.json "$runs"/*.txt "$OUT/" 2>/dev/null
+    if [ -n "$packed" ]; then
+        tar czf "$packed/gpu_table.tar.gz" -C "$runs" .
+        cp "$runs"/*.json "$packed/" 2>/dev/null
     fi
     rm -rf "$place"
 }
 trap keep EXIT
 
 if [ -n "${RESUME:-}" ]; then tar xzf "$RESUME" -C "$runs" || exit 2; fi
-wheels=${WHEELS:-$root/.whl}
-if compgen -G "$wheels/*.whl" >/dev/null; then
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$place/site" "$wheels"/*.whl || exit 2
-    export PYTHONPATH="$place:$place/site"
-fi
-for data in "${ANYSTATE_DATA:-}" "$root/shared/data" "$root/../shared/data"; do
+mkdir -p "$place/data/tabular"
+ln -s "$root/train/data/adult" "$place/data/tabular/adult"  # Adult comes with the package; the others must be brought
+for data in "${ANYSTATE_DATA:-}" "$root/shared/data" "$root/../shared/data" "$place/data"; do
     if [ -d "$data/tabular" ]; then export ANYSTATE_DATA=$data; break; fi
 done
-"$python" - <<'PY' || exit 2
-import importlib.util, sys
-lack = [m for m in ("torch", "pandas", "sklearn", "pydantic", "typer", "rich", "safetensors", "yaml", "jinja2") if not importlib.util.find_spec(m)]
-if lack:
-    sys.exit(f"this Python lacks {', '.join(lack)}: put wheels into $WHEELS")
-import torch
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", torch.__version__)
-if not importlib.util.find_spec("xgboost"):
-    print("xgboost is not installed: MLE stays open, the synthetic rows are kept")
-PY
+sets=${SETS:-$(for name in adult shoppers magic beijing; do [ -d "$ANYSTATE_DATA/tabular/$name" ] && echo "$name"; done | paste -sd,)}
+echo "$machine"
+"$python" -c 'import xgboost' 2>/dev/null || echo "xgboost is not installed: MLE stays open, the synthetic rows are kept"
 
-part() {  # name, seconds, command…: runs it under a time limit, shows and keeps its output; a limit is no failure
+limited() {  # name, seconds, command…: as part, but a time limit is no failure
     local name=$1 limit=$2 code
     shift 2
     if [ "$limit" -lt 5 ]; then echo "== $name: no time left"; return 1; fi
@@ -77,7 +66,7 @@ read -ra overrides <<<"${OVERRIDES:-}"
 if [ "$what" != paper ]; then
     limit=$(left)
     [ "$what" = all ] && limit=$((limit / 2))
-    part default "$limit" "$python" - "$runs" "${SETS:-adult,shoppers,magic,beijing}" "${SEEDS:-3}" "${overrides[@]}" <<'PY'
+    limited default "$limit" "$python" - "$runs" "$sets" "${SEEDS:-3}" "${overrides[@]}" <<'PY'
 import sys
 from pathlib import Path
 from rich.console import Console
@@ -95,10 +84,10 @@ fi
 if [ "$what" != default ]; then
     fit=$runs/adult-paper-0
     reserve=${RESERVE:-120}  # seconds for sampling and scoring
-    part paper $(($(left) - reserve)) "$python" -m anystate table fit "${PAPER_TABLE:-adult}" --config table/paper \
+    limited paper $(($(left) - reserve)) "$python" -m anystate table fit "${PAPER_TABLE:-adult}" --config table/paper \
         train.save_every=5000 "${overrides[@]}" --out "$fit"
     if compgen -G "$fit/step_*" >/dev/null; then
-        part paper-score "$(left)" "$python" - "$fit" "$runs" <<'PY'
+        limited paper-score "$(left)" "$python" - "$fit" "$runs" <<'PY'
 import dataclasses, json, os, sys, time
 from pathlib import Path
 from anystate.bench.origin import origin
@@ -116,7 +105,7 @@ synth.to_csv(runs / f"adult-paper-{step}.csv.gz", index=False)
 roles = roles_of(train, load_schema(BUNDLED["adult"] / "schema.yaml"))
 near = density(train, synth, roles)
 row = {"set": "adult", "recipe": "paper", "step": step, "shape": near.shape, "trend": near.trend}
-row |= {"copies": copied(train, synth, roles), "evaluations": model.system_.config.sample.evaluations}
+row |= {"copies": copied(train, synth, roles), "evaluations": model.system_.config.sample.steps}
 row |= {"sampling_seconds": round(seconds, 1), "origin": origin()}
 file = runs / "paper.json"
 rows = json.loads(file.read_text()) if file.exists() else []

@@ -62,6 +62,7 @@ CLAIMS = [  # what is claimed, its measure, who should be better, than whom
     ("decoupled is best on pictures", "text_to_image", ["decoupled"], ["unified", "image_only", "text_only"]),
     ("decoupled is best on captions", "text_valid", ["decoupled"], ["unified", "image_only", "text_only"]),
     ("decoupled is best on captions", "image_to_text", ["decoupled"], ["unified", "image_only", "text_only"]),
+    ("decoupled is best jointly", "agreement", ["decoupled"], ["unified", "image_only", "text_only"]),
     ("unified is poor on pictures", "image_frechet", ["decoupled", "image_only"], ["unified"]),
     ("unified is poor on pictures", "text_to_image", ["decoupled", "image_only"], ["unified"]),
     ("unified is poor on captions", "text_valid", ["decoupled", "text_only"], ["unified"]),
@@ -263,35 +264,33 @@ def verdicts(rows: list[Row]) -> Table:
     "holds" and "fails" need a difference of the means beyond two standard errors; "open" is within them.
     """
     table = Table(title="Published summary, here", title_justify="left", box=None, pad_edge=False)
-    for heading in ("claim", "measure", "", "by", "± 2 s.e."):
+    for heading in ("claim", "measure", "", "by", "± 2 s.e.", "closest pair"):
         table.add_column(heading, justify="right" if heading in ("by", "± 2 s.e.") else "left")
     for claim, name, better, worse in CLAIMS:
         by = {v: [row for row in rows if row.variant == v] for v in (*better, *worse)}
         if not all(len(mine) > 1 for mine in by.values()):
             continue
-        word, difference, error = verdict(
-            {v: (*summary(mine, name), len(mine)) for v, mine in by.items()}, name, better
-        )
-        table.add_row(claim, name, word, f"{difference:+.3f}", f"{error:.3f}")
+        stats = {v: (*summary(mine, name), len(mine)) for v, mine in by.items()}
+        word, difference, error, pair = verdict(stats, name, better)
+        table.add_row(claim, name, word, f"{difference:+.3f}", f"{error:.3f}", " vs ".join(pair))
     table.caption = None if table.row_count else "needs two seeds of every variant"
     return table
 
 
-def verdict(stats: dict[str, tuple[float, float, int]], name: str, better: list[str]) -> tuple[str, float, float]:
-    """(word, difference of means counted so that positive supports the claim, two standard errors of it).
+def verdict(stats: dict[str, tuple[float, float, int]], name: str, better: list[str]) -> tuple:
+    """(word, difference of means counted so that positive supports the claim, two standard errors of it, the pair).
 
     stats: {variant: (mean, standard deviation, seeds)}, the closest pair across the two groups decides.
     """
     sign = 1.0 if METRICS[name][1] else -1.0
-    pairs = [
-        (sign * (stats[b][0] - stats[w][0]), 2.0 * float(np.hypot(*(stats[v][1] / stats[v][2] ** 0.5 for v in (b, w)))))
-        for b in better
-        for w in stats
-        if w not in better
-    ]
-    difference, error = min(pairs)
+    found = []
+    for b in better:
+        for w in stats.keys() - set(better):
+            error = 2.0 * float(np.hypot(*(stats[v][1] / stats[v][2] ** 0.5 for v in (b, w))))
+            found.append((sign * (stats[b][0] - stats[w][0]), error, (b, w)))
+    difference, error, pair = min(found)
     word = "open" if abs(difference) <= error else "holds" if difference > 0 else "fails"
-    return word, difference, error
+    return word, difference, error, pair
 
 
 def summary(rows: list[Row], name: str) -> tuple[float, float]:

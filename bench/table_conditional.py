@@ -5,8 +5,8 @@ test together) is compared with that of rows drawn under the condition and that 
 meet it, by total variation distance. Two comparisons:
 
 - the same number of rows: as many conditional rows as the filter leaves, at most `rows`;
-- the same wish: `rows` conditional rows against all that the filter leaves of `pool` unconditional rows, which cost
-  `pool / rows` times as many network evaluations.
+- the same wish: `rows` conditional rows against all that the filter leaves of a pool of unconditional rows, which cost
+  pool / rows times as many network evaluations.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Condition:
         theirs: of the filtered rows; theirs_same: of at most `rows` of them.
     """
 
+    columns: tuple[str, ...]
     given: tuple[str, ...]
     seed: int
     real: int
@@ -46,18 +47,26 @@ class Condition:
     theirs_same: float
     cost: float
 
+    @classmethod
+    def of(cls, saved: dict) -> Condition:
+        """From JSON."""
+        return cls(**{**saved, "columns": tuple(saved["columns"]), "given": tuple(saved["given"])})
+
 
 def conditional(
     model: TableSynthesizer,
     real: pd.DataFrame,
     given: list[str],
     target: str,
-    rows: int = 500,
-    pool: int = 50_000,
+    plain: pd.DataFrame,
+    rows: int = 200,
     fewest: int = 10,
     seed: int = 0,
 ) -> list[Condition]:
     """Every combination of values of `given` that at least `fewest` real rows have.
+
+    Args:
+        plain: unconditional rows of the model, to be filtered.
 
     Raises:
         ValueError: an unknown column.
@@ -66,7 +75,6 @@ def conditional(
         if name not in real:
             raise ValueError(f"unknown column {name!r}; the table has {', '.join(map(str, real))}")
     levels = sorted(words(real[target]).dropna().unique())
-    plain = model.sample(pool, seed=seed)
     spelled = {name: dict(zip(words(real[name]), real[name], strict=True)) for name in given}
     found = []
     for values in itertools.product(*(sorted(spelled[name]) for name in given)):
@@ -74,11 +82,13 @@ def conditional(
         if len(there) < fewest:
             continue
         where = {name: spelled[name][value] for name, value in zip(given, values, strict=True)}
-        drawn = model.sample(rows, where=where, seed=seed)
+        # random numbers of its own, or all conditions would err together
+        drawn = model.sample(rows, where=where, seed=1000 * seed + len(found) + 1)
         truth, n = _shares(there[target], levels), min(len(kept), rows)
         noise = float(np.sqrt(2 * truth * (1 - truth) / (np.pi * len(there))).sum() / 2)
         found.append(
             Condition(
+                columns=tuple(given),
                 given=values,
                 seed=seed,
                 real=len(there),
@@ -89,7 +99,7 @@ def conditional(
                 ours_same=_distance(truth, drawn[target].iloc[:n], levels),
                 theirs=_distance(truth, kept[target], levels),
                 theirs_same=_distance(truth, kept[target].iloc[:n], levels),
-                cost=pool / rows,
+                cost=len(plain) / rows,
             )
         )
     return found
@@ -135,22 +145,22 @@ def summary(found: list[Condition], rare: float = 1e-3) -> list[dict]:
 
 
 def table_of(rows: list[dict], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    names = {
+    """Mean distances down, groups of conditions across."""
+    lines = {
         "n": "conditions",
-        "filtered_rows": "filter leaves",
-        "ours_same": "given, same rows",
-        "theirs_same": "filtered, same rows",
+        "filtered_rows": "rows that the filter leaves",
+        "cost": "evaluations of filtering ÷ of giving",
         "ours": "given",
-        "theirs": "filtered, all",
-        "cost": "its cost ×",
-        "noise": "noise of the real",
+        "theirs": "filtered, all it leaves",
+        "ours_same": "given, as many rows",
+        "theirs_same": "filtered, as many rows",
+        "noise": "of fresh real rows",
     }
-    for name in ("mean over", *names.values()):
-        table.add_column(name, justify="left" if name == "mean over" else "right")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("mean distance to real")
     for row in rows:
-        cells = [
-            f"{row[key]:.4f}" if isinstance(row[key], float) and row[key] < 2 else f"{row[key]:.0f}" for key in names
-        ]
-        table.add_row(row["conditions"], *cells)
+        table.add_column(row["conditions"], justify="right")
+    for key, name in lines.items():
+        places = 0 if key in ("n", "filtered_rows", "cost") else 4
+        table.add_row(name, *(f"{row[key]:.{places}f}" for row in rows))
     return table

@@ -42,6 +42,6 @@ def recipes(runs: Path, one_fit: bool = False, device: str | None = None, overri
         model = fit(train, schema, recipe, 0 if one_fit else seed)
         system = model.system_
         parameters = sum(p.numel() for p in system.net.parameters())
-        return model.sample(n, seed=seed), parameters, system.config.sample.evaluations
+        return model.sample(n, seed=seed), parameters, system.config.sample.steps
 
     return synthesize

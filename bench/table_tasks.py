@@ -41,19 +41,27 @@ class Tasks:
     data: Path | None = None
     console: Console = dataclasses.field(default_factory=Console)
 
-    def conditional(self, given: list[str], rows: int, pool: int) -> list[dict]:
-        """Conditional rows against filtered ones, target the schema's, see `table_conditional`."""
+    def conditional(self, given: list[list[str]], rows: int, pool: int) -> list[dict]:
+        """Conditional rows against filtered ones, target the schema's, see `table_conditional`; `given` are sets of
+        columns, which share the pool."""
 
         def one(model, train, test, roles, seed):
             real = pd.concat([train, test], ignore_index=True)
-            return table_conditional.conditional(model, real, given, roles.target, rows, pool, seed=seed)
+            plain = model.sample(pool, seed=seed)
+            parts = [
+                table_conditional.conditional(model, real, columns, roles.target, plain, rows, seed=seed)
+                for columns in given
+            ]
+            return [condition for part in parts for condition in part]
 
         asked = {"given": given, "rows": rows, "pool": pool}
         done = self._run("conditional", one, asked)
         for row in done:
-            found = [table_conditional.Condition(**{**c, "given": tuple(c["given"])}) for c in row["result"]]
-            title = f"{row['set']}, {row['recipe']}, seed {row['seed']}: distance to the real distribution"
-            self.console.print(table_conditional.table_of(table_conditional.summary(found), title))
+            found = [table_conditional.Condition.of(saved) for saved in row["result"]]
+            for columns in row["asked"]["given"]:
+                chosen = [c for c in found if c.columns == tuple(columns)]
+                title = f"{row['set']}, {row['recipe']}, seed {row['seed']}, given {', '.join(columns)}"
+                self.console.print(table_conditional.table_of(table_conditional.summary(chosen), title))
         return done
 
     def imputation(self, draws: int, share: float, limit: int | None) -> list[dict]:

@@ -65,17 +65,6 @@ class TableNetwork(Section):
     time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
 
 
-class TableSampling(Sampling):
-    refine: int = Field(
-        0, ge=0, description="further evaluations, each of which redraws its share of the tokens given all other cells"
-    )
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations of a row."""
-        return self.steps + self.refine
-
-
 class TableConfig(Section):
     name: str
     seed: int = 0
@@ -90,12 +79,10 @@ class TableConfig(Section):
     known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
-    sample: TableSampling = TableSampling()
+    sample: Sampling = Sampling()
 
     @model_validator(mode="after")
     def _no_parts(self):
-        if self.sample.refine and self.times.draw != "decoupled":
-            raise ValueError("sample.refine needs times.draw=decoupled: tokens are redrawn beside clean numbers")
         if self.train.freeze or self.train.recompute:
             raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
         return self

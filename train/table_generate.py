@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import Draw, Logits, Rng
+from ..kernels import Draw, Rng
 from ..model.table_codec import MISSING, RARE, REGULAR, ColumnCodec
 from ..model.table_schema import dates
 from ..sample import sample
@@ -192,46 +192,7 @@ class Generator:
             device=self.device,
         )
         scores = torch.where(cells.known, cells.scores, out["num"]) if "num" in out else cells.scores
-        tokens = out.get("cat", cells.tokens)
-        rng = Rng.for_batch(self.seed, len(tokens), first, self.device)
-        for k in range(self.refine if "cat" in self.space else 0):
-            tokens = self._redraw(k, cells, tokens, scores, rng, forbidden)
-        return tokens, scores
-
-    @property
-    def refine(self) -> int:
-        """Evaluations after the last step, in the proportion of the config to the number of steps."""
-        settings = self.system.config.sample
-        return settings.refine if self.steps is None else round(settings.refine * self.steps / settings.steps)
-
-    @torch.no_grad()
-    def _redraw(
-        self, k: int, cells: Cells, tokens: Tensor, scores: Tensor, rng: Rng, forbidden: Tensor | None
-    ) -> Tensor:
-        """Redraw 1/refine of every row's free tokens given all its other cells.
-
-        What is revealed early in sampling is drawn from the network's answer at much noise, its least certain one;
-        redrawn, every token comes from the answer at the least noise. (A block Gibbs sweep; the corrector steps of
-        arXiv 2205.14987 serve the same end.)
-        """
-        process, free = self.space["cat"], cells.tokens == self.space["cat"].mask_id
-        order = kernels.uniform(rng.keys("refine", Draw.TIME), tokens.shape[1]) + 2.0 * ~free
-        rank, count = order.argsort(1).argsort(1), free.sum(1, keepdim=True)
-        hidden = free & (rank * self.refine // count.clamp(min=1) == k)
-        if not bool(hidden.any()):
-            return tokens
-        share = hidden.double().mean(1)
-        x = {"cat": torch.where(hidden, process.mask_id, tokens)}
-        t = {"cat": share.clamp(min=process.t_min)}
-        known = Cells(cells.tokens, scores, torch.full_like(cells.known, self.system.config.known > 0))
-        if "num" in self.space:
-            x["num"], t["num"] = scores, torch.full_like(share, self.space["num"].t_min)
-        out = self.space.evaluate(self.net_for(known, forbidden), x, t, ["cat"])["cat"]
-        rate, keys = torch.ones(len(tokens), device=self.device), rng.at(k).keys("refine", Draw.STEP)
-        drawn = Logits.of(out).tau_leap(
-            torch.where(hidden, process.mask_id, 0), rate, keys, process.states, "last", process.mask_column == "leak"
-        )
-        return torch.where(hidden, drawn, tokens)
+        return out.get("cat", cells.tokens), scores
 
     def net_for(self, cells: Cells, forbidden: Tensor | None = None):
         """The network with known numbers held clean and forbidden states closed."""

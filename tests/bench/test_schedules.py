@@ -143,15 +143,17 @@ def test_bad_arguments(tmp_path):
     ],
 )
 def test_verdicts(name, better, worse, word):
-    got, difference, error = verdict({"a": (*better, 3), "b": (*worse, 3)}, name, ["a"])
+    got, difference, error, pair = verdict({"a": (*better, 3), "b": (*worse, 3)}, name, ["a"])
     assert got == word
+    assert pair == ("a", "b")
     assert abs(difference) == pytest.approx(abs(better[0] - worse[0]))
     assert error == pytest.approx(2 * (better[1] ** 2 / 3 + worse[1] ** 2 / 3) ** 0.5)
 
 
 def test_a_claim_is_as_strong_as_its_weakest_pair():
     stats = {"a": (0.9, 0.01, 3), "b": (0.5, 0.01, 3), "c": (0.89, 0.01, 3)}
-    assert verdict(stats, "text_valid", ["a"])[0] == "open"
+    word, *_, pair = verdict(stats, "text_valid", ["a"])
+    assert (word, pair) == ("open", ("a", "c"))
 
 
 def test_tables_without_all_variants():

@@ -226,6 +226,7 @@ def link() -> bytes:
         (zipped({"magic04.data": b""}), "has 0 rows, expected 19019"),
         (zipped({"magic04.data": b"1,2\n3,4\n"}), "not the table expected"),
     ],
+    ids=[str(i) for i in range(11)],  # archives hold the time, which ids must not
 )
 def test_bad_archives(server, tmp_path, data, words):
     server.files["/x.zip"] = data

@@ -55,7 +55,7 @@ class Known:
 
 def test_conditional_rows_of_the_truth_are_as_good_as_filtered_and_wrong_ones_worse():
     real = table(20_000, 0)
-    good, bad = (conditional(Known(w), real, ["kind"], "label", 400, 6000) for w in (0.0, 0.4))
+    good, bad = (conditional(Known(w), real, ["kind"], "label", table(6000, 100), 400) for w in (0.0, 0.4))
     assert [c.given for c in good] == [("a",), ("b",), ("c",)]
     for c in good:
         assert c.filtered == pytest.approx(6000 * c.share, rel=0.2)
@@ -68,11 +68,11 @@ def test_conditional_rows_of_the_truth_are_as_good_as_filtered_and_wrong_ones_wo
     assert rows[-1]["n"] == 1
     assert rows[1]["ours"] == pytest.approx(np.average([c.ours for c in bad], weights=[c.real for c in bad]))
     with pytest.raises(ValueError, match="unknown column 'colour'"):
-        conditional(Known(), real, ["colour"], "label")
+        conditional(Known(), real, ["colour"], "label", real)
 
 
 def test_nothing_left_of_a_filter_is_the_greatest_distance():
-    found = conditional(Known(), table(20_000, 0), ["kind"], "label", 50, 3)
+    found = conditional(Known(), table(20_000, 0), ["kind"], "label", table(3, 100), 50)
     rare = found[2]
     assert np.isnan(rare.theirs) or rare.filtered > 0
     assert all(np.isfinite(row["theirs"]) for row in summary(found))
@@ -111,13 +111,13 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
 
     console = Console(file=io.StringIO(), width=200)
     tasks = Tasks(["toy"], range(2), "default", fit, tmp_path / "out", tmp_path / "tabular", console)
-    tasks.conditional(["kind"], 50, 500)
+    tasks.conditional([["kind"], ["kind", "label"]], 50, 500)
     tasks.imputation(4, 0.2, 300)
     assert fits == [("toy", "default", 0), ("toy", "default", 1)] * 2
-    tasks.conditional(["kind"], 50, 500)
+    tasks.conditional([["kind"], ["kind", "label"]], 50, 500)
     tasks.imputation(4, 0.2, 300)
     assert len(fits) == 4
-    tasks.conditional(["kind"], 60, 500)  # another question
+    tasks.conditional([["kind"], ["kind", "label"]], 60, 500)  # another question
     assert len(fits) == 6
     saved = json.loads((tmp_path / "out" / "conditional.json").read_text())
     assert {"commit", "device", "date", "torch"} <= set(saved[0]["origin"])

@@ -172,3 +172,30 @@ def test_files_that_are_no_checkpoints_of_a_table_are_refused(tmp_path, folder):
     import_table(snapshot(tmp_path, ema=weights()), out, folder)
     with pytest.raises(ValueError, match="already holds a checkpoint"):
         import_table(snapshot(tmp_path, ema=weights()), out, folder)
+
+
+def test_adult_from_the_command_line(tmp_path, capsys):
+    """A network of the official shape for Adult, target first, through `import-official` into `table sample`."""
+    from anystate.cli import main
+    from anystate.model.official_table import to_official
+    from anystate.model.table import Categories, Numbers, TableDiT
+
+    states = (2, 9, 16, 7, 15, 6, 5, 2, 42)  # income, then the others in the table's order
+    net = TableDiT({"num": Numbers(6), "cat": Categories(states)}, 24, 4, 4, ["num"])
+    assert sum(p.numel() for p in net.parameters()) == 70_194
+    state = to_official(net)
+    file = snapshot(tmp_path, model=state, ema=state, opt={"state": {}, "param_groups": []})
+    calls = [
+        ["import-official", file, "sample.steps=2", "--table", "adult", "--out", tmp_path / "run"],
+        ["table", "sample", tmp_path / "run", "-n", "20", "--out", tmp_path / "rows.csv", "--device", "cpu"],
+    ]
+    for call in calls:
+        with pytest.raises(SystemExit) as stop:
+            main([str(part) for part in call])
+        assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"{len(state)} tensors used, 0 not" in shown
+    made = pd.read_csv(tmp_path / "rows.csv")
+    assert made.shape == (20, 15)
+    assert made["age"].between(17, 90).all()
+    assert set(made["income"]) <= {"<=50K", ">50K"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -330,30 +329,6 @@ def test_a_million_rows_cost_no_more_memory_per_batch():
         batch = rows.batch(0, step, range(512), 512)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
     assert all(x.untyped_storage().nbytes() < 100_000 for x in batch.values())  # copies, not views of the table
-
-
-def test_redrawing_keeps_what_is_given_and_what_goes_with_what(model):
-    settings = {"refine": 6, "steps": 8}
-    config = model.system_.config
-    more = config.model_copy(update={"sample": config.sample.model_copy(update=settings)})
-    less = config.model_copy(update={"sample": config.sample.model_copy(update={**settings, "refine": 0})})
-    made = {}
-    for name, c in (("more", more), ("again", more), ("less", less)):
-        system = dataclasses.replace(model.system_, config=c)
-        made[name] = Generator(system, seed=3).table(300, {"school": "college", "age": (20, 30)})
-    assert (made["more"]["school"] == "college").all()
-    assert made["more"]["age"].between(20, 30).all()
-    changed = (made["more"]["income"] != made["less"]["income"]).mean()
-    assert 0 < changed < 0.5
-    assert (made["more"]["income"] == "rich").mean() > 0.75
-    assert (made["more"]["height"] == made["less"]["height"]).all()  # numbers stay
-    assert more.sample.evaluations == 14
-    again = Generator(dataclasses.replace(model.system_, config=more), seed=3).table(
-        300, {"school": "college", "age": (20, 30)}
-    )
-    pd.testing.assert_frame_equal(again, made["more"])
-    with pytest.raises(ValueError, match=r"sample\.refine needs times\.draw=decoupled"):
-        schema.load("table/paper", ["sample.refine=2"], TableConfig)
 
 
 def test_expected_fills_are_the_chances_and_means_of_many_draws(model):
