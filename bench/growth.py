@@ -114,6 +114,10 @@ def plot(time: dict, memory: dict, jump: dict, file: Path) -> None:
         axes[2].plot(*zip(*values.items(), strict=True), marker="o", label=f"{rate:.0%} of masked positions jump")
     axes[2].set(title="τ-leap: linear only where a jump falls", xlabel="vocabulary", ylabel="ms", ylim=(0, None))
     axes[2].legend(frameon=False)
+    for ax, values in ((axes[0], time), (axes[1], memory)):
+        ax.set_xticks(list(values), [str(value) for value in values])
+        ax.minorticks_off()
+        ax.set_ylim(0, 1.2 * max(values.values()))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
