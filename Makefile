@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check --config .ci/ruff.toml .

@@ -165,7 +165,7 @@ def bench_table(
     steps: Annotated[int, typer.Option(help="Speed: timed steps of each engine.")] = 30,
     n: Annotated[int | None, typer.Option(help="Speed: rows to sample; default 512, on a GPU 32,561.")] = None,
     official_steps: Annotated[int, typer.Option(help="Speed: steps of the official sampler.")] = 1000,
-    compile: Compile = "never",
+    compile: Compile = "always",
     trace: Trace = None,
     json: Json = None,
     device: Device = None,

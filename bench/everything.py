@@ -64,7 +64,7 @@ def parts(device: torch.device, rows: Rows, quick: bool, folder: Path) -> dict[s
         # sampling by the official 1,000 steps is measured in full unless this is a trial
         table = {"n": 64, "official_steps": 20} if quick else {}
         found[f"table {recipe}"] = lambda r=recipe, t=table: speed(
-            device, rows, r, "always" if gpu and not quick else "never", steps, trace=folder, **t
+            device, rows, r, "never" if quick else "always", steps, trace=folder, **t
         )
     found["growth"] = lambda: growth("tiny" if quick or not gpu else "digits", device, rows, folder)
     size = "tiny" if quick else ("official" if gpu else "small")
