@@ -164,7 +164,10 @@ class Packed:
             mirrored = words[:, 1] >= 2**31
             x[mirrored] = x[mirrored].flip(-1)
         image, caption = self.names
-        return {image: x, caption: torch.from_numpy(np.asarray(text, np.int64))}
+        made = {image: x, caption: torch.from_numpy(np.asarray(text, np.int64))}
+        if torch.cuda.is_available():  # so that the copy to the GPU need not wait
+            made = {name: value.pin_memory() for name, value in made.items()}
+        return made
 
     def _scaled(self, images: np.ndarray, seeds: list[int] | None) -> Tensor:
         """Stored images as what is diffused: pixels in [−1, 1]; latents scale·(mean + std·ε), of no seeds ε = 0."""
