@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,6 +55,19 @@ def prepare_sampling(system, evaluations: float) -> None:
         compile_net(system.net, device, config.compile == "always", dynamic=True)
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Compiled code adds up gradients of embeddings in a fixed order, not as threads come; eager code does anyway."""
+    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
 class Fast:
     """The default."""
 
@@ -71,7 +84,7 @@ class Fast:
 
     def running(self) -> contextlib.AbstractContextManager:
         """Around every step."""
-        return contextlib.nullcontext()
+        return deterministic() if self.device.type == "cpu" else contextlib.nullcontext()
 
     def prepare(self, net: nn.Module, work: Callable[[], float], shards: bool) -> None:
         """Compile the network where that pays; `work` counts the FLOPs of the whole run. Before sharding, if any."""

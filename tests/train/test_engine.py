@@ -89,3 +89,12 @@ def test_demanded_without_a_compiler_says_so(monkeypatch):
     with pytest.raises(ValueError, match="compile=never"):
         compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"), demanded=True)
     assert not compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"))
+
+
+def test_training_on_the_cpu_adds_up_in_a_fixed_order(tiny, tmp_path):
+    """Around a step compiled code is told to be deterministic; what the caller had set comes back."""
+    trainer = Trainer(tiny(), tmp_path, "cpu", quiet=True)
+    with trainer.engine.running():
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
