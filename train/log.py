@@ -1,7 +1,8 @@
-"""What a run leaves behind: metrics.jsonl always, TensorBoard and wandb on request, a bar on the screen."""
+"""What a run leaves behind: metrics.jsonl, TensorBoard and wandb on request; a bar on a screen, lines elsewhere."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from ..configs import schema
 from ..configs.schema import Config
@@ -20,6 +22,7 @@ class Log:
     def __init__(self, out: Path, config: Config, start: int, stop: int, quiet: bool = False):
         self.out, self.config, self.start, self.stop, self.quiet = out, config, start, stop, quiet
         self.bar = self.board = self.run = None
+        self.console = Console()
 
     def __enter__(self) -> Log:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -34,8 +37,9 @@ class Log:
             self.run = _import("wandb", "wandb").init(
                 project=settings.wandb, name=self.config.name, config=self.config.model_dump(mode="json")
             )
-        if not self.quiet:
+        if not self.quiet and self.console.is_terminal:  # in a file, a bar would show at its end only
             self._show()
+        self.began = time.monotonic()
         return self
 
     def __exit__(self, *_):
@@ -55,10 +59,15 @@ class Log:
             self.board.add_scalar(name, value, step)
         if self.run:
             self.run.log(values, step=step)
+        if self.quiet:
+            return
+        shown = {name.split("/")[-1]: value for name, value in values.items() if name not in ("lr", "grad_norm")}
+        text = "  ".join(f"{name.replace('samples_per_second', 'samples/s')} {v:.4g}" for name, v in shown.items())
         if self.bar:
-            shown = {name.split("/")[-1]: value for name, value in values.items() if name not in ("lr", "grad_norm")}
-            text = "  ".join(f"{name.replace('samples_per_second', 'samples/s')} {v:.4g}" for name, v in shown.items())
             self.bar.update(self.task, note=text)
+        else:
+            left = (time.monotonic() - self.began) * (self.stop - step) / max(step - self.start, 1)
+            print(f"step {step}/{self.stop}, {datetime.timedelta(seconds=round(left))} left: {text}", flush=True)
 
     def advance(self) -> None:
         if self.bar:
@@ -75,7 +84,7 @@ class Log:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), refresh_per_second=4)
+        self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), refresh_per_second=4, console=self.console)
         self.task = self.bar.add_task("", total=self.stop, completed=self.start, note="")
         self.bar.start()
 

@@ -35,6 +35,14 @@ def test_resumed_run_has_the_losses_of_one_never_stopped(tiny, tmp_path):
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_output_to_a_file_shows_progress_line_by_line(tiny, tmp_path, capsys):
+    Trainer(tiny(), tmp_path).run(stop=2)
+    Trainer(tiny(), tmp_path).run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == [f"step {step}/{2 if step <= 2 else 6}" for step in range(1, 7)]
+    assert lines[-1].split(", ")[1].startswith("0:00:00 left: image ")
+
+
 def test_resuming_keeps_learned_weightings(tiny, tmp_path):
     config = tiny("modalities.image.loss.weighting=learned", "modalities.text.loss.weighting=learned")
     Trainer(config, tmp_path / "whole", quiet=True).run()
