@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..train.files import write_whole
+
 PACKAGES = ("triton", "flash_attn", "liger_kernel")
 
 
@@ -61,8 +63,7 @@ class Rows:
             self.rows.append(Row(name, engine, value, unit, ratio, about))
             self.write(str(self.rows[-1]))
         if self.file:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps(self.plain_data(), indent=1) + "\n")
+            write_whole(self.file, json.dumps(self.plain_data(), indent=1) + "\n")
 
     def plain_data(self) -> list[dict]:
         """The rows as they are written."""

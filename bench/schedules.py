@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +43,7 @@ from ..sample import Sampler, sample
 from ..train.build import System
 from ..train.checkpoint import latest
 from ..train.data.pairs import Pairs
+from ..train.files import write_whole
 from ..train.log import environment
 from ..train.loop import Trainer
 from ..train.metrics.frechet import frechet, moments
@@ -182,7 +182,7 @@ def schedules(
         record.rows.append(row)
         record.environment = {**where, "date": datetime.now(UTC).isoformat(timespec="seconds")}
         record.resolved = schema.dump(config.model_copy(update={"times": TimesConfig(), "seed": 0}))
-        _write(out / "rows.json", record)
+        write_whole(out / "rows.json", json.dumps(dataclasses.asdict(record), indent=1) + "\n")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         console.print(f"{variant} seed {seed}: {shown}, {seconds:.0f} s", highlight=False)
     console.print(table(record.rows, record.real))
@@ -326,13 +326,6 @@ def _read(path: Path, settings: dict) -> Record:
     if record.settings != settings:
         raise ValueError(f"{path} holds rows of {record.settings}, asked for {settings}: choose another --out")
     return record
-
-
-def _write(path: Path, record: Record) -> None:
-    """Whole or not at all: a kill leaves the rows before it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _share(values: list[bool]) -> float:

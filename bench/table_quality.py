@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..train.files import write_whole
 from .origin import origin
 from .table_columns import check_tables, load_schema, read_table, roles_of
 from .table_metrics import copied, density
@@ -172,10 +173,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Whole or not at all: a kill leaves the rows before it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def published() -> dict:

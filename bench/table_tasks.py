@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from ..train.files import write_whole
 from ..train.synthesizer import TableSynthesizer
 from . import table_conditional, table_imputation
 from .origin import origin
@@ -100,7 +101,7 @@ class Tasks:
                     row = {**key, "seconds": seconds, "origin": origin()}
                     row["result"] = [dataclasses.asdict(r) for r in result]
                     done.append(json.loads(json.dumps(row)))
-                    _write(file, done)
+                    write_whole(file, json.dumps(done, indent=1) + "\n")
                 wanted.append(row)
         return wanted
 
@@ -109,11 +110,3 @@ class Tasks:
         if not (data / name / "schema.yaml").is_file():
             raise ValueError(f"set {name!r} is not in {data}; `anystate table fetch {name}` gets it")
         return data / name
-
-
-def _write(path: Path, rows: list[dict]) -> None:
-    """Whole or not at all: a kill leaves the rows before it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from .data.locate import locate
 from .data.packed import Packed
 from .data.pairs import Pairs
 from .evaluate_samples import DIRECTIONS, Samples
+from .files import write_whole
 from .log import environment
 from .metrics import captions as reading
 from .metrics.clip import DEFAULT as CLIP
@@ -120,7 +120,7 @@ def evaluate(
         if distributed.is_main():
             results["results"][family] = values
             results["environment"] = {**environment(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-            _write(out / "results.json", results)
+            write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
             console.print(table(family, values))
     distributed.barrier()
     return results
@@ -317,9 +317,3 @@ def _earlier(path: Path, settings: dict) -> dict:
         return known if known["settings"] == settings else fresh
     except (ValueError, KeyError):
         raise ValueError(f"{path} does not hold results of anystate eval: choose another --out") from None
-
-
-def _write(path: Path, results: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..diffusion import Guidance
@@ -16,6 +15,7 @@ from ..sample import sample
 from . import distributed
 from .build import System
 from .data.pairs import Pairs
+from .files import write_whole
 
 DIRECTIONS = ("joint", "text_to_image", "image_to_text")
 
@@ -85,10 +85,7 @@ class Samples:
             except SafetensorError:
                 path.unlink()  # cut off by a kill of the machine: draw it again
         drawn = self._draw(direction, first)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(drawn, temporary)
-        os.replace(temporary, path)
+        write_whole(path, save(drawn))
         return drawn
 
     def _draw(self, direction: str, first: int) -> dict[str, Tensor]:

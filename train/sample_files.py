@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..sample.pictures import contact_sheet, enlarge
 from .build import System
+from .files import write_whole
 
 MANIFEST, CHUNKS, SHEET, TRAJECTORY = "manifest.json", ".chunks", "sheet.png", "trajectory"
 SHOWN = 64  # samples on a contact sheet
@@ -76,7 +76,7 @@ class SampleFolder:
             for i, pixels in zip(samples, self.system.codecs[m].decode(values[m]), strict=True):
                 enlarge(pixels, pixels.shape[0]).save(self._picture(m, i))
         captions = {m: self.system.codecs[m].decode(values[m]) for m in self.system.texts}
-        _replace(self._record(samples), json.dumps(captions, ensure_ascii=False))
+        write_whole(self._record(samples), json.dumps(captions, ensure_ascii=False))
 
     def write_trajectory(self, states: list[dict[str, Tensor]]) -> None:
         """A contact sheet of each state of the first samples on their way from noise."""
@@ -128,7 +128,7 @@ class SampleFolder:
     def _write_manifest(self, complete: bool) -> None:
         names = {"pictures": self.system.images, "captions": self.system.texts}
         values = {"samples": self.total, "complete": complete, **self.about, **names, "request": self.request}
-        _replace(self.out / MANIFEST, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
+        write_whole(self.out / MANIFEST, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def _clear(self, manifest: dict) -> None:
         """Remove what an earlier request wrote, and nothing else."""
@@ -153,10 +153,3 @@ def write_sheet(system: System, samples: dict[str, Tensor], path: Path) -> Path:
 def _difference(there: dict, here: dict) -> str | None:
     """The first setting in which two requests differ."""
     return next((key for key in {**there, **here} if there.get(key) != here.get(key)), None)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

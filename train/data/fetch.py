@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import stat
 import zipfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ..files import write_whole
 from .download import download
 
 UCI = "https://archive.ics.uci.edu/static/public/"
@@ -158,10 +158,10 @@ def fetch(
     archive.unlink()
     _judge(name, out, checksums, say)
     for part, table in (("train", train), ("test", test)):
-        _write(out / f"{part}.csv.gz", gzip.compress(table.to_csv(index=False).encode(), 9, mtime=0))
+        write_whole(out / f"{part}.csv.gz", gzip.compress(table.to_csv(index=False).encode(), 9, mtime=0))
     schema = _schema(name, train, test, numerical)
-    _write(out / "schema.yaml", yaml.safe_dump(schema, sort_keys=False, allow_unicode=True, width=120).encode())
-    _write(out / "checksums.json", json.dumps(checksums, indent=1).encode() + b"\n")
+    write_whole(out / "schema.yaml", yaml.safe_dump(schema, sort_keys=False, allow_unicode=True, width=120))
+    write_whole(out / "checksums.json", json.dumps(checksums, indent=1) + "\n")
     say(f"wrote {out}: {len(train)} training and {len(test)} test rows")
     return out
 
@@ -341,13 +341,6 @@ def _schema(name: str, train: pd.DataFrame, test: pd.DataFrame, numerical: list[
         "levels": {c: sorted({*train[c], *test[c]}) for c in text},
         "source": {"name": "UCI Machine Learning Repository: " + source.title, "licence": "CC BY 4.0"},
     }
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _sha256(data: bytes) -> str:

@@ -29,8 +29,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..files import write_whole
 from .repair import allowed
-from .shards import Manifest, Shard, ShardWriter, write_whole
+from .shards import Manifest, Shard, ShardWriter
 from .sources import Job, Raw, Source
 from .stores import LatentStore, Moments, PixelStore, encode_captions, fit, text_codec, text_plan
 
@@ -103,7 +104,7 @@ def pack(
                 source.note = lambda text, place=place: progress.update(task, note=f"{place} {text}")
                 source.ahead(todo[n + 1 : n + 2])
                 record = _run(job, source, out, store, codec, tally, lambda k: progress.advance(task, k))
-                write_whole(out / STATE / f"{job.name}.json", json.dumps(record).encode())
+                write_whole(out / STATE / f"{job.name}.json", json.dumps(record))
                 source.done(job)
                 tally.close(record)
         barrier()
@@ -153,7 +154,7 @@ def _begin(source: Source, jobs: list[Job], out: Path, settings: Settings) -> No
     text = text_plan(
         settings.text, source.captions, settings.length, settings.states, settings.tokenizer, settings.alphabet, out
     )
-    write_whole(path, json.dumps({"asked": asked, "image": image, "text": text}).encode())
+    write_whole(path, json.dumps({"asked": asked, "image": image, "text": text}))
 
 
 def _first_size(source: Source, jobs: list[Job], channels: int) -> int:
@@ -287,7 +288,7 @@ def _finish(source: Source, jobs: list[Job], out: Path, plan: dict, image: dict,
         raise ValueError(f"{source.name}: not one usable sample")
     for left in out.rglob("*.partial"):  # of runs that were killed
         left.unlink()
-    write_whole(out / SKIPPED, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in skipped).encode())
+    write_whole(out / SKIPPED, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in skipped))
     reasons: dict[str, int] = {}
     for entry in skipped:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ..files import write_whole
+
 VERSION = 1
 MANIFEST = "dataset.yaml"
 IMAGE, TEXT, LABELS = "image.npy", "text.npy", "json"
@@ -91,14 +93,6 @@ class _Hashed:
         return self.size, self.digest.hexdigest()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Under a temporary name, then renamed: the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def npy(array: np.ndarray) -> bytes:
     """An array as the bytes of an .npy file."""
     buffer = io.BytesIO()
@@ -157,7 +151,7 @@ class Manifest:
         text = yaml.safe_dump(
             {**head, "skipped": self.skipped, "splits": splits}, sort_keys=False, allow_unicode=True, width=120
         )
-        write_whole(self.folder / MANIFEST, text.encode())
+        write_whole(self.folder / MANIFEST, text)
 
     @classmethod
     def load(cls, folder: Path | str) -> Manifest:
