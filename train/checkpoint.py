@@ -174,7 +174,7 @@ def begin_from(net: nn.Module, path: str | Path, weights: str) -> str:
 
 
 def empty_slots(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-    """Give AdamW the state it would have before its first step, as tensors that a checkpoint can be read into."""
+    """Give AdamW the state it would have before its first step, as tensors to read into or to capture."""
     slots = {"exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like}
     state = {i: {name: make(p) for name, make in slots.items()} for i, p in enumerate(parameters)}
     for i, p in enumerate(parameters):

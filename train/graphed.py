@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels import Rng
 from ..sample import graphs
 from . import distributed
+from .checkpoint import empty_slots
 from .data.epochs import batch_rows
 from .data.rows import Rows
 
@@ -62,7 +63,7 @@ class GraphedStep:
         """Every tensor that a step changes."""
         trainer = self.trainer
         if not trainer.optimizer.state:
-            _make_slots(trainer)
+            empty_slots(trainer.optimizer, trainer.parameters)
         slots = [v for s in trainer.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         return [*trainer.parameters, *trainer.ema.parameters(), trainer.finite, *slots]
 
@@ -108,15 +109,3 @@ def graphed_step(trainer: Trainer) -> GraphedStep | None:
             for x, old in zip(changed, kept, strict=True):
                 x.copy_(old)
     return step
-
-
-def _make_slots(trainer: Trainer) -> None:
-    """An optimizer's moments, as before its first step: a step without gradients or learning rate, then zeros."""
-    for p in trainer.parameters:
-        p.grad = torch.zeros_like(p)
-    trainer.engine.set_lr(trainer.optimizer, 0.0)
-    trainer.optimizer.step()
-    for slots in trainer.optimizer.state.values():
-        for value in slots.values():
-            value.zero_()
-    trainer.optimizer.zero_grad(set_to_none=True)
