@@ -405,17 +405,21 @@ def write_parquet(folder):
         parquet.write_table(part, folder / f"{name}-of-2.parquet", row_group_size=10)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
-@pytest.mark.parametrize("write", [write_arrow, write_parquet])
-def test_tables(tmp_path, write):
-    write(tmp_path / "tables")
-    packed_of(tmp_path / "tables", tmp_path / "set", Settings(shard_size=25))
+def check_packed_table(source, out):
+    packed_of(source, out, Settings(shard_size=25))
     for split, rows in (("train", range(60)), ("test", range(60, 70))):
-        pairs = pairs_of(tmp_path / "set", split)
+        pairs = pairs_of(out, split)
         numbers = pairs.meta["number"].tolist()
         assert sorted(numbers) == list(rows)
         assert pairs.texts == [[arrays()["captions"][k], "x"] for k in numbers]
         assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
+@pytest.mark.parametrize("write", [write_arrow, write_parquet])
+def test_tables(tmp_path, write):
+    write(tmp_path / "tables")
+    check_packed_table(tmp_path / "tables", tmp_path / "set")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
@@ -443,10 +447,4 @@ def test_a_data_set_of_the_datasets_library(tmp_path, monkeypatch):
         return loaded.cast_column("image", datasets.Image())
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    packed_of("someone/things", tmp_path / "set", Settings(shard_size=25))
-    for split, rows in (("train", range(60)), ("test", range(60, 70))):
-        pairs = pairs_of(tmp_path / "set", split)
-        numbers = pairs.meta["number"].tolist()
-        assert sorted(numbers) == list(rows)
-        assert pairs.texts == [[arrays()["captions"][k], "x"] for k in numbers]
-        assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
+    check_packed_table("someone/things", tmp_path / "set")
