@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,45 @@ def clip_tokenizer(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     return folder
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.files` {name: bytes}, in ranges where `server.ranges` says so and `server.tag` is as before. The
+    answers for a name in `server.broken`, {name: [bytes, …]}, break off after so many bytes, one after the other."""
+
+    def do_GET(self):
+        server, name = self.server, self.path[1:]
+        asked, start = self.headers.get("Range"), 0
+        server.seen.append((name, asked))
+        if name not in server.files:
+            return self.send_error(404)
+        if asked and server.ranges and self.headers.get("If-Range") == server.tag:
+            start = int(asked.split("=")[1].split("-")[0])
+        data = server.files[name][start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", server.tag)
+        self.end_headers()
+        if server.broken.get(name):
+            data = data[: server.broken[name].pop(0)]
+        self.wfile.write(data)
+        return None
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    """A file server on this machine, see `Handler`; `server.seen` lists what was asked, [(name, range)]."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.files, server.seen, server.broken, server.ranges, server.tag = {}, [], {}, True, '"one"'
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

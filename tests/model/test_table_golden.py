@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from anystate import kernels
 from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space, Weighting
 from anystate.kernels import reference
 from anystate.model.official_table import load_official, to_official
 
-GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden"))
+from ..conftest import GOLDEN, Golden
+
 CASES = [path.name for path in sorted((GOLDEN / "tabular").glob("*")) if (path / "config.json").is_file()]
 TARGETS = {"linear_beta": None, "linear_beta2": None, "imputation_cat": "cat", "imputation_num": "num"}
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no tabular golden vectors below {GOLDEN} (ANYSTATE_GOLDEN)")
-
-
-class Golden:
-    """One folder of vectors: tensors by name, hyper-parameters in `config`."""
-
-    def __init__(self, folder: Path):
-        self.config = json.loads((folder / "config.json").read_text())
-        self.tensors = load_file(folder / "golden.safetensors")
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return self.tensors[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.tensors
-
-    def below(self, prefix: str) -> dict[str, torch.Tensor]:
-        return {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from anystate.cli import main
 from anystate.configs import schema
 from anystate.sample import sample
 from anystate.train import generate as module
@@ -287,7 +287,7 @@ def test_rows_of_the_training_part_and_their_context(system):
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory):
+def packed(call, tmp_path_factory):
     """Twelve pictures of one grey each, with captions, packed; every third is held out."""
     folder = tmp_path_factory.mktemp("packed")
     images = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2) * 20
@@ -296,9 +296,7 @@ def packed(tmp_path_factory):
     np.savez(folder / "pairs.npz", images=images, captions=np.array(captions), split=split)
     command = ["data", "pack", folder / "pairs.npz", "--out", folder / "set", "--channels", 1, "--length", 12]
     alphabet = schema.load("digits").modalities["text"].alphabet
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, command), "--text", "characters", "--alphabet", alphabet])
-    assert not stop.value.code
+    assert call(*command, "--text", "characters", "--alphabet", alphabet) == 0
     return folder / "set"
 
 
@@ -375,12 +373,8 @@ def test_prompt_files_that_cannot_be_read(system, tmp_path):
         conditions(system, Source([("text", "zero")], prompts=tmp_path / "cut.json"), None)
 
 
-def test_the_command_line(run, prompts, tmp_path, capsys):
-    def call(*args):
-        with pytest.raises(SystemExit) as stop:
-            main(["sample", str(run), "--device", "cpu", *map(str, args)])
-        return stop.value.code
-
+def test_the_command_line(call, run, prompts, tmp_path, capsys):
+    call = functools.partial(call, "sample", run, "--device", "cpu")
     path = prompts({"text": ["two", "a seven"]})
     out = ["--out", tmp_path / "out", "--prompts", path, "--repeat-text", 3, "--context-limit", 9, "--chunk", 2]
     assert call(*out, "--n", 3) == 0

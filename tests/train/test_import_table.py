@@ -174,9 +174,8 @@ def test_files_that_are_no_checkpoints_of_a_table_are_refused(tmp_path, folder):
         import_table(snapshot(tmp_path, ema=weights()), out, folder)
 
 
-def test_adult_from_the_command_line(tmp_path, capsys):
+def test_adult_from_the_command_line(call, tmp_path, capsys):
     """A network of the official shape for Adult, target first, through `import-official` into `table sample`."""
-    from anystate.cli import main
     from anystate.model.official_table import to_official
     from anystate.model.table import Categories, Numbers, TableDiT
 
@@ -185,17 +184,12 @@ def test_adult_from_the_command_line(tmp_path, capsys):
     assert sum(p.numel() for p in net.parameters()) == 70_194
     state = to_official(net)
     file = snapshot(tmp_path, model=state, ema=state, opt={"state": {}, "param_groups": []})
-    calls = [
-        ["import-official", file, "sample.steps=2", "--table", "adult", "--out", tmp_path / "run"],
-        ["table", "sample", tmp_path / "run", "-n", "20", "--out", tmp_path / "rows.csv", "--device", "cpu"],
-    ]
-    for call in calls:
-        with pytest.raises(SystemExit) as stop:
-            main([str(part) for part in call])
-        assert stop.value.code == 0
+    run, made = tmp_path / "run", tmp_path / "rows.csv"
+    assert call("import-official", file, "sample.steps=2", "--table", "adult", "--out", run) == 0
+    assert call("table", "sample", run, "-n", 20, "--out", made, "--device", "cpu") == 0
     shown = capsys.readouterr().out
     assert f"{len(state)} tensors used, 0 not" in shown
-    made = pd.read_csv(tmp_path / "rows.csv")
+    made = pd.read_csv(made)
     assert made.shape == (20, 15)
     assert made["age"].between(17, 90).all()
     assert set(made["income"]) <= {"<=50K", ">50K"}

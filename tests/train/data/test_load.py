@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from anystate.cli import main
 from anystate.train.build import build, load_data
 from anystate.train.data.check import check
 from anystate.train.data.open import open_source
@@ -109,10 +108,8 @@ def copy(packed, tmp_path):
     return shutil.copytree(packed, tmp_path / "copy")
 
 
-def test_a_sound_data_set_passes(packed, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["data", "check", str(packed)])
-    assert end.value.code == 0
+def test_a_sound_data_set_passes(call, packed, capsys):
+    assert call("data", "check", packed) == 0
     assert "60 train, 10 test" in capsys.readouterr().out
 
 

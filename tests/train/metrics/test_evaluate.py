@@ -13,23 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from anystate.cli import main
 from anystate.train import evaluate_samples
 from anystate.train.hooks import evaluate as evaluate_in_training
 from anystate.train.loop import Trainer
 
 
-def call(*args) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return stop.value.code
+@pytest.fixture
+def measured(call):
+    """measured(run, out=folder, metrics=…) → what `anystate eval` wrote."""
 
+    def measure(run, out, metrics="elbo,labels", n=10, **more) -> dict:
+        options = [part for name, value in more.items() for part in (f"--{name}", value)]
+        assert call("eval", run, "--out", out, "--metrics", metrics, "--n", n, "--device", "cpu", *options) == 0
+        return json.loads((out / "results.json").read_text())
 
-def measured(*args, out, metrics="elbo,labels", n=10, **more) -> dict:
-    options = [part for name, value in more.items() for part in (f"--{name}", value)]
-    done = call("eval", *args, "--out", out, "--metrics", metrics, "--n", n, "--device", "cpu", *options)
-    assert done == 0
-    return json.loads((out / "results.json").read_text())
+    return measure
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def toned(tmp_path_factory, tiny, tones_npz):
     return out
 
 
-def test_digits(run, tmp_path, capsys):
+def test_digits(measured, run, tmp_path, capsys):
     found = measured(run, out=tmp_path / "e", json=tmp_path / "copy" / "r.json")
     assert "text_given" in capsys.readouterr().out
     assert json.loads((tmp_path / "copy" / "r.json").read_text()) == found
@@ -76,7 +74,7 @@ def test_digits(run, tmp_path, capsys):
     assert 0.0 <= labels["text_to_image digit"]["value"] <= 1.0
 
 
-def test_samples_are_kept_and_extended(run, tmp_path, monkeypatch):
+def test_samples_are_kept_and_extended(measured, run, tmp_path, monkeypatch):
     """A second call draws nothing, a larger n only what is missing, a damaged file only itself."""
     out = tmp_path / "e"
     first = measured(run, out=out, metrics="labels", n=12)
@@ -101,16 +99,16 @@ def test_samples_are_kept_and_extended(run, tmp_path, monkeypatch):
     assert files[0].read_bytes() == content
 
 
-def test_families_gather_in_one_file(run, tmp_path):
+def test_families_gather_in_one_file(measured, run, tmp_path):
     measured(run, out=tmp_path, metrics="labels")
     both = measured(run, out=tmp_path, metrics="elbo")
     assert set(both["results"]) == {"labels", "elbo"}
 
 
-def test_other_settings_are_refused(run, tmp_path, capsys):
+def test_other_settings_are_refused(measured, run, tmp_path, refused):
     measured(run, out=tmp_path, metrics="labels")
-    assert call("eval", run, "--out", tmp_path, "--metrics", "labels", "--seed", "5", "--device", "cpu") == 2
-    assert "seed = 0, asked for 5: choose another --out" in capsys.readouterr().err
+    error = refused("eval", run, "--out", tmp_path, "--metrics", "labels", "--seed", "5", "--device", "cpu")
+    assert "seed = 0, asked for 5: choose another --out" in error
 
 
 def features():
@@ -129,7 +127,7 @@ class Small(torch.nn.Module):
         return self.conv(x / 255.0).mean((2, 3))
 
 
-def test_fid_and_its_reference(run, tmp_path, capsys):
+def test_fid_and_its_reference(measured, run, tmp_path, refused):
     """Computed from the training pictures and kept; then read; or made of a folder."""
     mine = {"metrics": "fid", "features": f"{__name__}:features", "n": 40}
     found = measured(run, out=tmp_path / "a", reference=tmp_path / "ref.npz", **mine)["results"]["fid"]
@@ -147,11 +145,10 @@ def test_fid_and_its_reference(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     args = ["eval", run, "--out", tmp_path / "d", "--metrics", "fid", "--features", f"{__name__}:features"]
     for reference, words in (("empty", "0 pictures there"), ("gone.npy", "'%s' not found" % (tmp_path / "gone.npy"))):
-        assert call(*args, "--reference", tmp_path / reference, "--device", "cpu") == 2
-        assert words in capsys.readouterr().err
+        assert words in refused(*args, "--reference", tmp_path / reference, "--device", "cpu")
 
 
-def test_two_ranks_draw_the_samples_of_one(run, tmp_path):
+def test_two_ranks_draw_the_samples_of_one(measured, run, tmp_path):
     """Chunks are split over the ranks, and the main one measures them: the same results, nobody left waiting."""
     torch.jit.script(features()).save(str(tmp_path / "net.pt"))
     more = {"metrics": "labels,fid", "features": tmp_path / "net.pt", "n": 20}
@@ -165,13 +162,13 @@ def test_two_ranks_draw_the_samples_of_one(run, tmp_path):
     assert two["results"] == one["results"]
 
 
-def test_clip_score(run, tmp_path, clip_model):
+def test_clip_score(measured, run, tmp_path, clip_model):
     found = measured(run, out=tmp_path, metrics="clip", clip=clip_model)["results"]["clip"]
     assert set(found) == {"joint", "text_to_image", "image_to_text", "real held-out pairs"}
     assert all(0.0 <= entry["value"] <= 100.0 for entry in found.values())
 
 
-def test_labels_of_a_set_with_bases_and_modifiers(toned, tmp_path):
+def test_labels_of_a_set_with_bases_and_modifiers(measured, toned, tmp_path):
     labels = measured(toned, out=tmp_path, metrics="labels", n=8)["results"]["labels"]
     assert labels["judge on real pictures attributes"]["value"] > 0.9
     for name in ("image_to_text exact", "image_to_text tone", "text_to_image base", "joint valid"):
@@ -197,10 +194,8 @@ def test_labels_during_training(toned):
         (["--weights", "best"], ["ema or raw"]),
     ],
 )
-def test_bad_requests(capsys, run, tmp_path, options, words):
-    assert call("eval", run, "--out", tmp_path / "e", "--device", "cpu", *options) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+def test_bad_requests(refused, run, tmp_path, options, words):
+    error = refused("eval", run, "--out", tmp_path / "e", "--device", "cpu", *options)
     for word in words:
         assert word in error
     assert not list(tmp_path.glob("e/*/*.safetensors"))
