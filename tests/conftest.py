@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import os
@@ -56,6 +57,12 @@ class Golden:
 def golden() -> Golden:
     """The text+image vectors."""
     return Golden(GOLDEN / "text_image")
+
+
+@pytest.fixture(scope="session")
+def golden_table():
+    """golden_table("one_time") → the vectors of a tabular network."""
+    return functools.cache(lambda case: Golden(GOLDEN / "tabular" / case))
 
 
 def assert_close(actual, expected, atol: float, name: str = "") -> None:

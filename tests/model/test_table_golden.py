@@ -10,16 +10,12 @@ from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space, Weigh
 from anystate.kernels import reference
 from anystate.model.official_table import load_official, to_official
 
-from ..conftest import GOLDEN, Golden
-
-CASES = [path.name for path in sorted((GOLDEN / "tabular").glob("*")) if (path / "config.json").is_file()]
 TARGETS = {"linear_beta": None, "linear_beta2": None, "imputation_cat": "cat", "imputation_num": "num"}
-pytestmark = pytest.mark.skipif(not CASES, reason=f"no tabular golden vectors below {GOLDEN} (ANYSTATE_GOLDEN)")
 
 
-@pytest.fixture(scope="module", params=CASES)
-def table(request) -> Golden:
-    return Golden(GOLDEN / "tabular" / request.param)
+@pytest.fixture(scope="module", params=["one_time", "two_time"])
+def table(request, golden_table):
+    return golden_table(request.param)
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def tolerance(table):
 class Case:
     """A golden network split into groups, and its columns gathered from them."""
 
-    def __init__(self, golden: Golden, target: str | None = None, prefix: str = "weights/", scale: float = 1.0):
+    def __init__(self, golden, target: str | None = None, prefix: str = "weights/", scale: float = 1.0):
         c = golden.config["model"]
         self.golden, self.target, self.numbers, self.states = golden, target, c["d_numerical"], c["categories"]
         self.model, self.unused = load_official(golden.below(prefix), c["num_heads"], target)
@@ -135,7 +131,7 @@ def test_outputs_and_intermediates_equal_the_official_network(table, tolerance, 
             close(value, table[f"forward_s_none/{name}"], atol, f"{name} without s")
 
 
-def official_losses(case: Case, golden: Golden, x0: dict, xt: dict, t: dict, noise) -> torch.Tensor:
+def official_losses(case: Case, golden, x0: dict, xt: dict, t: dict, noise) -> torch.Tensor:
     """The official loss from our parts: weights 1 for numbers, 1/t for tokens, sums over columns, mean over rows."""
     recipe, out = golden.config["recipe"], case.space.evaluate(case.model, xt, t)
     eps = torch.cat([out[m] for m in case.model.numbers], 1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +18,6 @@ from anystate.train import import_official as official
 from anystate.train.build import build
 from anystate.train.checkpoint import load_system
 from anystate.train.conditions import Source, conditions
-
-GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden"))
 
 
 @pytest.fixture(scope="module")
@@ -262,13 +258,12 @@ def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot
     assert "pickled code was run" not in capsys.readouterr().out
 
 
-def test_table_checkpoints_through_the_same_command(capsys, tmp_path, call, refused):
+def test_table_checkpoints_through_the_same_command(golden_table, capsys, tmp_path, call, refused):
     """With the set that they were trained on; without, the line says so."""
     import pandas as pd
     import yaml
 
-    tensors = load_file(GOLDEN / "tabular/one_time/golden.safetensors")
-    state = {key.removeprefix("weights/"): x for key, x in tensors.items() if key.startswith("weights/")}
+    state = golden_table("one_time").below("weights/")
     torch.save({"model": state, "ema": state}, tmp_path / "model_0029999.pt")
     line = refused("import-official", tmp_path / "model_0029999.pt", "--out", tmp_path / "run")
     assert "is of the official tabular code: add --table" in line

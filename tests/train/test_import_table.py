@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 
 from anystate.model.official_table import is_table
@@ -19,7 +17,6 @@ from anystate.train.import_table import import_table, official_codec, read_offic
 from anystate.train.synthesizer import TableSynthesizer
 from anystate.train.table import load_table
 
-GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parents[1] / "golden")) / "tabular"
 # of a network with 4 numbers and 3, 7 and 2 categories: the target is a category, and first
 ROLES = {"numerical": ["a", "b", "c", "d"], "categorical": ["seven", "flag"], "target": "class", "task": "binclass"}
 
@@ -48,9 +45,9 @@ def folder(tmp_path) -> Path:
     return where
 
 
-def weights(case: str = "one_time") -> dict:
-    tensors = load_file(GOLDEN / case / "golden.safetensors")
-    return {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+@pytest.fixture
+def weights(golden_table) -> dict:
+    return golden_table("one_time").below("weights/")
 
 
 def snapshot(tmp_path: Path, **content) -> Path:
@@ -59,9 +56,9 @@ def snapshot(tmp_path: Path, **content) -> Path:
 
 
 @pytest.mark.parametrize("case", ["one_time", "two_time"])
-def test_an_imported_network_answers_as_the_official_one(tmp_path, folder, case):
-    config = json.loads((GOLDEN / case / "config.json").read_text())["model"]
-    state, golden = weights(case), load_file(GOLDEN / case / "golden.safetensors")
+def test_an_imported_network_answers_as_the_official_one(tmp_path, folder, golden_table, case):
+    golden = golden_table(case)
+    config, state = golden.config["model"], golden.below("weights/")
     slots = {"state": {0: {"step": torch.tensor(77.0)}}, "param_groups": []}
     report = import_table(
         snapshot(tmp_path, model=state, ema={k: 0.5 * v for k, v in state.items()}, opt=slots),
@@ -113,8 +110,8 @@ def test_numbers_and_categories_are_encoded_as_by_scikit_learn(folder):
         assert (made == truth).mean() > 0.97 or name == "b"
 
 
-def test_rows_of_an_imported_network_are_rows_of_the_table(tmp_path, folder):
-    file = snapshot(tmp_path, **{"ema": weights()})
+def test_rows_of_an_imported_network_are_rows_of_the_table(weights, tmp_path, folder):
+    file = snapshot(tmp_path, **{"ema": weights})
     import_table(file, tmp_path / "run", folder, overrides=["sample.steps=4"])
     made, real = TableSynthesizer.load(tmp_path / "run").sample(50), rows()
     assert list(made) == list(real)
@@ -145,14 +142,14 @@ def test_the_official_data_folder_says_what_its_columns_are(tmp_path, folder):
         (lambda table: table.assign(a="x"), "column 'a' should hold numbers"),
     ],
 )
-def test_the_network_of_another_table_is_refused(tmp_path, folder, spoil, told):
+def test_the_network_of_another_table_is_refused(weights, tmp_path, folder, spoil, told):
     spoil(rows()).to_csv(folder / "train.csv", index=False)
     with pytest.raises(ValueError, match=told):
-        import_table(snapshot(tmp_path, ema=weights()), tmp_path / "run", folder)
+        import_table(snapshot(tmp_path, ema=weights), tmp_path / "run", folder)
     assert not (tmp_path / "run").exists()
 
 
-def test_files_that_are_no_checkpoints_of_a_table_are_refused(tmp_path, folder):
+def test_files_that_are_no_checkpoints_of_a_table_are_refused(weights, tmp_path, folder):
     out = tmp_path / "run"
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
     for file, told in [(tmp_path / "none.pt", "not found"), (tmp_path / "torn.pt", "not a whole .pt file")]:
@@ -164,14 +161,14 @@ def test_files_that_are_no_checkpoints_of_a_table_are_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="pickled code"):
         import_table(tmp_path / "code.pt", out, folder)
     with pytest.raises(ValueError, match="no raw weights"):
-        import_table(snapshot(tmp_path, ema=weights()), out, folder, "raw")
+        import_table(snapshot(tmp_path, ema=weights), out, folder, "raw")
     with pytest.raises(ValueError, match=r"no folder with a train\.csv"):
-        import_table(snapshot(tmp_path, ema=weights()), out, tmp_path / "nowhere")
-    assert is_table(weights())
+        import_table(snapshot(tmp_path, ema=weights), out, tmp_path / "nowhere")
+    assert is_table(weights)
     assert not out.exists()
-    import_table(snapshot(tmp_path, ema=weights()), out, folder)
+    import_table(snapshot(tmp_path, ema=weights), out, folder)
     with pytest.raises(ValueError, match="already holds a checkpoint"):
-        import_table(snapshot(tmp_path, ema=weights()), out, folder)
+        import_table(snapshot(tmp_path, ema=weights), out, folder)
 
 
 def test_adult_from_the_command_line(call, tmp_path, capsys):
