@@ -17,7 +17,7 @@ from ..model.latents import LatentCodec
 from ..model.tokenizer import TokenizerCodec
 from ..sample import Sampler
 from .data import digits, pairs
-from .data.locate import locate
+from .data.locate import locate, not_found
 from .data.packed import Packed, load_packed
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
@@ -111,6 +111,22 @@ def load_data(system: System, log: Path | None = None) -> tuple[pairs.Pairs | Pa
     else:
         loaded = pairs.load_npz(data.path, *args)
     return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)
+
+
+def with_data(system: System, data: str, **settings) -> System:
+    """The system with another data set, split as its own would be; `settings` of `Data` besides.
+
+    data: digits, an .npz of pairs, or a folder made by `anystate data pack`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = None if data == "digits" else locate(data)
+    if path is None and data != "digits":
+        raise ValueError(not_found("--data takes digits, an .npz file or a folder of anystate data pack:", data))
+    settings |= {"name": "digits" if path is None else "packed" if path.is_dir() else "npz", "path": path and data}
+    config = system.config.model_copy(update={"data": system.config.data.model_copy(update=settings)})
+    return dataclasses.replace(system, config=config)
 
 
 def gaussian_schedule(c: Schedule) -> GaussianSchedule:

@@ -12,11 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..configs.schema import Data
 from ..model.codecs import CharCodec
 from ..sample import Given
-from .build import System, load_data
-from .data.locate import locate, not_found
+from .build import System, load_data, with_data
 from .data.pairs import Pairs
 
 
@@ -184,19 +182,8 @@ def read_rows(system: System, data: str, split: str, limit: int | None) -> Pairs
     """
     if split not in ("train", "test"):
         raise ValueError(f"--split must be train or test, got {split!r}")
-    path = locate(data)
-    if data == "digits":
-        settings = Data(name="digits")
-    elif path is None:
-        raise ValueError(not_found("--data:", data))
-    elif path.is_dir():
-        settings = Data(name="packed", path=data, held_out=limit or sys.maxsize)
-    else:
-        settings = Data(name="npz", path=data)
-    own = system.config.data
-    settings = settings.model_copy(update={"test_share": own.test_share, "split_seed": own.split_seed})
-    config = system.config.model_copy(update={"data": settings})
-    part = load_data(dataclasses.replace(system, config=config))[("train", "test").index(split)]
+    other = with_data(system, data, held_out=limit or sys.maxsize)
+    part = load_data(other)[("train", "test").index(split)]
     return part if isinstance(part, Pairs) else part.pairs(limit)
 
 

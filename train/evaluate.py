@@ -23,12 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..configs.schema import Data
 from ..model.codecs import PixelCodec
 from . import distributed
-from .build import System, load_data
+from .build import System, load_data, with_data
 from .checkpoint import WEIGHTS, load_system, resolve
-from .data.locate import locate
 from .data.packed import Packed
 from .data.pairs import Pairs
 from .evaluate_samples import DIRECTIONS, Samples
@@ -95,8 +93,8 @@ def evaluate(
     system = load_system(folder, weights, device)
     if len(system.images) != 1 or len(system.texts) != 1:
         raise ValueError("anystate eval measures models of one picture and one text modality")
-    config = with_data(system, request.data)
-    train, test = load_data(dataclasses.replace(system, config=config))
+    measured = system if request.data is None else with_data(system, request.data)
+    config, (train, test) = measured.config, load_data(measured)
     n = request.n or len(test)
     out = out or folder.parent / "eval" / folder.name
     settings = {
@@ -256,23 +254,6 @@ class Measure:
         if distributed.is_main():
             statistics.save(path)
         return statistics
-
-
-def with_data(system: System, data: str | None):
-    """The system's config with another data set: digits, an .npz or a packed folder; None changes nothing.
-
-    Raises:
-        ValueError: no such data set.
-    """
-    if data is None:
-        return system.config
-    if data == "digits":
-        found = Data(name="digits")
-    elif (path := locate(data)) is None:
-        raise ValueError(f"--data {data!r} not found: give digits, an .npz file or a folder made by anystate data pack")
-    else:
-        found = system.config.data.model_copy(update={"name": "packed" if path.is_dir() else "npz", "path": data})
-    return system.config.model_copy(update={"data": found})
 
 
 def table(family: str, values: dict) -> Table:
