@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..diffusion.space import Net
-from ..kernels import Logits
 
 log = logging.getLogger(__name__)
 _GRAPHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -94,8 +93,3 @@ def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple | No
     device = next(iter(inputs["x"].values())).device
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return tuple(shapes), tuple(wanted), outputs is None, precision
-
-
-def answers(out: Mapping[str, Tensor | Logits]) -> list[Tensor]:
-    """The tensors of a network's answer."""
-    return [value.hidden if isinstance(value, Logits) else value for value in out.values()]

@@ -65,9 +65,9 @@ def generate(
             raise ValueError(f"{option} must be at least 1, got {value}")
     guidance, samplers = _guidance(system, request, bool(given.given)), _samplers(system, request.sampler)
     path = resolve(checkpoint)
+    files = {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}  # others never look
     identity = {
-        "weights": sha256(path / WEIGHTS[weights]),
-        "config": sha256(path / "config.yaml"),
+        **{name: sha256(path / file) for name, file in files.items()},
         "samples": given.total,
         "steps": steps,
         "guidance": dataclasses.asdict(guidance),

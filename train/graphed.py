@@ -8,7 +8,6 @@ all random numbers), the rows of the batch, the learning rate and the weight of 
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,13 +75,11 @@ class GraphedStep:
         self.weight.fill_(1.0 - trainer.decay())
 
     def _body(self) -> tuple[dict[str, Tensor], Tensor]:
-        trainer, settings = self.trainer, self.trainer.config.train
+        trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         x0 = trainer.train_data.at(self.index, self.samples, trainer.config.seed, self.step)
         losses = trainer.backward(x0, trainer.rows, Rng(trainer.config.seed, self.samples, self.step))
-        limit = math.inf if settings.clip is None else settings.clip
-        norm = torch.nn.utils.clip_grad_norm_(trainer.parameters, limit, foreach=True)
-        trainer.optimizer.step()
+        norm = trainer.descend()
         with torch.no_grad():
             average, now = list(trainer.ema.parameters()), list(trainer.net.parameters())
             apart = torch._foreach_sub(now, average)

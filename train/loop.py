@@ -181,13 +181,17 @@ class Trainer:
             for p in self.parameters:
                 if p.grad is not None:
                     torch.nan_to_num_(*sharded.local([p.grad]), nan=0.0, posinf=0.0, neginf=0.0)
-        limit = math.inf if settings.clip is None else settings.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        self.grad_norm = sharded.whole(norm)
-        self.optimizer.step()
+        self.grad_norm = sharded.whole(self.descend())
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
         return sums
+
+    def descend(self) -> Tensor:
+        """Clip the gradients and let the optimizer step; returns the gradients' norm before."""
+        limit = math.inf if self.config.train.clip is None else self.config.train.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.optimizer.step()
+        return norm
 
     def backward(self, x0: dict[str, Tensor], rows: range, rng: Rng | None = None) -> dict[str, Tensor]:
         """Add the gradients of these rows of the current batch; returns their share of the mean losses."""

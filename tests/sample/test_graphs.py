@@ -34,8 +34,9 @@ def counted(monkeypatch):
 
         def replay():
             counts["replayed"] += 1
-            for old, new in zip(graphs.answers(first), graphs.answers(function()), strict=True):
-                old.copy_(new)
+            for m, new in function().items():
+                old = first[m]
+                (old.hidden if isinstance(old, Logits) else old).copy_(new.hidden if isinstance(new, Logits) else new)
 
         return replay, first
 
@@ -85,4 +86,3 @@ def test_rows_picked_by_number_are_not_graphed():
     assert graphs.signature(inputs, {"a": torch.tensor([0])}) is None
     whole, half = graphs.signature(inputs, {"a": None}), graphs.signature(inputs, {"a": slice(0, 1)})
     assert whole != half
-    assert graphs.answers({"a": Logits(x["a"])})[0] is x["a"]
