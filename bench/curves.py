@@ -19,9 +19,9 @@ from ..sample import KINDS, Sampler, sample
 from ..train.checkpoint import load_system
 from ..train.data import digits
 from ..train.metrics.frechet import frechet, moments
+from ..train.origin import origin
 from ..train.synthesizer import TableSynthesizer, load_bundled
 from ..train.table_generate import Generator
-from .rows import origin
 from .table_columns import roles_of
 from .table_metrics import density
 

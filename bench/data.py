@@ -7,7 +7,6 @@ and is measured in turn, several rounds. Files are read once before, so all come
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import tempfile
 import time
@@ -87,7 +86,7 @@ def run(
         table.add_row(way.name, *cells, f"{way.median / best:.1f}")
     console.print(table)
     rows = Rows("cpu", json, write=lambda line: None)
-    about = {"samples": samples, "batch": batch, "batches": batches, "cores": os.cpu_count()}
+    about = {"samples": samples, "batch": batch, "batches": batches}
     rates = {way.name: way.rates for way in ways}
     values = {"plain": best} | {way.name: way.median for way in ways}
     rows.add("latents and tokens from the disk", values, "samples/s", rates=rates, **about)

@@ -90,11 +90,11 @@ if [ "$what" != default ]; then
         limited paper-score "$(left)" "$python" - "$fit" "$runs" <<'PY'
 import dataclasses, json, os, sys, time
 from pathlib import Path
-from anystate.bench.origin import origin
 from anystate.bench.table_columns import load_schema, roles_of
 from anystate.bench.table_metrics import copied, density
 from anystate.bench.table_mle import mle
 from anystate.train.checkpoint import latest
+from anystate.train.origin import origin
 from anystate.train.synthesizer import BUNDLED, TableSynthesizer, load_bundled
 fit, runs = map(Path, sys.argv[1:])
 (train, test), model = load_bundled("adult"), TableSynthesizer.load(fit)

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from ..kernels import reference
+from ..train.origin import origin
 from . import compile_only as compiled_kernels
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, with_gradients
-from .rows import clock, origin
+from .rows import clock
 
 BUDGET_MS = 200.0  # of measuring per implementation
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -171,11 +172,6 @@ def measure(name: str, size: str, device: str, dtype: torch.dtype, limits: Limit
             )
 
 
-def machine(device: str, limits: Limits) -> dict:
-    """Where numbers come from: written beside them."""
-    return {**origin(device), **dataclasses.asdict(limits)}
-
-
 # Output
 
 
@@ -239,10 +235,8 @@ def run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     limits = Limits.measure(device, dtype)
-    origin = machine(device, limits)
-    write(
-        f"{origin['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s"
-    )
+    where = {**origin(device), **dataclasses.asdict(limits)}
+    write(f"{where['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
     write(HEADER)
     rows = []
     for name in _known(ops, CASES) or CASES:
@@ -250,10 +244,10 @@ def run(
             rows.append(row)
             write(str(row))
         if json:  # after every case, so that a run that is cut short keeps what it measured
-            content = origin | {"size": size, "rows": [dataclasses.asdict(row) for row in rows]}
+            content = where | {"size": size, "rows": [dataclasses.asdict(row) for row in rows]}
             Path(json).write_text(json_format.dumps(content, indent=1) + "\n")
     if plot:
-        plot_shares(rows, f"{origin['device']}, {size} size", Path(plot))
+        plot_shares(rows, f"{where['device']}, {size} size", Path(plot))
     return 0
 
 

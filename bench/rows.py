@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import functools
-import importlib.metadata
 import json
 import multiprocessing
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..train.files import write_whole
-
-PACKAGES = ("triton", "flash_attn", "liger_kernel")
+from ..train.origin import origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Rows:
     def __init__(
         self, device: torch.device | str, file: Path | str | None = None, write: Callable[[str], None] = print
     ):
-        self.origin, self.file, self.write = origin(str(device)), file and Path(file), write
+        self.origin, self.file, self.write = origin(device), file and Path(file), write
         self.rows: list[Row] = []
 
     def add(self, name: str, values: dict[str, float], unit: str, more_is_better: bool = True, **about) -> None:
@@ -70,32 +64,9 @@ class Rows:
         rows = []
         for row in self.rows:
             values = dataclasses.asdict(row)
-            rows.append({**values, **values.pop("about"), **self.origin})
+            about = values.pop("about")
+            rows.append({**values, **about, **self.origin})
         return rows
-
-
-@functools.cache
-def origin(device: str) -> dict:
-    """Where numbers come from."""
-    cuda = device.startswith("cuda")
-    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        "device": name,
-        "threads": None if cuda else torch.get_num_threads(),
-        "versions": versions,
-        "commit": commit,
-        "date": date,
-    }
 
 
 def clock(device: torch.device) -> Callable[[], float]:

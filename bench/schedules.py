@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +43,10 @@ from ..train.build import System
 from ..train.checkpoint import latest
 from ..train.data.pairs import Pairs
 from ..train.files import write_whole
-from ..train.log import environment
 from ..train.loop import Trainer
 from ..train.metrics.frechet import frechet, moments
 from ..train.metrics.judges import Judge, judge_of
+from ..train.origin import origin
 
 VARIANTS = ("decoupled", "unified", "image_only", "text_only")
 METRICS = {  # name: (heading, whether more is better)
@@ -165,7 +164,7 @@ def schedules(
     configs = {(v, s): config_of(v, s, source, overrides) for s in range(seeds) for v in variants}
     settings = {"config": source, "overrides": overrides, "n": n}
     record = _read(out / "rows.json", settings)
-    judge, where = None, environment()
+    judge = None
     for (variant, seed), config in configs.items():
         if any((row.variant, row.seed) == (variant, seed) for row in record.rows):
             continue
@@ -180,7 +179,7 @@ def schedules(
         seconds = round(trainer.seconds + time.perf_counter() - began, 1)
         row = Row(variant, seed, **{name: round(value, 5) for name, value in scores.items()}, seconds=seconds)
         record.rows.append(row)
-        record.environment = {**where, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        record.environment = origin(device)
         record.resolved = schema.dump(config.model_copy(update={"times": TimesConfig(), "seed": 0}))
         write_whole(out / "rows.json", json.dumps(dataclasses.asdict(record), indent=1) + "\n")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train.files import write_whole
-from .origin import origin
+from ..train.origin import origin
 from .table_columns import check_tables, load_schema, read_table, roles_of
 from .table_metrics import copied, density
 from .table_mle import mle

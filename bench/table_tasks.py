@@ -16,9 +16,9 @@ import pandas as pd
 from rich.console import Console
 
 from ..train.files import write_whole
+from ..train.origin import origin
 from ..train.synthesizer import TableSynthesizer
 from . import table_conditional, table_imputation
-from .origin import origin
 from .table_columns import load_schema, read_table, roles_of
 
 Fit = Callable[[pd.DataFrame, dict, str, int], TableSynthesizer]

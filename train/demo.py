@@ -22,8 +22,8 @@ from ..sample.pictures import contact_sheet
 from .build import System
 from .data.digits import digit_of
 from .data.pairs import Pairs
-from .log import environment
 from .loop import Trainer
+from .origin import origin
 from .quality import Judge, Quality, measure
 
 SHOWN = 16
@@ -58,6 +58,7 @@ def run(out: Path, seed: int, overrides: list[str], device: torch.device, consol
     seconds = time.perf_counter() - began + trained - trainer.seconds_here
     metrics = {**{k: round(v, 4) for k, v in numbers.items()}, "seconds": round(seconds, 1), "seed": seed}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    here = origin(device)
     page = {
         "metrics": [(MEANING[k], GOALS.get(k), v) for k, v in numbers.items()],
         "judge": judge.accuracy(trainer.test_data),
@@ -65,7 +66,7 @@ def run(out: Path, seed: int, overrides: list[str], device: torch.device, consol
         "trained": trained,
         "parameters": parameters,
         "config": schema.dump(config),
-        "environment": environment(),
+        "environment": {**here.pop("versions"), **here},
         "curves": loss_curves(out / "metrics.jsonl"),
         "sections": pictures.sections(),
         "train": len(trainer.train_data),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ from .data.packed import Packed
 from .data.pairs import Pairs
 from .evaluate_samples import DIRECTIONS, Samples
 from .files import write_whole
-from .log import environment
 from .metrics import captions as reading
 from .metrics.clip import DEFAULT as CLIP
 from .metrics.clip import ClipScore
@@ -39,6 +37,7 @@ from .metrics.elbo import bound
 from .metrics.fid import INCEPTION, FrechetDistance, Statistics
 from .metrics.frechet import frechet, moments
 from .metrics.judges import Judge, judge_of
+from .origin import origin
 
 FAMILIES = ("elbo", "labels", "fid", "clip")
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
@@ -117,7 +116,7 @@ def evaluate(
         values = run()
         if distributed.is_main():
             results["results"][family] = values
-            results["environment"] = {**environment(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            results["environment"] = origin(device)
             write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
             console.print(table(family, values))
     distributed.barrier()

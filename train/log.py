@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..configs import schema
 from ..configs.schema import Config
+from .origin import origin
 
 
 class Log:
@@ -27,7 +25,7 @@ class Log:
     def __enter__(self) -> Log:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "config.yaml").write_text(schema.dump(self.config))
-        (self.out / "environment.json").write_text(json.dumps(environment(), indent=1))
+        (self.out / "environment.json").write_text(json.dumps(origin(), indent=1))
         self._trim()
         self.file = open(self.out / "metrics.jsonl", "a", buffering=1)
         settings = self.config.train
@@ -103,25 +101,6 @@ class Silent:
 
     def advance(self) -> None:
         pass
-
-
-def environment() -> dict[str, str | int]:
-    """Machine, versions and commit, to lie beside a result."""
-    from .. import __version__
-
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # no git, or an installed copy without a repository
-        commit = ""
-    return {
-        "anystate": __version__,
-        "commit": commit.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _step(line: str) -> int:

@@ -111,7 +111,7 @@ def test_runs_and_resumes(tmp_path):
     assert [(row.variant, row.seed) for row in rows] == [("decoupled", 0), ("image_only", 0)]
     record = json.loads((tmp_path / "rows.json").read_text())
     assert record["real"]["agreement"] > 0.95
-    assert record["environment"]["torch"]
+    assert record["environment"]["versions"]["torch"]
     assert "needs two seeds" in shown
     more, shown = run(tmp_path, seeds=2)
     assert more[:2] == rows

@@ -120,7 +120,7 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
     tasks.conditional([["kind"], ["kind", "label"]], 60, 500)  # another question
     assert len(fits) == 6
     saved = json.loads((tmp_path / "out" / "conditional.json").read_text())
-    assert {"commit", "device", "date", "torch"} <= set(saved[0]["origin"])
+    assert {"commit", "device", "date", "versions"} <= set(saved[0]["origin"])
     shown = console.file.getvalue()
     assert "weighted by real rows" in shown
     assert "mean/mode" in shown
