@@ -284,7 +284,7 @@ def _(logits, tokens, *others):
     return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
 
-def check_leap(tokens, rate, keys, states: int, rule: str, mask_column: bool, guidance) -> None:
+def check_leap(tokens, rate, keys, states: int, rule: str, guidance) -> None:
     """The checks that every discrete step shares."""
     check(rule in RULES, "rule", f"must be one of {', '.join(RULES)}, got {rule!r}")
     check(states > 0, "states", f"must be positive, got {states}")
@@ -317,7 +317,7 @@ def tau_leap(
         rate: (B,) h s′/(eˢ − 1), which is h/t for the log-linear schedule.
         uncond, guidance: second branch of logits and its weight, float or (B,): mixes log p.
     """
-    check_leap(tokens, rate, keys, states, rule, mask_column, guidance)
+    check_leap(tokens, rate, keys, states, rule, guidance)
     check_floating(logits=logits, uncond=uncond)
     check_device(tokens.device, logits=logits, uncond=uncond)
     columns = states + mask_column
@@ -349,7 +349,7 @@ def tau_leap_uniform(
     check(logits.ndim == 3, "logits", f"must be (B, L, K), got {tuple(logits.shape)}")
     states = logits.shape[-1]
     check(states > 0, "logits", "have no states (K = 0)")
-    check_leap(tokens, rate, keys, states, rule, False, 1.0)
+    check_leap(tokens, rate, keys, states, rule, 1.0)
     check_tokens("tokens", tokens, 0, states - 1)
     check_floating(logits=logits)
     check_device(tokens.device, logits=logits)

@@ -324,7 +324,7 @@ def tau_leap_linear(
     `uncond`, the second branch of guidance, is hidden states too. The kernel races on float32 logits, the reference
     on logits rounded to the head's dtype, so draws agree one by one only in float32.
     """
-    check_leap(tokens, rate, keys, states, rule, mask_column, guidance)
+    check_leap(tokens, rate, keys, states, rule, guidance)
     columns = states + mask_column
     check(
         hidden.ndim == 3 and hidden.shape[:2] == tokens.shape, "hidden", f"must be (B, L, D), got {tuple(hidden.shape)}"

@@ -49,7 +49,7 @@ class SampleFolder:
             if not force and self.out.is_dir() and any(self.out.iterdir()):
                 raise ValueError(f"{self.out} is not empty: choose another --out, or --force to write into it")
         elif force:
-            self._clear(there)
+            self._clear()
         elif (key := _difference(there.get("request", {}), self.request)) is not None:
             if any((self.out / CHUNKS).glob("*.json")) or there.get("complete"):
                 raise ValueError(
@@ -130,7 +130,7 @@ class SampleFolder:
         values = {"samples": self.total, "complete": complete, **self.about, **names, "request": self.request}
         write_whole(self.out / MANIFEST, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
 
-    def _clear(self, manifest: dict) -> None:
+    def _clear(self) -> None:
         """Remove what an earlier request wrote, and nothing else."""
         for name in (CHUNKS, TRAJECTORY, *self.system.images):
             shutil.rmtree(self.out / name, ignore_errors=True)
