@@ -207,6 +207,40 @@ def evaluate(
 
 
 @app.command()
+def score(
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures, of anystate sample or of anything else.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="FID against this: .npz or .npy statistics, or a folder of pictures.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="CLIP score with these: a text file, a caption a line; default those sampled.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Keep the pictures' statistics in this .npz.")] = None,
+    features: Annotated[
+        str, typer.Option(help="FID's network: inception, a TorchScript file, or module:function.")
+    ] = "inception",
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub id.")] = "openai/clip-vit-large-patch14",
+    size: Annotated[int | None, typer.Option(help="Bring all pictures to this side; default: all have one.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
+    device: Device = None,
+) -> None:
+    """FID and CLIP score of a folder of pictures, whatever made them."""
+    from json import dumps
+
+    from .train.evaluate import table
+    from .train.files import write_whole
+    from .train.score import Request
+    from .train.score import score as measure
+
+    request = Request(pictures, reference, captions, save, features, clip, size)
+    values = measure(request, _device(device))
+    if values:
+        console.print(table(str(pictures), values))
+    if json:
+        write_whole(json, dumps(values, indent=1) + "\n")
+
+
+@app.command()
 def verify() -> None:
     """Check every kernel against float64: one line each, exit code 1 if one fails."""
     from .bench.verify import verify as check

@@ -37,10 +37,10 @@ from .metrics.elbo import bound
 from .metrics.fid import INCEPTION, FrechetDistance, Statistics
 from .metrics.frechet import frechet, moments
 from .metrics.judges import Judge, judge_of
+from .metrics.pictures import Pictures
 from .origin import origin
 
 FAMILIES = ("elbo", "labels", "fid", "clip")
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 REFERENCE = 10_000  # training pictures that reference statistics are made of, at most
 
 
@@ -245,7 +245,7 @@ class Measure:
         name = re.sub(r"[^a-zA-Z0-9.-]+", "_", distance.name)
         path = self.request.reference or self.samples.out / f"reference-{name}.npz"
         if path.is_dir():
-            return distance.statistics(_folder(path, shape))
+            return distance.statistics(Pictures(path, shape))
         if path.exists() or path.suffix != ".npz":
             return Statistics.load(path)
         train = self.train.pairs(REFERENCE) if isinstance(self.train, Packed) else self.train
@@ -273,18 +273,6 @@ def _named(prefix: str, shares: dict[str, float]) -> dict[str, float]:
     """Shares of `agreement` as measures: all attributes, their mean, and each."""
     names = {"all": "all attributes", "mean": "attributes"}
     return {f"{prefix} {names.get(name, name)}": value for name, value in shares.items()}
-
-
-def _folder(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The pictures of a folder and its subfolders, brought to the size of the samples, uint8 (n, S, S, C)."""
-    from PIL import Image
-
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
-    if len(files) < 2:
-        raise ValueError(f"--reference {path}: {len(files)} pictures there, at least 2 are needed")
-    mode, size = {1: "L", 3: "RGB"}[shape[2]], (shape[1], shape[0])
-    pictures = [np.asarray(Image.open(file).convert(mode).resize(size, Image.Resampling.BICUBIC)) for file in files]
-    return np.stack(pictures).reshape(-1, *shape)
 
 
 def _earlier(path: Path, settings: dict) -> dict:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .pictures import Pictures
+
 INCEPTION = "inception"
 CHUNK = 64  # pictures the feature network sees at once
 HARMLESS = {  # what a pickled array of floats is made of
@@ -95,45 +97,57 @@ class FrechetDistance:
         self.metric = self.metric.to(self.device).eval()
 
     @torch.no_grad()
-    def statistics(self, pictures: np.ndarray) -> Statistics:
-        """Of uint8 pictures (n, H, W, C)."""
-        self.metric.reset()
-        self._see(pictures, real=True)
-        m = self.metric
-        n = m.real_features_num_samples
-        mean = m.real_features_sum / n
-        cov = (m.real_features_cov_sum - n * torch.outer(mean, mean)) / (n - 1)
-        return Statistics(mean.cpu().numpy(), cov.cpu().numpy(), int(n), self.name)
+    def statistics(self, pictures: np.ndarray | Pictures) -> Statistics:
+        """Of uint8 pictures (n, H, W, C), n >= 2.
 
-    @torch.no_grad()
-    def __call__(self, pictures: np.ndarray, reference: Statistics) -> float:
+        Raises:
+            ValueError: too few pictures.
+        """
+        n = len(pictures)
+        if n < 2:
+            raise ValueError(f"FID needs at least 2 pictures, got {n}")
+        self.metric.reset()
+        for first in range(0, n, CHUNK):
+            part = np.ascontiguousarray(pictures[first : first + CHUNK].transpose(0, 3, 1, 2))
+            x = torch.from_numpy(part).to(self.device)
+            if self.name == INCEPTION and x.shape[1] == 1:
+                x = x.expand(-1, 3, -1, -1)
+            self.metric.update(x, real=True)
+        mean = self.metric.real_features_sum / n
+        cov = (self.metric.real_features_cov_sum - n * torch.outer(mean, mean)) / (n - 1)
+        return Statistics(mean.cpu().numpy(), cov.cpu().numpy(), n, self.name)
+
+    def __call__(self, pictures: np.ndarray | Pictures, reference: Statistics) -> float:
         """The distance of uint8 pictures (n, H, W, C), n >= 2.
 
         Raises:
             ValueError: too few pictures, or the reference is of another network.
         """
-        if len(pictures) < 2:
-            raise ValueError(f"FID needs at least 2 pictures, got {len(pictures)}")
+        self.check(reference)
+        return self.between(self.statistics(pictures), reference)
+
+    def check(self, reference: Statistics) -> None:
+        """ValueError unless these are statistics of this network, as far as they tell."""
         if reference.features not in ("", self.name):
             raise ValueError(f"the reference statistics are of the network {reference.features!r}, not {self.name!r}")
-        self.metric.reset()
-        self._see(pictures, real=False)
-        d = self.metric.fake_features_sum.shape[0]
+
+    @torch.no_grad()
+    def between(self, own: Statistics, reference: Statistics) -> float:
+        """The distance of two sets of statistics.
+
+        Raises:
+            ValueError: they have another number of features.
+        """
+        d = len(own.mean)
         if len(reference.mean) != d:
             raise ValueError(f"the reference statistics have {len(reference.mean)} features, the network {d}")
-        n = max(reference.n, 2)
-        mean, cov = (torch.from_numpy(a).to(self.device) for a in (reference.mean, reference.cov))
-        self.metric.real_features_sum = mean * n
-        self.metric.real_features_cov_sum = cov * (n - 1) + n * torch.outer(mean, mean)
-        self.metric.real_features_num_samples = torch.tensor(n, device=self.device)
+        for kind, statistics in (("real", reference), ("fake", own)):
+            n = max(statistics.n, 2)
+            mean, cov = (torch.from_numpy(a).to(self.device) for a in (statistics.mean, statistics.cov))
+            setattr(self.metric, f"{kind}_features_sum", mean * n)
+            setattr(self.metric, f"{kind}_features_cov_sum", cov * (n - 1) + n * torch.outer(mean, mean))
+            setattr(self.metric, f"{kind}_features_num_samples", torch.tensor(n, device=self.device))
         return max(float(self.metric.compute()), 0.0)
-
-    def _see(self, pictures: np.ndarray, real: bool) -> None:
-        for part in np.array_split(pictures, range(CHUNK, len(pictures), CHUNK)):
-            x = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).to(self.device)
-            if self.name == INCEPTION and x.shape[1] == 1:
-                x = x.expand(-1, 3, -1, -1)
-            self.metric.update(x, real=real)
 
 
 class _Sized(nn.Module):
