@@ -58,7 +58,6 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "gpu": ["triton>=3.6"],
         "flash": ["flash-attn-4>=4.0.0b30"],
         "pairs": PAIRS,
         "latents": LATENTS,

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -123,7 +123,12 @@ def load_weights(module: nn.Module, file: Path) -> None:
         CheckpointError: missing or truncated file, or weights of another architecture.
     """
     state = read_tensors(file)
-    own = module.state_dict()
+    check_shapes(file, module.state_dict(), state)
+    module.load_state_dict(state)
+
+
+def check_shapes(file: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless the tensors of a file are a network's own, name by name and shape by shape."""
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
@@ -134,7 +139,6 @@ def load_weights(module: nn.Module, file: Path) -> None:
             f"{file} is of another architecture: {key} has {there} in the file, {here} in the model"
             + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
         )
-    module.load_state_dict(state)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from ..model.layers import sincos_2d
 from ..model.official import POSITION, from_official, streams
 from ..model.official_table import is_table
 from .build import System, build
-from .checkpoint import latest, pack, pack_json, save_checkpoint
+from .checkpoint import check_shapes, latest
 from .data.shards import sha256
-from .official_files import read_pt, read_safetensors, weight_sets
+from .official_files import read_pt, read_safetensors, save_imported, weight_sets
 
 RECIPE = "text_image/stage3"
 
@@ -79,9 +79,8 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
     with torch.device("meta"):  # for names and shapes alone
         system = build(config)
     for state in states.values():
-        _check(system, state, snapshot.file)
+        check_shapes(snapshot.file, system.net.state_dict(), state)
     files, note = _vocabulary(system)
-    packed = {kind: pack({key: x.float() for key, x in state.items()}) for kind, state in states.items()}
     used = sorted(set(example) - set(unused))
     origin = {
         "source": source,
@@ -92,18 +91,7 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
         "used": used,
         "unused": unused,
     }
-    folder = save_checkpoint(
-        out,
-        snapshot.step,
-        {
-            "model.safetensors": packed.get("raw", packed.get("ema")),
-            "ema.safetensors": packed.get("ema", packed.get("raw")),
-            "config.yaml": schema.dump(config).encode(),
-            "import.json": pack_json(origin),
-            **files,
-        },
-        keep=1,
-    )
+    folder = save_imported(out, snapshot.step, states, config, origin, files)
     return Report(folder, sorted(states), used, unused, note)
 
 
@@ -169,16 +157,6 @@ def read_snapshot(file: Path) -> Snapshot:
     scheduler = content.get("scheduler")
     step = scheduler.get("last_epoch", 0) if isinstance(scheduler, dict) else 0
     return Snapshot(file, sets, step if isinstance(step, int) and step >= 0 else 0)
-
-
-def _check(system: System, state: dict[str, Tensor], file: Path) -> None:
-    """ValueError unless the tensors are those of the network, name by name and shape by shape."""
-    own = system.net.state_dict()
-    for key in [*own, *state]:
-        here = tuple(own[key].shape) if key in own else None
-        there = tuple(state[key].shape) if key in state else None
-        if here != there:
-            raise ValueError(f"{file} is of another architecture: {key} would be {there}, the network has {here}")
 
 
 def _check_positions(state: Mapping[str, Tensor], file: Path) -> None:

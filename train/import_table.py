@@ -23,8 +23,8 @@ from ..model.official_table import HEADS, KINDS, TABLES, architecture, from_offi
 from ..model.table_codec import MISSING, Encoding, Quantiles, TableCodec, sort_tags
 from ..model.table_files import read_table
 from ..model.table_schema import Column, Schema, infer_column
-from .checkpoint import CheckpointError, latest, pack, pack_json, save_checkpoint
-from .official_files import read_pt, weight_sets
+from .checkpoint import check_shapes, latest, pack_json
+from .official_files import read_pt, save_imported, weight_sets
 from .synthesizer import BUNDLED
 from .table import build_table
 
@@ -91,22 +91,10 @@ def import_table(
     net, ours, unused = build_table(config, codec).net, {}, []
     for kind, state in states.items():
         ours[kind], unused = from_official(net, reorder(state, official, codec))
-        _check_shapes(source, net.state_dict(), ours[kind])
+        check_shapes(source, net.state_dict(), ours[kind])
     used = sorted(set(example) - set(unused))
     origin = {"file": str(source), "weights": sorted(states), "step": step, "used": used, "unused": unused}
-    packed = {kind: pack({key: x.float() for key, x in state.items()}) for kind, state in ours.items()}
-    folder = save_checkpoint(
-        out,
-        step,
-        {
-            "model.safetensors": packed.get("raw", packed.get("ema")),
-            "ema.safetensors": packed.get("ema", packed.get("raw")),
-            "config.yaml": schema.dump(config).encode(),
-            "codec.json": pack_json(codec.to_json()),
-            "import.json": pack_json(origin),
-        },
-        keep=1,
-    )
+    folder = save_imported(out, step, ours, config, origin, {"codec.json": pack_json(codec.to_json())})
     sizes = {name: len(c.states) if name in official.categorical else None for name, c in codec.columns.items()}
     return TableReport(folder, sorted(states), used, unused, sizes)
 
@@ -226,11 +214,3 @@ def _check_sizes(source: Path, state: Mapping[str, Tensor], table: OfficialTable
     for name, size in zip(table.categorical, states, strict=True):
         if (own := len(codec.columns[name].states)) != size:
             raise ValueError(f"{source} is of another table: column {name!r} has {size} values there, {own} here")
-
-
-def _check_shapes(source: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    for key in [*own, *state]:
-        here = tuple(own[key].shape) if key in own else None
-        there = tuple(state[key].shape) if key in state else None
-        if here != there:
-            raise CheckpointError(f"{source} is of another architecture: {key} would be {there}, ours is {here}")

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, read_tensors
+from ..configs import schema
+from .checkpoint import CheckpointError, pack, pack_json, read_tensors, save_checkpoint
 
 SETS = {"model": "raw", "ema": "ema"}  # their name of a set of weights: ours
 
@@ -53,3 +54,19 @@ def weight_sets(content: Mapping, alone: str = "ema") -> dict[str, Mapping[str, 
     if not sets and content and all(isinstance(value, Tensor) for value in content.values()):
         sets = {alone: content}
     return sets
+
+
+def save_imported(
+    out: Path, step: int, sets: Mapping[str, Mapping[str, Tensor]], config: schema.Section, about: dict, files: dict
+) -> Path:
+    """Write {"raw" or "ema": our state dict} as the only checkpoint of a run; one set by itself stands for both.
+
+    about: for import.json; files: {name: content} of whatever else the checkpoint needs.
+    """
+    packed = {kind: pack({key: x.float() for key, x in state.items()}) for kind, state in sets.items()}
+    weights = {
+        "model.safetensors": packed.get("raw", packed.get("ema")),
+        "ema.safetensors": packed.get("ema", packed.get("raw")),
+    }
+    said = {"config.yaml": schema.dump(config).encode(), "import.json": pack_json(about)}
+    return save_checkpoint(out, step, {**weights, **said, **files}, keep=1)
