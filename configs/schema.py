@@ -217,6 +217,9 @@ class Sampling(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     joint_guidance: GuidanceConfig | None = Field(None, description="guidance when nothing is given; default the same")
     chunk: int = Field(128, gt=0, description="samples per batch")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the network; auto: bf16 autocast on a GPU unless train.precision=fp32, else fp32"
+    )
 
 
 Engine = Literal["fast", "plain"]

@@ -85,4 +85,6 @@ class TableConfig(Section):
     def _no_parts(self):
         if self.train.freeze or self.train.recompute:
             raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
+        if self.sample.precision == "bf16":
+            raise ValueError("sample.precision=bf16 is for text and images: tables are drawn in fp32")
         return self
