@@ -106,6 +106,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed; sample i of a seed is always the same.")] = 0,
     chunk: Annotated[int | None, typer.Option(help="Samples per batch; default the config's.")] = None,
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the network: fp32, bf16, or auto; default the config's.")
+    ] = None,
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Also write the first samples' way from noise.")
     ] = False,
@@ -122,9 +125,8 @@ def sample(
 
     known = [(m, value if separator else None) for m, separator, value in (g.partition("=") for g in given or [])]
     source = Source(known, dict(_pairs("--level", level)), prompts, data, split, limit, context_limit, repeat_text)
-    request = Request(
-        source, n, steps, guidance, final_time, interval, dict(_pairs("--sampler", sampler)), seed, chunk, trajectory
-    )
+    kinds = dict(_pairs("--sampler", sampler))
+    request = Request(source, n, steps, guidance, final_time, interval, kinds, seed, chunk, trajectory, precision)
     sheet = generate(checkpoint, request, out, weights, _device(device), force)
     if distributed.is_main():
         console.print(f"wrote {sheet}")
@@ -186,6 +188,9 @@ def evaluate(
     ] = None,
     clip: Annotated[str, typer.Option(help="CLIP model: folder or hub id.")] = "openai/clip-vit-large-patch14",
     repeats: Annotated[int, typer.Option(help="Monte Carlo passes of the bounds.")] = 8,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the network while it draws: fp32, bf16, or auto; default the config's.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
     out: Annotated[Path | None, typer.Option(help="Samples and results; default RUN/eval/STEP, reused.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results here.")] = None,
@@ -198,7 +203,8 @@ def evaluate(
     from .train.evaluate import Request
     from .train.evaluate import evaluate as measure
 
-    request = Request(data, tuple(metrics.split(",")), n, steps, guidance, seed, features, reference, clip, repeats)
+    families = tuple(metrics.split(","))
+    request = Request(data, families, n, steps, guidance, seed, features, reference, clip, repeats, precision)
     results = measure(checkpoint, request, out, weights, _device(device), console)
     if json and distributed.is_main():
         json.parent.mkdir(parents=True, exist_ok=True)

@@ -25,16 +25,20 @@ def bench_train(
     steps: Annotated[int, typer.Option(help="Timed steps of each engine.")] = 30,
     batch: Annotated[int | None, typer.Option(help="Samples a step; default the recipe's.")] = None,
     compile: Compile = "always",
+    fp8: Annotated[bool, typer.Option("--fp8", help="train.precision=fp8 beside bf16, speed and losses.")] = False,
     trace: Trace = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
     """Samples per second, step times, MFU and memory of training, beside the plain engine."""
+    from .bench import train as of_training
     from .bench.rows import Rows
-    from .bench.train import train
 
     where = _bench_device(device, compile, steps=steps)
-    train(size, where, Rows(where, json), compile, steps, batch, trace)
+    if fp8:
+        of_training.fp8(size, where, Rows(where, json), compile, steps, batch)
+        return
+    of_training.train(size, where, Rows(where, json), compile, steps, batch, trace)
 
 
 @app.command("sample")

@@ -17,7 +17,7 @@ from .kernels import run as kernels
 from .rows import Row, Rows
 from .sample import sampling
 from .table import speed
-from .train import train
+from .train import fp8, train
 
 
 def everything(
@@ -66,6 +66,8 @@ def parts(device: torch.device, rows: Rows, quick: bool, folder: Path) -> dict[s
         found[f"table {recipe}"] = lambda r=recipe, t=table: speed(
             device, rows, r, "never" if quick else "always", steps, trace=folder, **t
         )
+    if gpu and not quick:
+        found["train official, fp8"] = lambda: fp8("official", device, rows, compile, steps)
     found["growth"] = lambda: growth("tiny" if quick or not gpu else "digits", device, rows, folder)
     size = "tiny" if quick else ("official" if gpu else "small")
     found["kernels"] = lambda: _kernels(size, device, folder)

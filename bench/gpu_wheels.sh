@@ -7,7 +7,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand
-    sdmetrics copulas plotly xgboost-cpu)
+    sdmetrics copulas plotly xgboost-cpu torchao)
 if [ "${1:-}" = flash ]; then
     wanted+=("flash-attn-4>=4.0.0b30" quack-kernels apache-tvm-ffi torch-c-dlpack-ext
         nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-cu13)

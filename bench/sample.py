@@ -84,18 +84,18 @@ def calls(size: str, device: torch.device, engine: str, compile: str, cases: lis
 
     def draw(direction: str, n: int, steps: int) -> dict:
         known = {direction: given[direction][torch.arange(n, device=device) % len(pairs)]} if direction in given else {}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return sample(
-                net,
-                system.space,
-                known,
-                n=n,
-                steps=steps,
-                guidance=system.guidance(bool(known)),
-                samplers=system.samplers,
-                chunk=n,
-                engine=engine,
-            )
+        return sample(
+            net,
+            system.space,
+            known,
+            n=n,
+            steps=steps,
+            guidance=system.guidance(bool(known)),
+            samplers=system.samplers,
+            chunk=n,
+            engine=engine,
+            precision=system.precision(),
+        )
 
     counts = {}
     for case in cases:  # counted before anything is compiled

@@ -2,11 +2,13 @@
 
 MFU is the share of the measured matmul rate that the FLOPs of the model's products take (three times those of a
 forward pass; recomputation and padding do not count). Both engines get the same batches, times and noise, and no number
-is printed before their losses agreed.
+is printed before their losses agreed. `fp8` puts train.precision=fp8 beside bf16 instead: rows of speed and of the
+losses after the same steps, and an error where those part; MFU is then of bf16's rate for both.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from .rows import Rows, in_turns, quantile, workers
 from .systems import Bench, config_of
 
 TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
+FP8_TOLERANCE = 0.02  # relative, of the mean losses over the second half of the steps
 
 MOST_PARTS = 64
 
@@ -46,6 +49,36 @@ def train(
     measure(f"train {size}", text_image, (size, settings), device, rows, steps, trace)
 
 
+def fp8(
+    size: str,
+    device: torch.device,
+    rows: Rows,
+    compile: str = "always",
+    steps: int = 30,
+    batch: int | None = None,
+) -> None:
+    """Measure fp8 beside bf16: speed and memory, and the losses after the same steps from the same seed.
+
+    Raises:
+        ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
+    """
+    settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
+    settings += ["train.warmup=0"]  # a short run learns nothing while the learning rate warms up
+    config_of(size, settings)
+    name = f"train {size}, fp8"
+    ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
+    found = timed({p: (text_image, device, "fast", args, None) for p, args in ways.items()}, device, steps)
+    report(name, found, device, rows, steps)
+    parted = []
+    for m, value in found["bf16"].losses.items():
+        apart = abs(found["fp8"].losses[m] / value - 1.0)
+        about = {"apart": apart, "tolerance": FP8_TOLERANCE, "agrees": apart <= FP8_TOLERANCE, "steps": steps}
+        rows.add(f"{name}: loss of {m} near step {steps}", {p: f.losses[m] for p, f in found.items()}, "", **about)
+        parted += [] if apart <= FP8_TOLERANCE else [f"that of {m} by {apart:.1%}"]
+    if parted:
+        raise ValueError(f"{name}: losses differ from bf16's, {', '.join(parted)}; allowed {FP8_TOLERANCE:.0%}")
+
+
 def text_image(device: torch.device, engine: str, settings: list[str], size: str) -> Trainer:
     return Bench(config_of(size, [*settings, f"engine={engine}"]), device)
 
@@ -59,39 +92,62 @@ def measure(
     steps: int,
     trace: Path | None,
 ) -> None:
-    """Both engines of `make(device, engine, settings, …)`; on a GPU one after the other, each with the memory alone."""
-    seconds, memory, facts = {}, {}, {}
+    """Both engines of `make(device, engine, settings, …)`."""
     folder = trace and trace / name.replace(" ", "-")
-    each = {engine: (make, device, engine, args, folder) for engine in ("plain", "fast")}
+    each = {"plain": (make, device, "plain", args, None), "fast": (make, device, "fast", args, folder)}
+    found = timed(each, device, steps)
+    check_losses(name, {engine: f.facts["losses"] for engine, f in found.items()}, TOLERANCE[device.type])
+    report(name, found, device, rows, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Seconds of every timed step, what `start` told, mean losses of the last steps, GB of one (None on the CPU)."""
+
+    seconds: list[float]
+    facts: dict
+    losses: dict[str, float]
+    memory: float | None
+
+
+def timed(each: dict[str, tuple], device: torch.device, steps: int) -> dict[str, Timed]:
+    """Trainers made by `calls(*args)`, in turns; on a GPU one after the other, each with the memory alone."""
+    found = {}
     with workers(calls, each, together=device.type == "cpu") as groups:
         for group in groups:
-            facts |= {engine: worker("start").result for engine, worker in group.items()}
+            facts = {way: worker("start").result for way, worker in group.items()}
             in_turns(group, "step", 3)
-            seconds |= in_turns(group, "step", steps)
-            for engine, worker in group.items():
-                memory[engine] = worker("step").memory
-                if trace and engine == "fast":
-                    worker("profile")
-    check_losses(name, {engine: values["losses"] for engine, values in facts.items()}, TOLERANCE[device.type])
-    batch, flops = facts["fast"]["batch"], facts["fast"]["flops"]
-    about = {"batch": batch, "parts": {e: values["parts"] for e, values in facts.items()}, "steps": steps}
-    median = {engine: quantile(times, 0.5) for engine, times in seconds.items()}
-    rows.add(f"{name}: samples per second", {e: batch / s for e, s in median.items()}, "1/s", **about)
+            seconds = in_turns(group, "step", steps)
+            for way, worker in group.items():
+                memory, losses = worker("step").memory, worker("losses").result
+                found[way] = Timed(seconds[way], facts[way], losses, memory)
+                worker("profile")
+    return found
+
+
+def report(name: str, found: dict[str, Timed], device: torch.device, rows: Rows, steps: int) -> None:
+    """The rows of speed and memory."""
+    facts = {way: f.facts for way, f in found.items()}
+    first = next(iter(facts.values()))
+    batch, flops = first["batch"], first["flops"]
+    about = {"batch": batch, "parts": {way: values["parts"] for way, values in facts.items()}, "steps": steps}
+    median = {way: quantile(f.seconds, 0.5) for way, f in found.items()}
+    rows.add(f"{name}: samples per second", {w: batch / s for w, s in median.items()}, "1/s", **about)
     for share in (0.2, 0.5, 0.8):
-        values = {e: 1000 * quantile(times, share) for e, times in seconds.items()}
+        values = {w: 1000 * quantile(f.seconds, share) for w, f in found.items()}
         rows.add(f"{name}: step, {share:.0%} of times below", values, "ms", False, **about)
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     rate = Limits.measure(device.type, precision).flop_per_s
-    rows.add(f"{name}: MFU", {e: flops / s / rate for e, s in median.items()}, "", flops=flops, flop_per_s=rate)
-    rows.add(f"{name}: first step, compiler included", {e: v["first"] for e, v in facts.items()}, "s", False)
+    rows.add(f"{name}: MFU", {w: flops / s / rate for w, s in median.items()}, "", flops=flops, flop_per_s=rate)
+    rows.add(f"{name}: first step, compiler included", {w: v["first"] for w, v in facts.items()}, "s", False)
     if device.type == "cuda":
-        rows.add(f"{name}: peak memory", memory, "GB", False, **about)
+        rows.add(f"{name}: peak memory", {w: f.memory for w, f in found.items()}, "GB", False, **about)
 
 
 def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args: tuple, folder: Path | None):
     """What a measuring process can do with a trainer."""
     size, settings = args
-    state: dict = {}
+    state: dict = {"losses": []}
 
     def start() -> dict:
         """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
@@ -114,10 +170,15 @@ def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args:
         raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")
 
     def step() -> None:
-        state["trainer"].update()
+        state["losses"].append(state["trainer"].update())
         state["trainer"].step += 1
 
-    return {"start": start, "step": step, "profile": lambda: profile(step, device, folder)}, device
+    def losses() -> dict[str, float]:
+        """Means over the second half of the steps so far."""
+        kept = state["losses"][len(state["losses"]) // 2 :]
+        return {m: float(torch.stack([values[m] for values in kept]).mean()) for m in kept[0]}
+
+    return {"start": start, "step": step, "losses": losses, "profile": lambda: profile(step, device, folder)}, device
 
 
 def check_losses(name: str, losses: dict[str, dict[str, float]], tolerance: float) -> None:
@@ -127,8 +188,10 @@ def check_losses(name: str, losses: dict[str, dict[str, float]], tolerance: floa
             raise ValueError(f"{name}: the engines disagree, loss of {m} is {losses['fast'][m]:.6g}, plain {value:.6g}")
 
 
-def profile(step: Callable[[], None], device: torch.device, folder: Path) -> None:
-    """Where the time goes: a table of operations, and a trace for chrome://tracing or Perfetto."""
+def profile(step: Callable[[], None], device: torch.device, folder: Path | None) -> None:
+    """Where the time goes: a table of operations, and a trace for chrome://tracing or Perfetto; None is not asked."""
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []

@@ -183,7 +183,9 @@ class Train(Section):
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="course of lr after the warm-up")
     clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
     ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, else fp32; fp8: bf16, large layers in fp8 (model.float8)"
+    )
     freeze: list[str] = Field(
         [], description="joint: embedders, time embedders and trunk; a modality's name: everything of its own"
     )
@@ -217,6 +219,9 @@ class Sampling(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     joint_guidance: GuidanceConfig | None = Field(None, description="guidance when nothing is given; default the same")
     chunk: int = Field(128, gt=0, description="samples per batch")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the network; auto: bf16 autocast on a GPU unless train.precision=fp32, else fp32"
+    )
 
 
 Engine = Literal["fast", "plain"]
@@ -242,6 +247,12 @@ class Config(Section):
     def _freeze_known(self):
         if unknown := sorted(set(self.train.freeze) - {"joint", *self.modalities}):
             raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {', '.join(self.modalities)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_fast(self):
+        if self.train.precision == "fp8" and self.engine == "plain":
+            raise ValueError("train.precision=fp8 is for engine=fast; the plain engine takes fp32 or bf16")
         return self
 
 

@@ -85,4 +85,8 @@ class TableConfig(Section):
     def _no_parts(self):
         if self.train.freeze or self.train.recompute:
             raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
+        if self.train.precision == "fp8":
+            raise ValueError("train.precision=fp8 is for text and images: a table's layers are too narrow to gain")
+        if self.sample.precision == "bf16":
+            raise ValueError("sample.precision=bf16 is for text and images: tables are drawn in fp32")
         return self

@@ -61,6 +61,7 @@ def sample(
     progress: bool | Callable[[], None] = False,
     device: torch.device | str | None = None,
     engine: str = "fast",
+    precision: str = "fp32",
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Draw samples first, …, first + n − 1 of `seed`, every modality of the space.
 
@@ -81,6 +82,7 @@ def sample(
         trajectory: also return the list of states before and after every update, on the CPU.
         progress: show a bar, or call this after each state: steps + 1 times a chunk.
         engine: fast, or plain: the straightforward way, for comparison (see `plain`).
+        precision: fp32, or bf16: matrix products of the network in bfloat16 by autocast; states stay float32.
 
     Returns:
         {name: (n, *shape)}; given modalities as the network saw them. With trajectory, (samples, states).
@@ -91,6 +93,8 @@ def sample(
     """
     if engine not in RUNS:
         raise ValueError(f"engine must be one of {', '.join(RUNS)}, got {engine!r}")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
     given = {m: Given.of(value) for m, value in (given or {}).items()}
     init = _known(space, "init", init)
     n = _check(space, given, init, n, steps, first, chunk)
@@ -101,7 +105,8 @@ def sample(
     results, states = [], []
     ranges = list(_chunks(first, n, chunk))
     asked = graphed(net) if engine == "fast" and device.type == "cuda" else net
-    with _evaluating(net), _bar(progress, "sampling", len(ranges) * (steps + 1)) as advance:
+    bf16 = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    with bf16, _evaluating(net), _bar(progress, "sampling", len(ranges) * (steps + 1)) as advance:
         for start, size, low, high in ranges:
 
             def rows(x: Tensor, start=start, size=size) -> Tensor:

@@ -47,6 +47,19 @@ class System:
     def samplers(self) -> dict[str, Sampler]:
         return {m: Sampler(c.sampler.kind, c.sampler.grid) for m, c in self.config.modalities.items()}
 
+    def precision(self, asked: str | None = None) -> str:
+        """What the network computes in when samples are drawn where it lies: fp32 or bf16.
+
+        asked: fp32, bf16 or auto; default the config's `sample.precision`.
+        """
+        setting = asked or self.config.sample.precision
+        if setting not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"--precision must be auto, fp32 or bf16, got {setting!r}")
+        if setting != "auto":
+            return setting
+        on_gpu = next(self.net.parameters()).device.type == "cuda"
+        return "bf16" if on_gpu and self.config.train.precision != "fp32" else "fp32"
+
     def files(self) -> dict[str, bytes]:
         """What its checkpoints need beside weights and config, {name: content}: the vocabularies."""
         return {

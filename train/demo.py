@@ -135,6 +135,7 @@ class Showcase:
             seed=self.seed + 1,
             samplers=self.system.samplers,
             engine=self.system.config.engine,
+            precision=self.system.precision(),
             trajectory=trajectory,
         )
 

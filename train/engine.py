@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..kernels import Rng
 from ..kernels.backend import forced
+from ..model import float8
 from ..model.compiling import compile_net, forward_flops, pays
 from ..sample.plain import every_head
-from . import graphed, sharded
+from . import distributed, graphed, sharded
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -87,8 +88,14 @@ class Fast:
         return deterministic() if self.device.type == "cpu" else contextlib.nullcontext()
 
     def prepare(self, net: nn.Module, work: Callable[[], float], shards: bool) -> None:
-        """Compile the network where that pays; `work` counts the FLOPs of the whole run. Before sharding, if any."""
-        if pays(self.config.compile, self.device, work):
+        """Convert it to fp8 where the config says so and compile it where that pays; before sharding, if any.
+
+        work: counts the FLOPs of the whole run.
+        """
+        compiles, settings = pays(self.config.compile, self.device, work), self.config.train
+        if settings.precision == "fp8":
+            float8.convert(net, self.device, settings.batch // settings.accumulate // distributed.world())
+        if compiles:
             compile_net(net, self.device, self.config.compile == "always", sharded=shards)
 
     def net(self, net: nn.Module) -> Callable:

@@ -62,6 +62,7 @@ class Request:
     reference: Path | None = None
     clip: str = CLIP
     repeats: int = 8
+    precision: str | None = None
 
 
 def evaluate(
@@ -105,6 +106,7 @@ def evaluate(
         "joint_guidance": request.guidance or config.model_dump(mode="json")["sample"]["joint_guidance"],
         "samplers": {m: c.sampler.model_dump() for m, c in config.modalities.items()},
         "chunk": config.sample.chunk,
+        "precision": system.precision(request.precision),
         "seed": request.seed,
     }
     samples = Samples(system, test, out, settings, request.guidance, console.is_terminal)

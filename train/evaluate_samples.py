@@ -28,7 +28,7 @@ class Samples:
 
     Args:
         out: None keeps nothing, and draws all chunks on this rank.
-        settings: what decides the samples, `seed` and `steps` among them; a folder with others is refused.
+        settings: what decides the samples, `seed`, `steps` and `precision` among them; a folder with others is refused.
         guidance: scale for all directions; default the config's.
 
     Raises:
@@ -46,7 +46,7 @@ class Samples:
     ):
         self.system, self.test, self.out, self.progress = system, test, out, progress
         self.seed, self.steps, self.guidance = settings["seed"], settings["steps"], guidance
-        self.chunk = system.config.sample.chunk
+        self.chunk, self.precision = system.config.sample.chunk, settings["precision"]
         if out is None:
             return
         file = out / "settings.json"
@@ -108,6 +108,7 @@ class Samples:
             samplers=self.system.samplers,
             chunk=self.chunk,
             progress=self.progress,
+            precision=self.precision,
         )
         return {m: x.cpu().contiguous() for m, x in drawn.items()}
 

@@ -37,6 +37,7 @@ class Request:
     seed: int = 0
     chunk: int | None = None
     trajectory: bool = False
+    precision: str | None = None
 
 
 def generate(
@@ -64,7 +65,7 @@ def generate(
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     guidance, samplers = _guidance(system, request, bool(given.given)), _samplers(system, request.sampler)
-    path = resolve(checkpoint)
+    path, precision = resolve(checkpoint), system.precision(request.precision)
     files = {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}  # others never look
     identity = {
         **{name: sha256(path / file) for name, file in files.items()},
@@ -75,6 +76,7 @@ def generate(
         "seed": request.seed,
         "chunk": chunk,
         "trajectory": request.trajectory,
+        "precision": precision,
         "given": given.digest(),
         "level": {m: g.level for m, g in given.given.items()},
     }
@@ -104,6 +106,7 @@ def generate(
                 chunk=chunk,
                 trajectory=film,
                 progress=advance,
+                precision=precision,
             )
             values, states = result if film else (result, [])
             folder.write_trajectory(states)

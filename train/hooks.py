@@ -39,6 +39,7 @@ def save_galleries(trainer: Trainer) -> None:
             guidance=system.guidance(bool(given)),
             samplers=system.samplers,
             engine=system.config.engine,
+            precision=system.precision(),
         )
         write_sheet(system, drawn, trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
 
@@ -68,7 +69,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 def _labels(trainer: Trainer, system: System) -> dict[str, float]:
     """The family `labels` of `evaluate` on a few samples of every direction."""
     n, seed = min(len(trainer.test_data), JUDGED), trainer.config.seed
-    settings = {"seed": seed, "steps": trainer.config.sample.steps}
+    settings = {"seed": seed, "steps": trainer.config.sample.steps, "precision": system.precision()}
     samples = Samples(system, trainer.test_data, None, settings)
     measure = Measure(system, trainer.train_data, trainer.test_data, samples, Request(), n, _judge(trainer))
     return {f"labels/{name}": entry["value"] for name, entry in measure.labels()().items()}

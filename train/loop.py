@@ -89,7 +89,7 @@ class Trainer:
             for module in self.net.part(name):
                 module.requires_grad_(False)
         self.net.recompute = settings.recompute
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
+        bf16 = settings.precision in ("bf16", "fp8") or (settings.precision == "auto" and self.device.type == "cuda")
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
         self.engine = ENGINES[config.engine](config, self.device)

@@ -60,6 +60,7 @@ def measure(system: System, judge: Judge, test: Pairs, n: int = 500, seed: int =
         "seed": seed,
         "samplers": system.samplers,
         "engine": system.config.engine,
+        "precision": system.precision(),
         "chunk": settings.chunk,
         "progress": progress,
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anystate.bench import curves, everything, growth
+from anystate.bench import train as training
 from anystate.bench.rows import Rows, Worker, clock, in_turns, quantile
 from anystate.bench.sample import agreement, sampling
 from anystate.bench.systems import config_of, made_up
@@ -91,6 +92,49 @@ def test_training_and_sampling_are_measured(tmp_path):
     assert "&lt;failed&gt;" in html
 
 
+def test_fp8_is_measured_beside_bf16_and_refused_where_losses_part(tmp_path, monkeypatch):
+    """In processes of their own, whose trainers are stand-ins: losses 1% apart pass, 5% apart do not."""
+    (tmp_path / "measured_trainers.py").write_text(TRAINERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainers = importlib.import_module("measured_trainers")
+    monkeypatch.setattr(training, "text_image", trainers.one_percent)
+    rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
+    training.fp8("tiny", CPU, rows, "never", steps=4)
+    written = json.loads((tmp_path / "rows.json").read_text())
+    loss = {row["engine"]: row for row in written if "loss of x near step 4" in row["name"]}
+    assert loss["fp8"]["value"] == pytest.approx(2.02)
+    assert loss["bf16"]["value"] == pytest.approx(2.0)
+    assert loss["fp8"]["agrees"]
+    assert loss["fp8"]["apart"] == pytest.approx(0.01)
+    assert {row["engine"] for row in written if row["name"].endswith("samples per second")} == {"bf16", "fp8"}
+    monkeypatch.setattr(training, "text_image", trainers.five_percent)
+    rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
+    with pytest.raises(ValueError, match=r"losses differ from bf16's, that of x by 5.0%; allowed 2%"):
+        training.fp8("tiny", CPU, rows, "never", steps=4)
+    assert not rows.rows[-1].about["agrees"]
+
+
+TRAINERS = """
+import torch
+from anystate.bench.systems import Bench, config_of
+
+class Known(Bench):
+    def update(self):
+        return {"x": torch.tensor(2.0 * (1.0 + self.off))}
+
+def trainer(device, settings, size, off):
+    made = Known(config_of(size, [s.replace("fp8", "bf16") for s in settings]), device)
+    made.off = off if "train.precision=fp8" in settings else 0.0
+    return made
+
+def one_percent(device, engine, settings, size):
+    return trainer(device, settings, size, 0.01)
+
+def five_percent(device, engine, settings, size):
+    return trainer(device, settings, size, 0.05)
+"""
+
+
 def test_growth_and_curves_are_drawn(tmp_path):
     growth.plot({16: 1.0, 64: 1.1}, {5: 100.0}, {0.02: {1000: 1.0, 8000: 1.1}}, tmp_path / "growth.png")
     points = [curves.point("a", s, n, n, 0.1 * n) for s in ("heun, linear", "euler") for n in (2, 4)]
@@ -118,6 +162,7 @@ def test_quantiles_and_clock():
         (["bench", "train", "--compile", "maybe"], "--compile must be always or never"),
         (["bench", "train", "--steps", "0"], "--steps must be at least 1"),
         (["bench", "sample", "--batch", "a,b"], "--batch takes whole numbers"),
+        (["bench", "train", "--size", "tiny", "--fp8", "--device", "cpu"], "fp8 needs a GPU, not cpu"),
         (["bench", "curves"], "give --digits RUN, --table RUN or both"),
     ],
 )

@@ -1,0 +1,145 @@
+"""fp8 training with torchao, its rounding emulated on the CPU: what is converted, how near it stays, who is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from anystate.configs import schema
+from anystate.configs.table_schema import TableConfig
+from anystate.model import MMDiT, Patches, Tokens, float8
+from anystate.train import checkpoint
+from anystate.train.loop import Trainer
+
+CPU = torch.device("cpu")
+MISSING = importlib.util.find_spec("torchao") is None
+needs_torchao = pytest.mark.skipif(MISSING, reason="torchao is not installed")
+WIDE = ["network.head_dim=32", *(f"modalities.{m}.stream.width=64" for m in ("image", "text"))]
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Emulation allowed, and layers of the tests' size large enough."""
+    monkeypatch.setenv(float8.EMULATE, "1")
+    monkeypatch.setattr(float8, "LEAST", 32)
+
+
+def official() -> MMDiT:
+    """The official network's widths on the meta device, one block each."""
+    with torch.device("meta"):
+        streams = {"image": Patches(4, 32, 2, 1024, tower=1), "text": Tokens(120, 49408, 1024, tower=1)}
+        return MMDiT(streams, 1, 8, 64)
+
+
+def converted(net) -> list[str]:
+    return [name for name, module in net.named_modules() if type(module).__name__ == "Float8Linear"]
+
+
+@needs_torchao
+def test_wide_layers_of_the_blocks_are_converted_and_nothing_else(monkeypatch):
+    monkeypatch.setenv(float8.EMULATE, "1")
+    net = official()
+    before = {name: p.shape for name, p in net.named_parameters()}
+    names = float8.convert(net, CPU, 16)
+    blocks = [
+        "trunk.0.streams.image",
+        "trunk.0.streams.text",
+        "tower.image.0.streams.image",
+        "tower.text.0.streams.text",
+    ]
+    expected = {f"{block}.{layer}" for block in blocks for layer in ("qkv", "ff.0", "ff.2")}  # out: 512·1024/1536 = 341
+    assert set(names) == set(converted(net)) == expected
+    assert {name: p.shape for name, p in net.named_parameters()} == before
+    monkeypatch.setattr(float8, "LEAST", 300)
+    net = official()
+    assert set(float8.convert(net, CPU, 16)) == expected | {f"{block}.out" for block in blocks}
+
+
+def run(config, folder, steps: int = 30) -> tuple[Trainer, torch.Tensor]:
+    """A trainer and its losses, (steps, modalities)."""
+    trainer, losses = Trainer(config, folder, "cpu", quiet=True), []
+    for _ in range(steps):
+        losses.append(torch.stack(list(trainer.update().values())))
+        trainer.step += 1
+    return trainer, torch.stack(losses)
+
+
+@needs_torchao
+def test_losses_stay_near_and_the_checkpoint_tells_nothing(emulated, tiny, tmp_path, monkeypatch):
+    settings = [*WIDE, "train.steps=30", "train.lr=3e-3"]
+    trainer, ours = run(tiny(*settings, "train.precision=fp8"), tmp_path / "fp8")
+    other, theirs = run(tiny(*settings, "train.precision=bf16"), tmp_path / "bf16")
+    assert len(converted(trainer.net)) == 2 * 4 + 2 * 4  # one joint block, two blocks of the text tower: see configs
+    assert not converted(trainer.ema)
+    assert (ours != theirs).any()
+    assert theirs[-10:].mean() < 0.9 * theirs[:3].mean()  # something is learned
+    torch.testing.assert_close(ours[-10:].mean(0), theirs[-10:].mean(0), rtol=0.02, atol=0)
+    assert all(torch.isfinite(p).all() for p in trainer.parameters)
+    one, two = trainer.save(), other.save()
+    for name in ("model.safetensors", "ema.safetensors", "train_state/optimizer.safetensors"):
+        a, b = (checkpoint.read_tensors(folder / name) for folder in (one, two))
+        assert {key: (x.shape, x.dtype) for key, x in a.items()} == {key: (x.shape, x.dtype) for key, x in b.items()}
+    monkeypatch.setitem(sys.modules, "torchao", None)  # reading it needs no torchao, nor going on in bf16
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    assert checkpoint.load_system(tmp_path / "fp8").config.train.precision == "fp8"
+    again = Trainer(tiny(*settings, "train.precision=bf16"), tmp_path / "fp8", "cpu", quiet=True)
+    assert again.step == 30
+    with pytest.raises(ValueError, match=r"needs torchao: pip install 'anystate\[fp8\]'"):
+        Trainer(tiny(*settings, "train.precision=fp8"), tmp_path / "none", "cpu", quiet=True)
+
+
+@needs_torchao
+def test_gradients_are_near_and_compiled_code_is_whole(emulated, tiny, tmp_path):
+    """Compiled block by block, without a graph break."""
+    trainers = {
+        p: Trainer(tiny(*WIDE, f"train.precision={p}"), tmp_path / p, "cpu", quiet=True) for p in ("fp8", "bf16")
+    }
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for block in trainers["fp8"].net.repeated():
+        block.compile(dynamic=False, fullgraph=True, backend="eager")
+    grads = {}
+    for precision, trainer in trainers.items():
+        with torch.no_grad():  # heads start at zero, and nothing before them would learn
+            for m in trainer.net.head.values():
+                m.linear.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        x0 = trainer.train_data.batch(0, 0, trainer.rows, trainer.config.train.batch)
+        trainer.backward(x0, trainer.rows)
+        grads[precision] = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch.isfinite(grads["fp8"]).all()
+    apart = (grads["fp8"] - grads["bf16"]).norm() / grads["bf16"].norm()
+    assert 0 < apart < 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "words"),
+    [
+        ([], None, "needs a GPU, not cpu; set train.precision=bf16"),
+        ([], (8, 0), "needs compute capability 8.9 (Ada, Hopper or later), not 8.0"),
+        (["train.batch=24"], (9, 0), "multiples of 16 samples at a time, got 24"),
+        (["train.accumulate=2"], (9, 0), "multiples of 16 samples at a time, got 8"),
+        ([], (9, 0), "no layer reaches K·N/(K + N) = 512"),
+    ],
+)
+def test_what_does_not_suit_is_said(tiny, tmp_path, monkeypatch, settings, capability, words):
+    config = tiny("train.precision=fp8", *settings)
+    if capability is None:
+        with pytest.raises(ValueError) as error:
+            Trainer(config, tmp_path, "cpu", quiet=True)
+    else:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        net = MMDiT({"image": Patches(1, 8, 4, 16), "text": Tokens(12, 31, 16)}, 1, 2, 8)
+        with pytest.raises(ValueError) as error:
+            float8.convert(net, torch.device("cuda"), config.train.batch // config.train.accumulate)
+    assert words in str(error.value)
+
+
+def test_fp8_is_for_the_fast_engine_and_for_pictures_and_text(tiny):
+    with pytest.raises(ValueError, match="fp8 is for engine=fast"):
+        tiny("train.precision=fp8", "engine=plain")
+    with pytest.raises(ValueError, match="fp8 is for text and images"):
+        schema.load("table/default", ["train.precision=fp8"], TableConfig)
