@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..configs.schema import Config, Image, Schedule, Text
 from ..diffusion import GAUSSIAN_SCHEDULES, Gaussian, Guidance, LogLinear, Masked, Process, Space, Uniform, Weighting
@@ -15,7 +16,7 @@ from ..model import MMDiT, Patches, Tokens
 from ..model.codecs import CharCodec, PixelCodec
 from ..model.latents import LatentCodec
 from ..model.tokenizer import TokenizerCodec
-from ..sample import Sampler
+from ..sample import Given, Sampler, sample
 from .data import digits, pairs
 from .data.locate import locate, not_found
 from .data.packed import Packed, load_packed
@@ -73,6 +74,12 @@ class System:
         settings = self.config.sample
         chosen = settings.guidance if given or settings.joint_guidance is None else settings.joint_guidance
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
+
+    def draw(self, given: Mapping[str, Tensor | Given] | None = None, n: int | None = None, **more):
+        """`sample` as the config says; `more` are its other arguments, or replace what the config says."""
+        settings = {"steps": self.config.sample.steps, "guidance": self.guidance(bool(given))}
+        settings |= {"samplers": self.samplers, "engine": self.config.engine, "precision": self.precision()}
+        return sample(self.net, self.space, given, n, **{**settings, **more})
 
 
 def build(config: Config, folder: Path | None = None, codecs: bool = True) -> System:

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..configs import schema
-from ..sample import Given, sample
+from ..sample import Given
 from ..sample.pictures import contact_sheet
 from .build import System
 from .data.digits import digit_of
@@ -124,20 +124,7 @@ class Showcase:
         ]
 
     def draw(self, given: dict, trajectory: bool = False):
-        settings = self.system.config.sample
-        return sample(
-            self.system.net,
-            self.system.space,
-            given,
-            n=SHOWN,
-            steps=settings.steps,
-            guidance=self.system.guidance(bool(given)),
-            seed=self.seed + 1,
-            samplers=self.system.samplers,
-            engine=self.system.config.engine,
-            precision=self.system.precision(),
-            trajectory=trajectory,
-        )
+        return self.system.draw(given, n=SHOWN, seed=self.seed + 1, trajectory=trajectory)
 
     def section(self, title: str, words: str, samples: dict[str, Tensor]) -> dict:
         (image,), (text,) = self.system.images, self.system.texts

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..diffusion import Guidance
-from ..sample import sample
 from . import distributed
 from .build import System
 from .data.pairs import Pairs
@@ -58,8 +57,7 @@ class Samples:
                         f"{out} holds samples with {key} = {known.get(key)}, asked for {value}: choose another --out"
                     )
         if distributed.is_main():
-            out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(settings, indent=1) + "\n")
+            write_whole(file, json.dumps(settings, indent=1) + "\n")  # other ranks may be reading it
 
     def draw(self, direction: str, n: int) -> dict[str, Tensor]:
         """The first n samples of a direction, {modality: (n, *shape)} on the CPU; missing ones are drawn."""
@@ -96,16 +94,13 @@ class Samples:
             "text_to_image": {text: self.test.captions[index, 0]},
             "image_to_text": {image: self.test.images[index]},
         }[direction]
-        drawn = sample(
-            self.system.net,
-            self.system.space,
+        drawn = self.system.draw(
             given,
             n=self.chunk,
             first=first,
             steps=self.steps,
             guidance=self._guidance(bool(given)),
             seed=self.seed,
-            samplers=self.system.samplers,
             chunk=self.chunk,
             progress=self.progress,
             precision=self.precision,

@@ -9,7 +9,6 @@ import torch
 
 from ..kernels import Rng
 from ..model.codecs import PixelCodec
-from ..sample import sample
 from .build import System
 from .evaluate import Measure, Request
 from .evaluate_samples import Samples
@@ -24,24 +23,13 @@ JUDGED = 128  # samples of every direction that an evaluation within training ju
 
 def save_galleries(trainer: Trainer) -> None:
     """Write joint samples and samples given each modality of held-out data to OUT/samples/."""
-    system, settings = trainer.averaged(), trainer.config.sample
+    system = trainer.averaged()
     known = trainer.test_data.batch(trainer.config.seed, 0, range(16), 16)
     cases = {"joint": {}, **{f"given_{m}": {m: x} for m, x in known.items()}}
     for name, given in cases.items():
         if not set(known) - set(given) <= set(trainer.learned()):
             continue  # the first stage learns pictures alone: captions must be given
-        drawn = sample(
-            system.net,
-            system.space,
-            given,
-            n=16,
-            steps=settings.steps,
-            guidance=system.guidance(bool(given)),
-            samplers=system.samplers,
-            engine=system.config.engine,
-            precision=system.precision(),
-        )
-        write_sheet(system, drawn, trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
+        write_sheet(system, system.draw(given, n=16), trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sample import sample
 from .build import System
 from .data.digits import captions_of, digit_of
 from .data.pairs import Pairs
@@ -54,26 +53,17 @@ def measure(system: System, judge: Judge, test: Pairs, n: int = 500, seed: int =
     """Sample every direction and judge it: n pictures of n captions, a caption per held-out picture, n joint pairs."""
     (image,), (text,) = system.images, system.texts
     codec = system.codecs[text]
-    settings = system.config.sample
-    common = {
-        "steps": settings.steps,
-        "seed": seed,
-        "samplers": system.samplers,
-        "engine": system.config.engine,
-        "precision": system.precision(),
-        "chunk": settings.chunk,
-        "progress": progress,
-    }
+    common = {"seed": seed, "chunk": system.config.sample.chunk, "progress": progress}
 
     asked = np.arange(n) % 10
     rng = np.random.default_rng(seed)
     prompts = codec.encode([str(rng.choice(captions_of(d))) for d in asked])
-    drawn = sample(system.net, system.space, {text: prompts}, guidance=system.guidance(True), **common)
+    drawn = system.draw({text: prompts}, **common)
 
-    named = sample(system.net, system.space, {image: test.images}, guidance=system.guidance(True), **common)
+    named = system.draw({image: test.images}, **common)
     read = [digit_of(caption) for caption in codec.decode(named[text])]
 
-    joint = sample(system.net, system.space, n=n, guidance=system.guidance(False), **common)
+    joint = system.draw(n=n, **common)
     said = [digit_of(caption) for caption in codec.decode(joint[text])]
     distance = np.median(judge.nearest_train(joint[image]))
     return Quality(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anystate.train import evaluate_samples
+from anystate.train import build
 from anystate.train.hooks import evaluate as evaluate_in_training
 from anystate.train.loop import Trainer
 
@@ -80,13 +80,13 @@ def test_samples_are_kept_and_extended(measured, run, tmp_path, monkeypatch):
     first = measured(run, out=out, metrics="labels", n=12)
     files = sorted(out.glob("*/*.safetensors"))
     assert len(files) == 3 * 2  # chunks of 8
-    drawn, real = [], evaluate_samples.sample
+    drawn, real = [], build.sample
 
     def counted(*args, **kwargs):
         drawn.append(kwargs["first"])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(evaluate_samples, "sample", counted)
+    monkeypatch.setattr(build, "sample", counted)
     assert measured(run, out=out, metrics="labels", n=12)["results"] == first["results"]
     assert drawn == []
     measured(run, out=out, metrics="labels", n=20)
