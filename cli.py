@@ -202,13 +202,13 @@ def evaluate(
     from .train import distributed
     from .train.evaluate import Request
     from .train.evaluate import evaluate as measure
+    from .train.files import write_whole
 
     families = tuple(metrics.split(","))
     request = Request(data, families, n, steps, guidance, seed, features, reference, clip, repeats, precision)
     results = measure(checkpoint, request, out, weights, _device(device), console)
     if json and distributed.is_main():
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(dumps(results, indent=1) + "\n")
+        write_whole(json, dumps(results, indent=1) + "\n")
     distributed.stop()
 
 

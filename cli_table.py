@@ -226,14 +226,14 @@ def _write_filled(path: Path, text: str | None, table, filled, missing: list[str
     import gzip
 
     from .model.table_files import fill_csv, write_table
+    from .train.files import write_whole
 
     whole = table.assign(**{str(name): filled[name] for name in filled.columns})
     if text is None or path.suffix in (".parquet", ".pq"):
         write_table(whole, path, missing[0])
         return
     data = fill_csv(text, table, whole, missing).encode("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _load(run: Path, weights: str, device: str | None):

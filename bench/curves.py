@@ -18,6 +18,7 @@ from rich.console import Console
 from ..sample import KINDS, Sampler, sample
 from ..train.checkpoint import load_system
 from ..train.data import digits
+from ..train.files import write_whole
 from ..train.metrics.frechet import frechet, moments
 from ..train.origin import origin
 from ..train.synthesizer import TableSynthesizer, load_bundled
@@ -77,7 +78,7 @@ def curves(
     for part in parts:
         for point in part:
             points.append(point)
-            file.write_text(json.dumps({**origin(device), "points": points}, indent=1) + "\n")
+            write_whole(file, json.dumps({**origin(device), "points": points}, indent=1) + "\n")
             where = f"{point['panel']}: {point['sampler']}, {point['evaluations']} evaluations"
             console.print(f"{where}: {point['value']:.4f}", highlight=False)
     draw(points, out / "curves.png")

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..kernels import reference
+from ..train.files import write_whole
 from ..train.origin import origin
 from . import compile_only as compiled_kernels
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, with_gradients
@@ -245,7 +246,7 @@ def run(
             write(str(row))
         if json:  # after every case, so that a run that is cut short keeps what it measured
             content = where | {"size": size, "rows": [dataclasses.asdict(row) for row in rows]}
-            Path(json).write_text(json_format.dumps(content, indent=1) + "\n")
+            write_whole(Path(json), json_format.dumps(content, indent=1) + "\n")
     if plot:
         plot_shares(rows, f"{where['device']}, {size} size", Path(plot))
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..configs import schema
 from ..configs.schema import Config
+from .files import write_whole
 from .origin import origin
 
 
@@ -76,7 +77,7 @@ class Log:
         path = self.out / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= self.start]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_whole(path, "".join(line + "\n" for line in kept))
 
     def _show(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
