@@ -296,6 +296,6 @@ def copied(train: pd.DataFrame, rows: pd.DataFrame, roles: Roles) -> float:
 def row_keys(table: pd.DataFrame, roles: Roles) -> pd.Series:
     """A 64-bit key per row; equal rows have equal keys."""
     plain = {c: numbers(table[c]).astype(np.float32) + np.float32(0) for c in roles.numerical}
-    plain |= {c: words(table[c]).fillna(MISSING).to_numpy(dtype=object) for c in roles.categorical}
+    plain |= {c: words(table[c]).astype(object).fillna(MISSING).to_numpy() for c in roles.categorical}
     columns = [plain[c] for c in sorted(plain)]
     return pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False)

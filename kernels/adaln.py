@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import check, check_device, check_floating, check_shape, jit, tl, triton, use_triton, warps
+from .backend import check, check_device, check_floating, check_shape, custom_op, jit, tl, triton, use_triton, warps
 
 TILE = 2048
 PROGRAMS = 2048
@@ -282,12 +282,12 @@ def launch_gate_backward(grad, branch, gate) -> tuple[Tensor, Tensor]:
     return grad_branch, parts.sum(1)
 
 
-@torch.library.custom_op("anystate::adaln_modulate", mutates_args=())
+@custom_op("adaln_modulate")
 def _adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool) -> Tensor:
     return launch_adaln(x, scale, shift, eps, plus_one)
 
 
-@torch.library.custom_op("anystate::adaln_modulate_backward", mutates_args=())
+@custom_op("adaln_modulate_backward")
 def _adaln_backward(
     grad: Tensor, x: Tensor, scale: Tensor, eps: float, plus_one: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -300,7 +300,7 @@ def _(grad, x, scale, eps, plus_one):
     return x.new_empty(x.shape), rows, torch.empty_like(rows)
 
 
-@torch.library.custom_op("anystate::gated_residual", mutates_args=())
+@custom_op("gated_residual")
 def _gate(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     return launch_gate(x, branch, gate)
 
@@ -311,7 +311,7 @@ def _(x, *others):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("anystate::gated_residual_backward", mutates_args=())
+@custom_op("gated_residual_backward")
 def _gate_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     return launch_gate_backward(grad, branch, gate)
 

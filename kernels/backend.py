@@ -6,6 +6,7 @@ kernels run on CPU tensors only under its interpreter (TRITON_INTERPRET=1, set b
 """
 
 import contextlib
+import functools
 import os
 from types import SimpleNamespace
 
@@ -86,7 +87,22 @@ def matmul_dtype(**tensors: Tensor | None) -> list[Tensor | None]:
     return list(tensors.values())
 
 
-# Launch shapes
+# Launches
+
+
+def custom_op(name: str):
+    """Registers a function of tensors as the operation anystate::`name`. Its kernels run on the GPU where its first
+    tensor lies: Triton launches on the current one, which need not be that."""
+
+    def register(function):
+        @functools.wraps(function)
+        def on_its_device(first, *others):
+            with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+                return function(first, *others)
+
+        return torch.library.custom_op(f"anystate::{name}", mutates_args=())(on_its_device)
+
+    return register
 
 
 def block_size(n: int, largest: int) -> int:

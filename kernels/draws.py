@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import block_size, check, check_keys, jit, tl, triton, use_triton, warps
+from .backend import block_size, check, check_keys, custom_op, jit, tl, triton, use_triton, warps
 
 
 @jit
@@ -118,7 +118,7 @@ def launch_draw(keys: Tensor, n: int, sub: int, normal: bool) -> Tensor:
     return out
 
 
-@torch.library.custom_op("anystate::draw", mutates_args=())
+@custom_op("draw")
 def _draw(keys: Tensor, n: int, sub: int, normal: bool) -> Tensor:
     return launch_draw(keys, n, sub, normal)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import block_size, check_floating, check_keys, jit, tl, triton, use_triton, warps
+from .backend import block_size, check_floating, check_keys, custom_op, jit, tl, triton, use_triton, warps
 from .draws import normals_block
 
 BLOCK = 1024
@@ -61,7 +61,7 @@ def launch_grad(grad: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("anystate::eps_mse", mutates_args=())
+@custom_op("eps_mse")
 def _eps_mse(eps: Tensor, keys: Tensor) -> Tensor:
     return launch_loss(eps, keys)
 
@@ -71,7 +71,7 @@ def _(eps, keys):
     return eps.new_empty(len(eps), dtype=torch.float32)
 
 
-@torch.library.custom_op("anystate::eps_mse_backward", mutates_args=())
+@custom_op("eps_mse_backward")
 def _eps_mse_backward(grad: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
     return launch_grad(grad, eps, keys)
 

@@ -14,6 +14,7 @@ from .backend import (
     check_keys,
     check_per_sample,
     check_shape,
+    custom_op,
     jit,
     per_sample,
     tl,
@@ -173,7 +174,7 @@ def launch_dpmpp(x, eps, uncond, guidance, x0_prev, alpha, sigma, decay, gain, m
     return out, x0
 
 
-@torch.library.custom_op("anystate::gaussian_step", mutates_args=())
+@custom_op("gaussian_step")
 def _step(
     x: Tensor,
     x_hat: Tensor | None,
@@ -195,7 +196,7 @@ def _(x, *others):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("anystate::dpmpp_2m", mutates_args=())
+@custom_op("dpmpp_2m")
 def _dpmpp(
     x: Tensor,
     eps: Tensor,

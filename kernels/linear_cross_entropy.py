@@ -21,6 +21,7 @@ from .backend import (
     check_floating,
     check_shape,
     check_tokens,
+    custom_op,
     jit,
     matmul_dtype,
     tl,
@@ -122,7 +123,7 @@ def launch_backward(grad, hidden, weight, bias, target, lse, z_loss: float, need
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-@torch.library.custom_op("anystate::linear_cross_entropy", mutates_args=())
+@custom_op("linear_cross_entropy")
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ def _(hidden, weight, bias, target, z_loss):
     return rows, torch.empty_like(rows)
 
 
-@torch.library.custom_op("anystate::linear_cross_entropy_backward", mutates_args=())
+@custom_op("linear_cross_entropy_backward")
 def _backward(
     grad: Tensor,
     hidden: Tensor,

@@ -15,6 +15,7 @@ from .backend import (
     check_keys,
     check_per_sample,
     check_tokens,
+    custom_op,
     jit,
     per_sample,
     tl,
@@ -77,7 +78,7 @@ def launch_token(tokens: Tensor, prob: Tensor, keys: Tensor, states: int, unifor
     return out
 
 
-@torch.library.custom_op("anystate::gaussian_perturb", mutates_args=())
+@custom_op("gaussian_perturb")
 def _gaussian(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     return launch_gaussian(x, alpha, sigma, keys)
 
@@ -87,7 +88,7 @@ def _(x, alpha, sigma, keys):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("anystate::token_perturb", mutates_args=())
+@custom_op("token_perturb")
 def _token(tokens: Tensor, prob: Tensor, keys: Tensor, states: int, uniform: bool) -> Tensor:
     return launch_token(tokens, prob, keys, states, uniform)
 

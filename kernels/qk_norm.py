@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import check, check_device, check_floating, check_shape, jit, tl, triton, use_triton, warps
+from .backend import check, check_device, check_floating, check_shape, custom_op, jit, tl, triton, use_triton, warps
 
 PROGRAMS = 2048
 EPSILON = 1e-12  # of the mean square: keeps a zero vector zero and its gradient finite, and shows nowhere else
@@ -32,14 +32,13 @@ def _pack_kernel(
     WIDTH: tl.constexpr,
 ):
     """One position: its q, k and v go to row `offset` + position of the joint buffers, `total` rows a sample."""
-    i_sample = tl.program_id(0).to(tl.int64)
-    i_position = tl.program_id(1)
+    i_row = tl.program_id(0).to(tl.int64)
     o_h = tl.arange(0, HEADS)[:, None]
     o_d = tl.arange(0, WIDTH)[None, :]
     m = (o_h < heads) & (o_d < width)
     o = o_h * width + o_d
-    o_in = (i_sample * length + i_position) * 3 * heads * width + o
-    o_out = (i_sample * total + offset + i_position) * heads * width + o
+    o_in = i_row * 3 * heads * width + o
+    o_out = ((i_row // length) * total + offset + i_row % length) * heads * width + o
     for part in tl.static_range(2):
         p_gamma = p_q_gamma if part == 0 else p_k_gamma
         p_out = p_q if part == 0 else p_k
@@ -114,7 +113,7 @@ def launch_pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor])
     for x, gq, gk in zip(qkv, q_gamma, k_gamma, strict=True):
         length = x.shape[1]
         if x.numel():
-            _pack_kernel[(batch, length)](
+            _pack_kernel[(batch * length,)](
                 x.contiguous(),
                 gq.contiguous(),
                 gk.contiguous(),
@@ -171,7 +170,7 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
     return grads + gammas
 
 
-@torch.library.custom_op("anystate::qk_norm_pack", mutates_args=())
+@custom_op("qk_norm_pack")
 def _pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return launch_pack(qkv, q_gamma, k_gamma)
 
@@ -182,7 +181,7 @@ def _(qkv, q_gamma, k_gamma):
     return tuple(qkv[0].new_empty(shape) for _ in range(3))
 
 
-@torch.library.custom_op("anystate::qk_norm_pack_backward", mutates_args=())
+@custom_op("qk_norm_pack_backward")
 def _pack_backward(
     grad_q: Tensor,
     grad_k: Tensor,

@@ -20,6 +20,7 @@ from .backend import (
     check_per_sample,
     check_shape,
     check_tokens,
+    custom_op,
     jit,
     per_sample,
     tl,
@@ -258,7 +259,7 @@ def launch_uniform(logits, tokens, rate, odds, keys, rule: str) -> Tensor:
     return out
 
 
-@torch.library.custom_op("anystate::tau_leap", mutates_args=())
+@custom_op("tau_leap")
 def _masked(
     logits: Tensor,
     tokens: Tensor,
@@ -273,7 +274,7 @@ def _masked(
     return launch_masked(logits, tokens, rate, keys, states, rule, mask_column, uncond, guidance)
 
 
-@torch.library.custom_op("anystate::tau_leap_uniform", mutates_args=())
+@custom_op("tau_leap_uniform")
 def _uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str) -> Tensor:
     return launch_uniform(logits, tokens, rate, odds, keys, rule)
 

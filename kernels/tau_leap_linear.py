@@ -18,6 +18,7 @@ from .backend import (
     check_device,
     check_floating,
     check_shape,
+    custom_op,
     is_reference,
     jit,
     matmul_dtype,
@@ -133,16 +134,16 @@ def _tile_kernel(
         i_sample = o_row // length
         b_mix = tile_logits(p_hidden, p_weight, p_bias, o_row, o_weight_row, m_row, m_column, width, BLOCK_D, FLOAT32)
         b_mix = tl.where(m_column[None, :], b_mix, float("-inf"))
-        p_slot_sums = p_sums + o_slot.to(tl.int64) * n_tiles + i_tile
+        o_sums = o_slot.to(tl.int64)  # counted in rows: n · n_tiles itself may exceed an int32
         if SUMS:
-            tl.store(p_slot_sums + n * n_tiles, row_log_sum(b_mix), mask=m_row)
+            tl.store(p_sums + (o_sums + n) * n_tiles + i_tile, row_log_sum(b_mix), mask=m_row)
         if GUIDED:
             b_uncond = tile_logits(
                 p_uncond, p_weight, p_bias, o_row, o_weight_row, m_row, m_column, width, BLOCK_D, FLOAT32
             )
             b_uncond = tl.where(m_column[None, :], b_uncond, float("-inf"))
             if SUMS:
-                tl.store(p_slot_sums + 2 * n * n_tiles, row_log_sum(b_uncond), mask=m_row)
+                tl.store(p_sums + (o_sums + n + n) * n_tiles + i_tile, row_log_sum(b_uncond), mask=m_row)
             weight = tl.load(p_guidance + i_sample).to(tl.float32)[:, None]
             # a state that the first branch forbids stays forbidden
             allowed = b_mix > float("-inf")
@@ -150,7 +151,7 @@ def _tile_kernel(
             b_mix = tl.where(allowed, weight * tl.where(allowed, b_mix, 0.0) + (1.0 - weight) * b_uncond, float("-inf"))
         b_mix = tl.where((o_column < states)[None, :], b_mix, float("-inf"))
         if SUMS:
-            tl.store(p_slot_sums, row_log_sum(b_mix), mask=m_row)
+            tl.store(p_sums + o_sums * n_tiles + i_tile, row_log_sum(b_mix), mask=m_row)
         o_block = (o_row % length)[:, None] * ((states + 3) // 4) + o_quad[None, :]
         b_score = b_mix - log_exponential(words_block(p_keys, i_sample[:, None], o_block, 1))
         best = tl.max(b_score, 1)
@@ -189,10 +190,11 @@ def _settle_kernel(
         total = 1.0
         if SUMS:
             mix = row_log_sum(tl.load(p_sums + o, mask=m, other=float("-inf")))
-            cond = row_log_sum(tl.load(p_sums + n * n_tiles + o, mask=m, other=float("-inf")))
+            cond = row_log_sum(tl.load(p_sums + (i_slot + n) * n_tiles + o_tile, mask=m, other=float("-inf")))
             if GUIDED:
                 weight = tl.load(p_guidance + i_sample).to(tl.float32)
-                uncond = row_log_sum(tl.load(p_sums + 2 * n * n_tiles + o, mask=m, other=float("-inf")))
+                o_uncond = (i_slot + n + n) * n_tiles + o_tile
+                uncond = row_log_sum(tl.load(p_sums + o_uncond, mask=m, other=float("-inf")))
                 total = tl.exp(mix - weight * cond - (1.0 - weight) * uncond)
             else:
                 total = tl.exp(mix - cond)
@@ -277,12 +279,12 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
         GUIDED=guided,
         SUMS=sums,
         BLOCK=triton.next_power_of_2(n_tiles),
-        num_warps=warps(triton.next_power_of_2(n_tiles)),
+        num_warps=warps(triton.next_power_of_2(n_tiles), 4),
     )
     return out
 
 
-@torch.library.custom_op("anystate::tau_leap_linear", mutates_args=())
+@custom_op("tau_leap_linear")
 def _tau_leap_linear(
     hidden: Tensor,
     weight: Tensor,

@@ -22,7 +22,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from .table_schema import NUMERIC, STEPS, Column, Schema, dates
+from .table_schema import NUMERIC, STEPS, TEXT, Column, Schema, dates
 
 REGULAR, MISSING, RARE = ["regular"], ["missing"], ["rare"]  # states that are no single value; a value is ["v", …]
 
@@ -109,6 +109,7 @@ class ColumnCodec:
     quantiles: Quantiles | None = None
     fill: Any = None
     categories: list | None = None
+    category_dtype: str | None = None
     ordered: bool = False
     nothing: str = "nan"
 
@@ -125,6 +126,7 @@ class ColumnCodec:
         made = cls(column)
         if isinstance(values.dtype, pd.CategoricalDtype):
             made.categories, made.ordered = [_tag(v) for v in values.cat.categories], values.cat.ordered
+            made.category_dtype = str(values.cat.categories.dtype)
         empty = values.isna()
         if empty.any() and values.dtype == object:
             made.nothing = "none" if values[empty].iloc[0] is None else "nan"
@@ -281,13 +283,14 @@ class ColumnCodec:
 
     def _series(self, values: list) -> pd.Series:
         if self.categories is not None:
-            kept = pd.Categorical(values, [_untag(tag) for tag in self.categories], ordered=self.ordered)
-            return pd.Series(kept)
+            categories = pd.Index([_untag(tag) for tag in self.categories], dtype=self.category_dtype)
+            return pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
         if self.nothing == "nan":
             values = [np.nan if v is None else v for v in values]
         if self.column.dtype in ("object", "category"):
             return pd.Series(values, dtype=object)
-        return pd.Series(pd.array(values, dtype=self.column.dtype))
+        # not through pd.array: pandas 3.1 turns large uint64 into zeros there
+        return pd.Series(values, dtype=TEXT if self.column.dtype == "str" else self.column.dtype)
 
 
 class TableCodec:

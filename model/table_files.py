@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .table_schema import Schema
+from .table_schema import TEXT, Schema
 
 MISSING = ("",)
 INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
@@ -85,7 +85,7 @@ def parse_csv(text: str, where: str, missing: Sequence[str] = MISSING, words: Se
 def _typed(cells: list[str], missing: set[str], word: bool) -> pd.Series:
     """Numbers where all filled cells are numbers (and not `word`), else text with None for empty cells."""
     if word:
-        return pd.Series([None if cell in missing else cell for cell in cells], dtype=object)
+        return pd.Series([None if cell in missing else cell for cell in cells], dtype=TEXT)
     distinct = set(cells) - missing
     empty = np.array([cell in missing for cell in cells], dtype=bool)
     if distinct and all(INTEGER.fullmatch(cell) for cell in distinct):
@@ -94,7 +94,7 @@ def _typed(cells: list[str], missing: set[str], word: bool) -> pd.Series:
     padded = any(re.match(r"[+-]?0\d", cell) for cell in distinct)
     if distinct and not padded and all(NUMBER.fullmatch(cell) for cell in distinct):
         return pd.Series([np.nan if e else float(c) for c, e in zip(cells, empty, strict=True)])
-    return pd.Series([None if e else c for c, e in zip(cells, empty, strict=True)], dtype=object)
+    return pd.Series([None if e else c for c, e in zip(cells, empty, strict=True)], dtype=TEXT)
 
 
 def write_table(table: pd.DataFrame, path: str | Path, missing: str = "") -> None:

@@ -31,6 +31,7 @@ FORMATS = (
 STEPS = {"day": 86_400_000_000_000, "hour": 3_600_000_000_000, "minute": 60_000_000_000, "second": 1_000_000_000}
 STEPS |= {"ms": 1_000_000, "us": 1000, "ns": 1}
 BOOLEANS = [{"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}]
+TEXT = pd.Series(["text"]).dtype  # what pandas makes of text: str since version 3, object before
 EXACT = 2**53  # whole numbers from which on float64 has gaps
 FEWEST = 20  # rows from which on "all different" means an identifier
 
@@ -100,7 +101,7 @@ def infer_column(name, values: pd.Series) -> Column:
     known = values.dropna()
     dtype, kind = values.dtype, None
     found = {"name": name, "dtype": str(dtype), "missing": len(known) < len(values)}
-    if isinstance(dtype, pd.StringDtype) and dtype.storage != "python":
+    if isinstance(dtype, pd.StringDtype) and dtype.storage != "python" and dtype.na_value is pd.NA:
         found["dtype"] = f"string[{dtype.storage}]"
     if isinstance(dtype, pd.CategoricalDtype):
         kind, found["dtype"] = "categorical", "category"

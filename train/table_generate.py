@@ -113,7 +113,7 @@ class Generator:
         """The table with its empty cells drawn given the filled ones; filled cells are those of the input."""
         cells = self.cells_of(table) if cells is None else cells
         index, table = table.index, table.reset_index(drop=True)  # an index may repeat itself
-        incomplete = torch.from_numpy(table.isna().to_numpy().any(1))
+        incomplete = torch.tensor(table.isna().to_numpy().any(1))
         filled = table.copy().set_axis(index)
         if not incomplete.any():
             return filled
@@ -142,10 +142,10 @@ class Generator:
         tokens, scores = self.codec.encode(table)
         cells = self.unknown(len(table))
         for c, name in enumerate(self.codec.tokens):
-            known = torch.from_numpy(table[name].notna().to_numpy())
+            known = torch.tensor(table[name].notna().to_numpy())
             cells.tokens[:, c] = torch.where(known, tokens[:, c], cells.tokens[:, c])
         for c, name in enumerate(self.codec.numbers):
-            cells.known[:, c] = torch.from_numpy(table[name].notna().to_numpy())
+            cells.known[:, c] = torch.tensor(table[name].notna().to_numpy())
         # where a filled cell has no number (a spike), noise stands in as in training
         noise = kernels.normal(Rng.for_batch(self.seed, len(table)).keys("fill", Draw.DATA), max(scores.shape[1], 1))
         cells.scores = torch.where(scores.isnan(), noise[:, : scores.shape[1]], scores)

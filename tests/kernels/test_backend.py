@@ -227,3 +227,16 @@ NAMES = (
 def test_registration(name, good):
     """Schema, fake implementation, autograd and AOT dispatch, as PyTorch itself checks them."""
     torch.library.opcheck(getattr(torch.ops.anystate, name).default, registered(good)[name])
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "joint_attention"])
+def test_kernels_run_on_the_gpu_of_their_tensors(name, good, monkeypatch, small_blocks):
+    """Triton launches on the current GPU; every operation makes that of its first tensor the current one."""
+    small_blocks("tau_leap_linear", BLOCK_R=16)
+    entered, device_of = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: entered.append(x) or device_of(x))
+    arguments = good[name]
+    getattr(kernels, name)(**arguments, backend="triton")
+    first = next(iter(arguments.values()))
+    first = first[0] if isinstance(first, list) else first
+    assert [x.data_ptr() for x in entered] == [first.data_ptr()]

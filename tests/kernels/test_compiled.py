@@ -27,3 +27,30 @@ def test_no_spills(target):
     assert all(row[2] == f"sm_{target}" and 0 < row[3] <= 255 for row in rows)
     spilling = [row for row in rows if row[5]]
     assert not spilling, spilling
+
+
+OFFSETS = """
+import json, re
+from anystate.bench import compile_only
+from anystate.kernels.backend import triton
+products = []
+with compile_only.recorded() as launches:
+    compile_only.cases()["tau_leap_linear"]()
+for launch in {repr(one): one for one in launches}.values():
+    source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    text = triton.compile(source, target=target, options=launch.options).asm["ttir"]
+    fixed = set(re.findall(r"(%\\S+) = arith.constant", text))
+    for a, b, kind in re.findall(r"arith.muli (%[^ ,]+), (%[^ ,]+) : (\\S+)", text):
+        if "i32" in kind and not {a, b} & fixed:
+            products.append((launch.kernel.__name__, a, b))
+print(json.dumps(products))
+"""
+
+
+def test_places_of_rows_and_tiles_are_64_bit():
+    """Rows times tiles of the head pass 2³¹ in large samplings: only Philox, of 32-bit words, multiplies two int32."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", OFFSETS], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert {kernel for kernel, *_ in json.loads(run.stdout)} <= {"_list_kernel"}

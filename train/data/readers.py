@@ -96,7 +96,7 @@ def choose(loader: str) -> str:
     Raises:
         ValueError: it is not installed.
     """
-    there = {"dali": _installed("nvidia.dali"), "webdataset": _installed("webdataset")}
+    there = {"dali": installed("nvidia.dali"), "webdataset": installed("webdataset")}
     if loader == "auto":
         loader = "dali" if there["dali"] else "webdataset"
     if loader not in there:
@@ -106,7 +106,8 @@ def choose(loader: str) -> str:
     return loader
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether a package, or one inside another such as nvidia.dali, is there."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 
@@ -13,6 +12,7 @@ import yaml
 
 from anystate.model.codecs import CharCodec, PixelCodec
 from anystate.train.data import packed as module
+from anystate.train.data import readers
 from anystate.train.data.epochs import shard_rows
 from anystate.train.data.packed import Packed, noise, noise_seeds
 from anystate.train.data.shards import Manifest, ShardWriter
@@ -20,9 +20,9 @@ from anystate.train.data.shards import Manifest, ShardWriter
 LOADERS = [
     pytest.param(
         name,
-        marks=pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{name} is not installed"),
+        marks=pytest.mark.skipif(not readers.installed(package), reason=f"{name} is not installed"),
     )
-    for name, package in (("dali", "nvidia"), ("webdataset", "webdataset"))
+    for name, package in (("dali", "nvidia.dali"), ("webdataset", "webdataset"))
 ]
 
 
@@ -67,7 +67,7 @@ def test_batches_hold_pictures_with_their_captions_and_every_epoch_all_of_them(l
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nvidia") is None, reason="DALI is not installed")
+@pytest.mark.skipif(not readers.installed("nvidia.dali"), reason="DALI is not installed")
 @pytest.mark.parametrize("flip", [False, True])
 def test_both_back_ends_give_the_same_batches(load, flip):
     """Batches of 16 span epochs; 30 of them span several plans of the reader, here cut short."""
