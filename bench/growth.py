@@ -24,7 +24,7 @@ from .systems import config_of, shaken
 
 SAMPLES = (16, 64, 256, 1024)
 STEPS = (5, 20, 80)
-VOCABULARY = (1_000, 8_000, 49_408)
+VOCABULARY = (1_000, 4_000, 16_000, 49_408)
 
 
 def growth(size: str, device: torch.device, rows: Rows, out: Path) -> None:
@@ -112,11 +112,14 @@ def plot(time: dict, memory: dict, jump: dict, file: Path) -> None:
     axes[1].set(title="flat: peak memory", xlabel="steps", ylabel="MB", xscale="log", ylim=(0, None))
     for rate, values in jump.items():
         axes[2].plot(*zip(*values.items(), strict=True), marker="o", label=f"{rate:.0%} of masked positions jump")
-    axes[2].set(title="τ-leap: linear only where a jump falls", xlabel="vocabulary", ylabel="ms", ylim=(0, None))
-    axes[2].legend(frameon=False)
-    for ax, values in ((axes[0], time), (axes[1], memory)):
-        ax.set_xticks(list(values), [str(value) for value in values])
+    axes[2].set(title="τ-leap: linear only where a jump falls", xlabel="vocabulary", ylabel="ms", xscale="log")
+    axes[2].set(yscale="log", ylim=(0.5 * min(jump[min(jump)].values()), 8 * max(jump[max(jump)].values())))
+    axes[2].yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[2].legend(frameon=False, loc="upper left")
+    for ax, values in ((axes[0], time), (axes[1], memory), (axes[2], jump[min(jump)])):
+        ax.set_xticks(list(values), [f"{value:,}" for value in values])
         ax.minorticks_off()
+    for ax, values in ((axes[0], time), (axes[1], memory)):
         ax.set_ylim(0, 1.2 * max(values.values()))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
