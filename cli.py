@@ -295,6 +295,8 @@ def _device(name: str | None):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where Triton launches kernels, and graphs are captured, whatever tensors say
     return device
 
 

@@ -19,18 +19,19 @@ from ..sample import sample
 from ..train.build import build
 from .kernel_cases import SIZES, Inputs, leap
 from .kernels import quantiles
-from .rows import Rows, clock
+from .rows import Rows, clock, quantile
 from .systems import config_of, shaken
 
 SAMPLES = (16, 64, 256, 1024)
+ROUNDS = 3
 STEPS = (5, 20, 80)
-VOCABULARY = (1_000, 8_000, 49_408)
+VOCABULARY = (1_000, 4_000, 16_000, 49_408)
 
 
 def growth(size: str, device: torch.device, rows: Rows, out: Path) -> None:
     """Measure, and write growth.png into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    time, memory = {n: time_a_sample(size, device, n) for n in SAMPLES}, {k: memory_of(size, device, k) for k in STEPS}
+    time, memory = time_a_sample(size, device), {k: memory_of(size, device, k) for k in STEPS}
     jump = {rate: {k: leap_time(device, k, rate) for k in VOCABULARY} for rate in (0.02, 1.0)}
     for n, value in time.items():
         rows.add(f"growth {size}: time a sample, {n} samples", {"fast": value}, "ms", samples=n)
@@ -55,13 +56,19 @@ def drawing(size: str, device: torch.device):
     return draw
 
 
-def time_a_sample(size: str, device: torch.device, n: int) -> float:
-    """Milliseconds a sample."""
+def time_a_sample(size: str, device: torch.device) -> dict[int, float]:
+    """{samples drawn in one call: milliseconds of each}, medians of rounds in which every number takes its turn."""
     draw, now = drawing(size, device), clock(device)
     draw(SAMPLES[0], 5)
-    start = now()
-    draw(n, 5)
-    return 1000 * (now() - start) / n
+    times: dict[int, list[float]] = {n: [] for n in SAMPLES}
+    for _ in range(ROUNDS):
+        for n in SAMPLES:
+            calls = SAMPLES[-1] // n
+            start = now()
+            for _ in range(calls):
+                draw(n, 5)
+            times[n].append(1000 * (now() - start) / (calls * n))
+    return {n: quantile(values, 0.5) for n, values in times.items()}
 
 
 def memory_of(size: str, device: torch.device, steps: int) -> float:
@@ -112,11 +119,14 @@ def plot(time: dict, memory: dict, jump: dict, file: Path) -> None:
     axes[1].set(title="flat: peak memory", xlabel="steps", ylabel="MB", xscale="log", ylim=(0, None))
     for rate, values in jump.items():
         axes[2].plot(*zip(*values.items(), strict=True), marker="o", label=f"{rate:.0%} of masked positions jump")
-    axes[2].set(title="τ-leap: linear only where a jump falls", xlabel="vocabulary", ylabel="ms", ylim=(0, None))
-    axes[2].legend(frameon=False)
-    for ax, values in ((axes[0], time), (axes[1], memory)):
-        ax.set_xticks(list(values), [str(value) for value in values])
+    axes[2].set(title="τ-leap: linear only where a jump falls", xlabel="vocabulary", ylabel="ms", xscale="log")
+    axes[2].set(yscale="log", ylim=(0.5 * min(jump[min(jump)].values()), 8 * max(jump[max(jump)].values())))
+    axes[2].yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[2].legend(frameon=False, loc="upper left")
+    for ax, values in ((axes[0], time), (axes[1], memory), (axes[2], jump[min(jump)])):
+        ax.set_xticks(list(values), [f"{value:,}" for value in values])
         ax.minorticks_off()
+    for ax, values in ((axes[0], time), (axes[1], memory)):
         ax.set_ylim(0, 1.2 * max(values.values()))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ from .checkpoint import WEIGHTS, load_system, resolve
 from .conditions import Source, conditions, known
 from .data.shards import sha256
 from .engine import prepare_sampling
+from .overlap import Behind
 from .sample_files import SampleFolder
 
 
@@ -89,7 +90,12 @@ def generate(
     missing = folder.missing()
     distributed.barrier()  # nobody writes before everybody has looked
     mine = missing[distributed.rank() :: distributed.world()]
-    with _bar(len(mine) * (steps + 1)) as advance:
+
+    def keep(samples: range, states: list, values: dict) -> None:
+        folder.write_trajectory(states)
+        folder.write(samples, values)
+
+    with Behind(device) as behind, _bar(len(mine) * (steps + 1)) as advance:
         for samples in mine:
             film = request.trajectory and samples.start == 0
             result = sample(
@@ -109,8 +115,7 @@ def generate(
                 precision=precision,
             )
             values, states = result if film else (result, [])
-            folder.write_trajectory(states)
-            folder.write(samples, values)
+            behind(keep, samples, states, values)
     distributed.barrier()
     sheet = folder.finish() if distributed.is_main() else out
     distributed.barrier()

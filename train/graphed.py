@@ -98,7 +98,8 @@ def graphed_step(trainer: Trainer) -> GraphedStep | None:
     try:
         step.capture()
     except RuntimeError as error:
-        log.warning("no CUDA graph for the training step, it runs eagerly: %s", str(error).splitlines()[0])
+        reason = str(error.__context__ or error).splitlines()[0]  # see sample.graphs
+        log.warning("no CUDA graph for the training step, it runs eagerly: %s", reason)
         trainer.optimizer.zero_grad(set_to_none=True)
         return None
     finally:

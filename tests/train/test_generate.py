@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from anystate.configs import schema
 from anystate.sample import sample
 from anystate.train import generate as module
+from anystate.train import overlap
 from anystate.train.build import build
 from anystate.train.checkpoint import load_system
 from anystate.train.conditions import Source, conditions
@@ -107,6 +110,92 @@ def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monk
     generate(run, Request(n=20, trajectory=True), parts)  # complete: nothing to do
     assert chunks == []
     assert files(parts) == files(whole)
+
+
+@pytest.fixture
+def overlapped(monkeypatch):
+    """Lets the CPU decode in a thread; the names of the threads in which chunks were written."""
+    monkeypatch.setattr(overlap, "DEVICES", ("cpu", "cuda"))
+    seen, write = [], SampleFolder.write
+
+    def noting(self, samples, values):
+        seen.append(threading.current_thread().name)
+        write(self, samples, values)
+
+    monkeypatch.setattr(SampleFolder, "write", noting)
+    return seen
+
+
+def test_overlapped_decoding_writes_the_same_files(run, tmp_path, monkeypatch, overlapped, chunks):
+    """Byte for byte, in order, with at most one chunk under way while the next is drawn."""
+    generate(run, Request(n=20, trajectory=True), tmp_path / "behind")
+    assert overlapped == ["decoding_0"] * 3
+    monkeypatch.setattr(overlap, "DEVICES", ())
+    generate(run, Request(n=20, trajectory=True), tmp_path / "at_once")
+    assert overlapped[3:] == ["MainThread"] * 3
+    assert files(tmp_path / "behind") == files(tmp_path / "at_once")
+
+
+def test_no_more_than_one_chunk_waits(run, tmp_path, monkeypatch, overlapped):
+    """The third is not drawn before the first is written: how much memory is held does not grow."""
+    events, write, draw = [], SampleFolder.write, sample
+
+    def slow(self, samples, values):
+        time.sleep(0.3)
+        write(self, samples, values)
+        events.append(("written", samples.start))
+
+    def drawing(*args, **kwargs):
+        events.append(("draws", kwargs["first"]))
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(SampleFolder, "write", slow)
+    monkeypatch.setattr(module, "sample", drawing)
+    generate(run, Request(n=32), tmp_path)
+    assert events.index(("draws", 8)) < events.index(("written", 0)) < events.index(("draws", 16))
+    assert [start for what, start in events if what == "written"] == [0, 8, 16, 24]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_errors_of_overlapped_decoding_surface(run, tmp_path, monkeypatch, overlapped, call, refused, last):
+    """A full disk in the second or the last chunk: one line, exit code 2, and the same command goes on."""
+    write = SampleFolder.write
+
+    def full(self, samples, values):
+        if samples.start == (16 if last else 8):
+            raise OSError(28, "No space left on device")
+        write(self, samples, values)
+
+    command = ["sample", run, "--n", 24, "--device", "cpu", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write", full)
+        assert "No space left on device" in refused(*command)
+    assert not call(*command)
+    generate(run, Request(n=24), tmp_path / "whole")
+    assert files(tmp_path / "out") == {**files(tmp_path / "whole"), **manifest_of(tmp_path / "out")}
+
+
+def manifest_of(folder) -> dict[str, bytes]:
+    return {"manifest.json": (folder / "manifest.json").read_bytes()}
+
+
+def test_interrupted_while_a_chunk_is_written(run, tmp_path, monkeypatch, overlapped):
+    """Ctrl-C while the second chunk is drawn: the first one is finished, and nothing is drawn again but the second."""
+    draw = sample
+
+    def interrupted(*args, **kwargs):
+        if kwargs["first"] == 8:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(run, Request(n=20), tmp_path / "parts")
+    assert [p.name for p in (tmp_path / "parts/.chunks").iterdir()] == ["00000000.json"]
+    generate(run, Request(n=20), tmp_path / "parts")
+    generate(run, Request(n=20), tmp_path / "whole")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 def test_a_folder_takes_one_request(run, tmp_path, chunks):
