@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Fits and scores tables on this machine's GPU; made for machines that lend ten minutes a call.
 #
-#   bench/gpu_table.sh [default|paper|all]
+#   bench/gpu_table.sh [default|long|paper|all]
 #
 #   default   configs/table/default.yaml, three seeds each, on Adult and on those of Shoppers, Magic and Beijing that
 #             lie in $ANYSTATE_DATA/tabular or in shared/data/tabular of the checkout
+#   long      the same with configs/table/long.yaml
 #   paper     configs/table/paper.yaml on Adult (480,000 steps), sampled and scored at the step it has reached
-#   all       half of the time for either (the default)
+#   all       half of the time for paper, the other half for default and, what it leaves, long (the default)
 #
 # The same command goes on where it stopped. State lies in $RUNS (default runs/gpu_table); when $OUT is set it is also
 # packed into $OUT/gpu_table.tar.gz, and $RESUME names such a file to begin from on a fresh machine.
@@ -19,7 +20,7 @@
 # scores them elsewhere. Trend, Shape and copies need nothing more.
 set -uo pipefail
 what=${1:-all}
-case $what in default | paper | all) ;; *) echo "unknown part '$what': default, paper or all" >&2; exit 2 ;; esac
+case $what in default | long | paper | all) ;; *) echo "unknown part '$what': default, long, paper or all" >&2; exit 2 ;; esac
 : "${OUT:=}"
 here=$(cd "$(dirname "$0")" && pwd)
 runs=${RUNS:-$here/../runs/gpu_table}
@@ -66,22 +67,23 @@ read -ra overrides <<<"${OVERRIDES:-}"
 if [ "$what" != paper ]; then
     limit=$(left)
     [ "$what" = all ] && limit=$((limit / 2))
-    limited default "$limit" "$python" - "$runs" "$sets" "${SEEDS:-3}" "${overrides[@]}" <<'PY'
-import sys
+    recipes=$what
+    [ "$what" = all ] && recipes=default,long
+    limited "$recipes" "$limit" "$python" - "$runs" "$sets" "${SEEDS:-3}" "$recipes" "${overrides[@]}" <<'PY'
+import itertools, os, sys
 from pathlib import Path
 from rich.console import Console
-import os
 from anystate.bench.table_quality import quality
 from anystate.bench.table_recipes import recipes
-runs, sets, seeds, *overrides = sys.argv[1:]
+runs, sets, seeds, names, *overrides = sys.argv[1:]
+ours = recipes(Path(runs), overrides=overrides)
 # seed by seed over all sets, so that a limit leaves every set measured before any is measured twice
-for seed in range(int(seeds)):
-    ours = recipes(Path(runs), overrides=overrides)
-    quality(sets.split(","), [seed], ["default"], ours, None, Path(runs) / "rows.json", os.environ.get("GRID", "official"), Console(width=200))
+for name, seed in itertools.product(names.split(","), range(int(seeds))):
+    quality(sets.split(","), [seed], [name], ours, None, Path(runs) / "rows.json", os.environ.get("GRID", "official"), Console(width=200))
 PY
 fi
 
-if [ "$what" != default ]; then
+if [ "$what" = paper ] || [ "$what" = all ]; then
     fit=$runs/adult-paper-0
     reserve=${RESERVE:-120}  # seconds for sampling and scoring
     limited paper $(($(left) - reserve)) "$python" -m anystate table fit "${PAPER_TABLE:-adult}" --config table/paper \

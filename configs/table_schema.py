@@ -29,6 +29,9 @@ class EncodingConfig(Section):
     spike: float = Field(0.05, gt=0, description="share of rows from which one value is split off; above 1 is none")
     most: int = Field(256, ge=2, description="states of a categorical column; rarer categories are pooled")
     knots: int = Field(2000, ge=2, description="points of a quantile curve")
+    ends: float = Field(
+        2.0, gt=0, description="how often the smallest and the largest number come in as many rows as in training"
+    )
 
 
 class NumbersConfig(Section):
@@ -40,6 +43,9 @@ class NumbersConfig(Section):
     predicts: Literal["eps", "v"] = "eps"
     loss: Loss = Field(Loss(), description="scale is per column: a group's loss is the sum over its columns")
     sampler: SamplerConfig = SamplerConfig()
+    noise: Literal["independent", "sobol"] = Field(
+        "independent", description="where sampling starts; sobol: spread evenly over the rows of a seed"
+    )
 
 
 class TokensConfig(Section):
@@ -63,6 +69,7 @@ class TableNetwork(Section):
         ["num"], min_length=1, description="groups whose times the network sees; those the table lacks are dropped"
     )
     time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
+    sinusoids: int = Field(0, ge=0, description="of a number, learned per column; 0: an MLP of its value (official)")
 
 
 class TableConfig(Section):

@@ -72,6 +72,20 @@ class ColumnLinear(nn.Module):
         return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
+class NumberFeatures(nn.Module):
+    """(B, C, 1) → (B, C, D): per column a linear map of the value and of `sinusoids` pairs [cos, sin] of multiples of
+    it, learned per column as well (arXiv 2203.05556)."""
+
+    def __init__(self, columns: int, sinusoids: int, width: int):
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(columns, sinusoids))
+        self.linear = ColumnLinear(columns, 1 + 2 * sinusoids, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = x * self.frequency
+        return self.linear(torch.cat([x, torch.cos(angle), torch.sin(angle)], -1))
+
+
 class CategoryHead(nn.Module):
     """(B, C, D) → padded logits (B, C, largest K [+ 1]): per column, a linear layer or (`deep`) an MLP of three.
 
@@ -144,6 +158,7 @@ class TableDiT(nn.Module):
         known: cells of `Numbers` may be marked as given, see `forward`; categorical cells need no mark, for a token
             that is not the mask is known.
         time_scale: factor on times before their sinusoids; official 1.
+        sinusoids: numbers enter by `NumberFeatures` of so many; 0 is one MLP of the value for all columns (official).
     """
 
     def __init__(
@@ -158,6 +173,7 @@ class TableDiT(nn.Module):
         mask_column: bool = True,
         known: bool = False,
         time_scale: float = 1.0,
+        sinusoids: int = 0,
     ):
         super().__init__()
         if width % heads:
@@ -176,7 +192,8 @@ class TableDiT(nn.Module):
         self.head = nn.ModuleDict()
         if numerical:
             self.number_table = nn.Parameter(0.02 * torch.randn(numerical, width))
-            self.number_scale = Mlp(1, width, width, width)
+            features = NumberFeatures(numerical, sinusoids, width) if sinusoids else Mlp(1, width, width, width)
+            self.number_scale = features
             self.number_head = Mlp(width, width, width, 1)
             self.known = nn.Parameter(torch.zeros(numerical, width)) if known else None
         if states:

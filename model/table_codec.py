@@ -36,12 +36,14 @@ class Encoding:
         spike: a value that holds at least this share of the rows is split off a continuous column.
         most: states of a categorical column, the rest are pooled.
         knots: points of a quantile curve.
+        ends: how often, in as many rows as in training, either end of a quantile curve comes back at least.
     """
 
     discrete: int = 128
     spike: float = 0.05
     most: int = 256
     knots: int = 2000
+    ends: float = 2.0
 
 
 @dataclasses.dataclass
@@ -62,10 +64,12 @@ class Quantiles:
     high: float
 
     @classmethod
-    def fit(cls, values: np.ndarray, width: float, knots: int, rng: np.random.Generator) -> Quantiles:
+    def fit(
+        cls, values: np.ndarray, width: float, knots: int, rng: np.random.Generator, ends: float = 2.0
+    ) -> Quantiles:
         spread = np.sort(values + width * (rng.random(len(values)) - 0.5))
         spread[0], spread[-1] = values.min() - width / 2, values.max() + width / 2
-        margin = min(2.0 / len(values), 0.01)
+        margin = min(ends / len(values), 0.01)
         score = np.linspace(ndtri(margin), -ndtri(margin), min(knots, max(2, len(values))))
         share = (ndtr(score) - margin) / (1.0 - 2.0 * margin)
         share[0], share[-1] = 0.0, 1.0
@@ -161,7 +165,7 @@ class ColumnCodec:
             regular = known[~np.isin(known, values[odd])]
             if len(regular):
                 self.states = [REGULAR, *self.states] if self.states else []
-                self.quantiles = Quantiles.fit(regular, self.width, how.knots, rng)
+                self.quantiles = Quantiles.fit(regular, self.width, how.knots, rng, how.ends)
         if len(known) < len(numbers):
             self.states = (self.states or [REGULAR]) + [MISSING]
 

@@ -70,6 +70,7 @@ def build_table(config: TableConfig, codec: TableCodec) -> TableSystem:
             config.tokens.mask_column is not None,
             config.known > 0,
             net.time_scale,
+            net.sinusoids,
         )
     return TableSystem(config, Space(processes), model, codec)
 

@@ -166,9 +166,18 @@ class Generator:
             part = cells.rows(index).to(self.device)
             for pin in pins:
                 self._draw_pin(part, pin, Rng.for_batch(self.seed, chunk, first, self.device))
-            parts.append(self.fill_chunk(part, first, forbidden))
+            parts.append(self.fill_chunk(part, first, forbidden, self.even_noise(first, chunk)))
         tokens, scores = (torch.cat([part[i] for part in parts])[:n].cpu() for i in (0, 1))
         return tokens, scores
+
+    def even_noise(self, first: int, n: int) -> Tensor | None:
+        """(n, C) starting scores of rows first, …, if they are to be evenly spread: a scrambled Sobol sequence, of
+        which every point is normal by itself and still a function of (seed, row)."""
+        if "num" not in self.space or self.system.config.numbers.noise != "sobol":
+            return None
+        engine = torch.quasirandom.SobolEngine(len(self.codec.numbers), scramble=True, seed=self.seed)
+        shares = engine.fast_forward(first).draw(n, dtype=torch.float64)
+        return torch.special.ndtri(shares + 2.0**-31).float().to(self.device)  # the points are multiples of 2⁻³⁰
 
     def fill_chunk(
         self, cells: Cells, first: int, forbidden: Tensor | None, noise: Tensor | None = None

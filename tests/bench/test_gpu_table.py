@@ -21,4 +21,4 @@ def test_the_script_parses_and_its_programs_compile():
 def test_an_unknown_part_is_one_line(tmp_path):
     done = subprocess.run(["bash", SCRIPT, "nonsense"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "unknown part 'nonsense': default, paper or all\n"
+    assert done.stderr == "unknown part 'nonsense': default, long, paper or all\n"

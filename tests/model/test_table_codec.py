@@ -125,6 +125,18 @@ def test_scores_of_a_skewed_column_are_normal():
     assert abs(scores.std() - 1) < 0.05
 
 
+@pytest.mark.parametrize("ends", [2.0, 6.0])
+def test_the_ends_come_back_as_often_as_asked(ends):
+    """Of normal scores, 50 tables' worth at once."""
+    n = 1000
+    table = companion(pd.Series(np.exp(R.standard_normal(n))))
+    codec = codec_of(table, ends=ends)
+    scores = torch.from_numpy(R.standard_normal((50 * n, 1)))
+    back = codec.decode(torch.zeros(50 * n, 1, dtype=torch.int64), scores)["it"]
+    for end in (table["it"].min(), table["it"].max()):
+        assert 50 * ends == pytest.approx((back == end).sum(), abs=4 * (50 * ends) ** 0.5)
+
+
 def test_kinds_are_inferred():
     table = pd.DataFrame({**NASTY, "id": np.arange(N), "key": [f"k{i}" for i in range(N)]})
     kinds = {c.name: c.kind for c in infer(table).columns}

@@ -102,6 +102,17 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
     assert not model.sample(64, seed=3).equals(model.sample(64, seed=4))
 
 
+def test_starting_scores_are_normal_and_evenly_spread(model):
+    """Of 64 rows one lies in each 64th of the normal distribution, in every column, and each row stays where it is."""
+    noise = Generator(model.system_, seed=5).even_noise(0, 64)
+    cells = (torch.special.ndtr(noise) * 64).long().sort(0).values
+    assert torch.equal(cells, torch.arange(64)[:, None].expand_as(cells))
+    assert torch.equal(Generator(model.system_, seed=5).even_noise(24, 8), noise[24:32])
+    first = torch.cat([Generator(model.system_, seed=seed).even_noise(0, 1) for seed in range(400)])
+    assert (first.mean(0).abs() < 0.2).all()
+    assert (first.std(0) - 1.0).abs().max() < 0.15
+
+
 def test_the_kernels_draw_the_same_rows(model, monkeypatch):
     where = {"school": "high", "age": (30, 39), "bonus": (0.0, 500.0)}
     plain = model.sample(4, where, steps=3)
@@ -299,6 +310,24 @@ def test_tables_that_break_others(name):
     assert (made.dtypes == table.dtypes).all()
     full = table.columns[table.notna().all()]
     assert made[full].notna().all(axis=None)
+
+
+def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
+    run = trainer(
+        tmp_path,
+        "network.sinusoids=0",
+        "numbers.noise=independent",
+        "encoding.ends=2",
+        "numbers.sampler.grid=linear",
+    )
+    run.run()
+    file = checkpoint.resolve(tmp_path) / "config.yaml"
+    lines = file.read_text().splitlines()
+    kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "noise", "ends")]
+    assert len(kept) == len(lines) - 3
+    before = Generator(load_table(tmp_path), seed=1).table(8)
+    file.write_text("\n".join(kept))
+    pd.testing.assert_frame_equal(Generator(load_table(tmp_path), seed=1).table(8), before)
 
 
 def test_the_papers_config_has_the_papers_size_and_sampler():
