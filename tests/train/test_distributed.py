@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from anystate.model import float8
 from anystate.train import checkpoint, distributed
 from anystate.train.loop import Trainer
 
@@ -97,3 +99,16 @@ def test_recomputing_changes_nothing(tiny, tmp_path):
         trainer.run(stop=2)
     first, second = (checkpoint.read_tensors(t.save() / "model.safetensors") for t in runs)
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeypatch):
+    """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
+    monkeypatch.setenv(float8.EMULATE, "1")
+    settings = [*tiny_overrides, *(f"modalities.{m}.stream.width=640" for m in ("image", "text"))]
+    settings += ["modalities.text.stream.tower=0", "train.batch=32", "train.steps=2", "train.precision=fp8"]
+    for out, ranks, parallel in (("one", 1, "ddp"), ("two", 2, "fsdp")):
+        result = train([*settings, f"train.parallel={parallel}"], tmp_path / out, ranks)
+        assert result.returncode == 0, result.stderr
+    torch.testing.assert_close(rows(tmp_path / "two"), rows(tmp_path / "one"), rtol=0.01, atol=0)
