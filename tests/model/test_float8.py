@@ -58,9 +58,9 @@ def test_wide_layers_of_the_blocks_are_converted_and_nothing_else(monkeypatch):
     assert set(float8.convert(net, CPU, 16)) == expected | {f"{block}.out" for block in blocks}
 
 
-def run(config, folder, steps: int = 30) -> tuple[Trainer, torch.Tensor]:
+def run(config, folder, steps: int = 30, device: str = "cpu") -> tuple[Trainer, torch.Tensor]:
     """A trainer and its losses, (steps, modalities)."""
-    trainer, losses = Trainer(config, folder, "cpu", quiet=True), []
+    trainer, losses = Trainer(config, folder, device, quiet=True), []
     for _ in range(steps):
         losses.append(torch.stack(list(trainer.update().values())))
         trainer.step += 1
@@ -113,6 +113,19 @@ def test_gradients_are_near_and_compiled_code_is_whole(emulated, tiny, tmp_path)
     assert torch.isfinite(grads["fp8"]).all()
     apart = (grads["fp8"] - grads["bf16"]).norm() / grads["bf16"].norm()
     assert 0 < apart < 0.2
+
+
+@needs_torchao
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < float8.NEEDED, reason="needs a GPU with fp8"
+)
+def test_losses_stay_near_on_a_gpu(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(float8, "LEAST", 32)
+    found = {}
+    for precision in ("fp8", "bf16"):
+        config = tiny(*WIDE, "train.lr=3e-3", "compile=always", f"train.precision={precision}")
+        found[precision] = run(config, tmp_path / precision, device="cuda")[1][-10:].mean(0)
+    torch.testing.assert_close(found["fp8"], found["bf16"], rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize(
