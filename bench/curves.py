@@ -29,7 +29,7 @@ from .table_metrics import density
 STEPS = (2, 4, 6, 10, 20, 40)
 TABLE_STEPS = (5, 10, 20, 50)
 COMPONENTS = 16
-TABLE_PAIRS = (  # samplers of numbers and of tokens
+TABLE_PAIRS = (  # samplers of numbers and of tokens; without guidance, euler draws the tokens that ancestral draws
     ("dpmpp_2m", "first_hitting"),
     ("dpmpp_2m", "ancestral"),
     ("heun", "ancestral"),
