@@ -43,9 +43,6 @@ class NumbersConfig(Section):
     predicts: Literal["eps", "v"] = "eps"
     loss: Loss = Field(Loss(), description="scale is per column: a group's loss is the sum over its columns")
     sampler: SamplerConfig = SamplerConfig()
-    noise: Literal["independent", "sobol"] = Field(
-        "independent", description="where sampling starts; sobol: spread evenly over the rows of a seed"
-    )
 
 
 class TokensConfig(Section):
@@ -84,6 +81,9 @@ class TableConfig(Section):
     network: TableNetwork
     times: TimesConfig = TimesConfig()
     known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
+    draws: Literal["independent", "sobol"] = Field(
+        "independent", description="sobol: noise and tokens of the rows of a seed are spread evenly, which varies less"
+    )
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
     sample: Sampling = Sampling()
@@ -92,4 +92,6 @@ class TableConfig(Section):
     def _no_parts(self):
         if self.train.freeze or self.train.recompute:
             raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
+        if self.draws == "sobol" and self.tokens.sampler.kind != "first_hitting":
+            raise ValueError("draws: sobol needs tokens.sampler.kind: first_hitting; or set draws: independent")
         return self
