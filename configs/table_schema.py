@@ -43,9 +43,6 @@ class NumbersConfig(Section):
     predicts: Literal["eps", "v"] = "eps"
     loss: Loss = Field(Loss(), description="scale is per column: a group's loss is the sum over its columns")
     sampler: SamplerConfig = SamplerConfig()
-    noise: Literal["independent", "sobol"] = Field(
-        "independent", description="where sampling starts; sobol: spread evenly over the rows of a seed"
-    )
 
 
 class TokensConfig(Section):
@@ -84,6 +81,9 @@ class TableConfig(Section):
     network: TableNetwork
     times: TimesConfig = TimesConfig()
     known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
+    draws: Literal["independent", "sobol"] = Field(
+        "independent", description="sobol: noise and tokens of the rows of a seed are spread evenly, which varies less"
+    )
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
     sample: Sampling = Sampling()
@@ -96,4 +96,6 @@ class TableConfig(Section):
             raise ValueError("train.precision=fp8 is for text and images: a table's layers are too narrow to gain")
         if self.sample.precision == "bf16":
             raise ValueError("sample.precision=bf16 is for text and images: tables are drawn in fp32")
+        if self.draws == "sobol" and self.tokens.sampler.kind != "first_hitting":
+            raise ValueError("draws: sobol needs tokens.sampler.kind: first_hitting; or set draws: independent")
         return self

@@ -27,10 +27,13 @@ class Sampler:
     tau_leap, euler for uniform modalities. None is the process's default (the first of each).
     grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0 from where the
     modality starts, 1 or its given level.
+    shares: first_hitting only, (B, L) float64 in [0, 1): a position that is revealed gets the state at this share of
+    the cumulative distribution, instead of an independent draw.
     """
 
     kind: str | None = None
     grid: str | Tensor = "linear"
+    shares: Tensor | None = None
 
     def stepper(self, name: str, process: Process, x: Tensor, steps: int, start: float, rng: Rng) -> Stepper:
         """The stepper of modality `name`, which begins as x at time `start`."""
@@ -45,7 +48,14 @@ class Sampler:
             whole = times.shape == (steps + 1,) and times[-1] == 0 and bool((times.diff() <= 0).all())
             if not whole or abs(float(times[0]) - start) > 1e-6:
                 raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times falling from {start:g} to 0")
-        return kinds[kind](name, process, times, x, rng, kind)
+        made = kinds[kind](name, process, times, x, rng, kind)
+        if self.shares is not None:
+            if kind != "first_hitting" or self.shares.shape != x.shape:
+                raise ValueError(
+                    f"{name}: shares are for first_hitting and of the shape of its tokens, {tuple(x.shape)}"
+                )
+            made.shares = self.shares.to(x.device)
+        return made
 
 
 class Stepper:
@@ -159,6 +169,8 @@ class FirstHittingStepper(MaskedStepper):
     samples. Updates in which no sample of the batch reveals anything do not ask the network.
     """
 
+    shares: Tensor | None = None
+
     def __init__(self, name, process, times, x, rng, kind):
         super().__init__(name, process, times, x, rng, kind)
         steps, length = len(times) - 1, x.shape[1]
@@ -182,8 +194,18 @@ class FirstHittingStepper(MaskedStepper):
     def step(self, k, x, out, uncond, guidance):
         masked = x == self.process.mask_id
         now = masked & (self.group == k)
+        if self.shares is not None:
+            return torch.where(now, self.at_shares(out, uncond, guidance), x)
         drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")
         return torch.where(now, drawn, x)
+
+    def at_shares(self, out, uncond, guidance: float) -> Tensor:
+        """(B, L): the states whose stretch of the cumulative distribution holds the shares."""
+        logits = Logits.of(out).log_probs(self.process.states)
+        if uncond is not None:
+            logits = guidance * logits + (1.0 - guidance) * Logits.of(uncond).log_probs(self.process.states)
+        total = torch.softmax(logits, -1).double().cumsum(-1)
+        return (total <= self.shares[..., None].double() * total[..., -1:]).sum(-1)
 
 
 class UniformStepper(Stepper):

@@ -166,24 +166,32 @@ class Generator:
             part = cells.rows(index).to(self.device)
             for pin in pins:
                 self._draw_pin(part, pin, Rng.for_batch(self.seed, chunk, first, self.device))
-            parts.append(self.fill_chunk(part, first, forbidden, self.even_noise(first, chunk)))
+            parts.append(self.fill_chunk(part, first, forbidden))
         tokens, scores = (torch.cat([part[i] for part in parts])[:n].cpu() for i in (0, 1))
         return tokens, scores
 
-    def even_noise(self, first: int, n: int) -> Tensor | None:
-        """(n, C) starting scores of rows first, …, if they are to be evenly spread: a scrambled Sobol sequence, of
-        which every point is normal by itself and still a function of (seed, row)."""
-        if "num" not in self.space or self.system.config.numbers.noise != "sobol":
+    def shares(self, first: int, n: int) -> tuple[Tensor, Tensor] | None:
+        """Of rows first, …: (n, C) shares of the numbers and of the tokens, if they are spread evenly over the rows.
+
+        A scrambled Sobol sequence: every point is uniform by itself and, as all draws, a function of (seed, row).
+        """
+        if self.system.config.draws != "sobol":
             return None
-        engine = torch.quasirandom.SobolEngine(len(self.codec.numbers), scramble=True, seed=self.seed)
-        shares = engine.fast_forward(first).draw(n, dtype=torch.float64)
-        return torch.special.ndtri(shares + 2.0**-31).float().to(self.device)  # the points are multiples of 2⁻³⁰
+        columns = [len(self.codec.numbers), len(self.codec.tokens)]
+        points = torch.quasirandom.SobolEngine(sum(columns), scramble=True, seed=self.seed).fast_forward(first)
+        # points are multiples of 2⁻³⁰; their middles are never 0
+        return (points.draw(n, dtype=torch.float64) + 2.0**-31).split(columns, 1)
 
     def fill_chunk(
         self, cells: Cells, first: int, forbidden: Tensor | None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows first, … of a table; `noise` (n, C) starts the scores instead of drawn numbers."""
         init = {"cat": cells.tokens} if "cat" in self.space else {}
+        samplers, shares = self.system.samplers, self.shares(first, len(cells.tokens))
+        if shares is not None:
+            noise = torch.special.ndtri(shares[0]).float().to(self.device) if noise is None else noise
+            if "cat" in self.space:
+                samplers["cat"] = dataclasses.replace(samplers["cat"], shares=shares[1])
         if noise is not None and "num" in self.space:
             init["num"] = noise
         out = sample(
@@ -192,7 +200,7 @@ class Generator:
             n=len(cells.tokens),
             steps=self.steps or self.system.config.sample.steps,
             seed=self.seed,
-            samplers=self.system.samplers,
+            samplers=samplers,
             engine=self.system.config.engine,
             first=first,
             chunk=len(cells.tokens),

@@ -320,6 +320,32 @@ def test_the_sampler_is_that_chain(make_toy, judge, process, rule, steps):
 # Few steps
 
 
+def test_tokens_at_given_shares_follow_the_distribution(make_toy, judge):
+    """Random shares give random texts; even ones give every state as often as its probability says."""
+    toy, n = make_toy(process=Masked), 20_000
+    length = toy.text_only()["text"].shape[0]
+
+    def texts(toy, shares):
+        samplers = {"text": Sampler("first_hitting", shares=shares)}
+        return sample(toy.net, toy.text_only(), n=n, chunk=n, steps=length, samplers=samplers)["text"]
+
+    random = torch.rand(n, length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert judge.counts(toy.counts(texts(toy, random)), toy.prob)
+    single = make_toy(length=1)
+    counts = single.counts(texts(single, (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n))
+    assert (torch.as_tensor(counts).flatten() - n * torch.as_tensor(single.prob).flatten()).abs().max() <= 1.01
+
+
+def test_shares_need_first_hitting_and_the_shape_of_the_tokens(make_toy):
+    toy = make_toy(process=Masked)
+    for sampler in (
+        Sampler("ancestral", shares=torch.zeros(4, 3)),
+        Sampler("first_hitting", shares=torch.zeros(4, 99)),
+    ):
+        with pytest.raises(ValueError, match="text: shares are for first_hitting"):
+            sample(toy.net, toy.text_only(), n=4, steps=2, samplers={"text": sampler})
+
+
 @pytest.mark.parametrize("kind", ["ancestral", "first_hitting", "euler"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_one_token_is_exact_at_any_number_of_steps(make_toy, judge, kind, steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -102,15 +103,29 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
     assert not model.sample(64, seed=3).equals(model.sample(64, seed=4))
 
 
-def test_starting_scores_are_normal_and_evenly_spread(model):
-    """Of 64 rows one lies in each 64th of the normal distribution, in every column, and each row stays where it is."""
-    noise = Generator(model.system_, seed=5).even_noise(0, 64)
-    cells = (torch.special.ndtr(noise) * 64).long().sort(0).values
+def test_shares_are_uniform_and_evenly_spread(model):
+    """Of 64 rows one lies in each 64th of every column, and each row stays where it is."""
+    shares = torch.cat(Generator(model.system_, seed=5).shares(0, 64), 1)
+    cells = (shares * 64).long().sort(0).values
     assert torch.equal(cells, torch.arange(64)[:, None].expand_as(cells))
-    assert torch.equal(Generator(model.system_, seed=5).even_noise(24, 8), noise[24:32])
-    first = torch.cat([Generator(model.system_, seed=seed).even_noise(0, 1) for seed in range(400)])
-    assert (first.mean(0).abs() < 0.2).all()
-    assert (first.std(0) - 1.0).abs().max() < 0.15
+    assert torch.equal(torch.cat(Generator(model.system_, seed=5).shares(24, 8), 1), shares[24:32])
+    first = torch.cat([torch.cat(Generator(model.system_, seed=seed).shares(0, 1), 1) for seed in range(400)])
+    assert (first.mean(0) - 0.5).abs().max() < 4 / (12 * 400) ** 0.5
+    assert ((first > 0) & (first < 1)).all()
+
+
+def test_evenly_spread_rows_have_the_same_distribution_and_vary_less(model):
+    """Shares of women among 128 rows, over seeds: one mean, a smaller spread."""
+    independent = dataclasses.replace(
+        model.system_, config=model.system_.config.model_copy(update={"draws": "independent"})
+    )
+
+    def women(system) -> np.ndarray:
+        return np.array([(Generator(system, seed=s).table(128)["sex"] == "f").mean() for s in range(30)])
+
+    even, plain = women(model.system_), women(independent)
+    assert even.mean() == pytest.approx(plain.mean(), abs=4 * plain.std() / 30**0.5)
+    assert even.std() < 0.6 * plain.std()
 
 
 def test_the_kernels_draw_the_same_rows(model, monkeypatch):
@@ -316,14 +331,14 @@ def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
     run = trainer(
         tmp_path,
         "network.sinusoids=0",
-        "numbers.noise=independent",
+        "draws=independent",
         "encoding.ends=2",
         "numbers.sampler.grid=linear",
     )
     run.run()
     file = checkpoint.resolve(tmp_path) / "config.yaml"
     lines = file.read_text().splitlines()
-    kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "noise", "ends")]
+    kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "draws", "ends")]
     assert len(kept) == len(lines) - 3
     before = Generator(load_table(tmp_path), seed=1).table(8)
     file.write_text("\n".join(kept))
