@@ -293,6 +293,8 @@ def _device(name: str | None):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # streams and graphs are made on the current one
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda" and device.index is not None:

@@ -30,22 +30,23 @@ def everything(
         seconds: no part begins later; rows of finished parts are kept whatever happens.
     """
     began, rows, missing = time.perf_counter(), Rows(device, json), []
-    folder = json.parent
+    folder = json.with_name(f"{json.stem}-more")  # profiles, traces, plots
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts(device, rows, quick, folder).items():
-        spent = time.perf_counter() - began
-        if spent > seconds:
-            missing.append(f"{name}: left out, {spent:.0f} s had passed")
-            continue
+        spent, lost = time.perf_counter() - began, None
         try:
-            part()
-        except (ValueError, RuntimeError) as error:  # the others still count
-            missing.append(f"{name}: {' '.join(str(error).split())}")
-    for line in missing:
-        console.print(line, style="red", highlight=False)
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(rows, missing, folder), encoding="utf-8")
+            if spent > seconds:
+                lost = f"{name}: left out, {spent:.0f} s had passed"
+            else:
+                part()
+        except Exception as error:  # whatever a compiler or driver raises: the others still count
+            lost = f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        if lost:
+            missing.append(lost)
+            console.print(lost, style="red", highlight=False)
+        if html is not None:  # after every part: a kill leaves the page of those before
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page(rows, missing, folder), encoding="utf-8")
     console.print(f"{time.perf_counter() - began:.0f} seconds; wrote {json}" + (f" and {html}" if html else ""))
     return int(bool(missing))
 

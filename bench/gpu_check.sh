@@ -14,14 +14,16 @@ if [ "$machine" = cpu ] && [ "$size" = official ]; then
     echo "no GPU here: official sizes would take hours; try: bench/gpu_check.sh small" >&2
     exit 2
 fi
-part verify 90 "$python" -c 'import sys; from anystate.bench.verify import verify; sys.exit(not verify())'
+part verify 130 "$python" -c 'import sys; from anystate.bench.verify import verify; sys.exit(not verify())'
 if "$python" -c 'import pytest' 2>/dev/null; then
     # test_compiled needs no GPU; the tests' own conftest above tests/kernels needs more than PyTorch
-    part tests 170 "$python" -m pytest "$root/tests/kernels" --confcutdir="$root/tests/kernels" -q -p no:cacheprovider \
-        -c "$root/tests/pytest.ini" --ignore="$root/tests/kernels/test_compiled.py"
+    workers=()  # most of the time is the compiler's, which has cores enough
+    [ "$machine" != cpu ] && "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+    part tests 150 "$python" -m pytest "${workers[@]}" "$root/tests/kernels" --confcutdir="$root/tests/kernels" -q \
+        -p no:cacheprovider -c "$root/tests/pytest.ini" --ignore="$root/tests/kernels/test_compiled.py"
 else
     echo "== tests: skipped, pytest is not installed"
 fi
-part bench 270 "$python" -c 'import sys; from anystate.bench.kernels import run; sys.exit(run(size=sys.argv[1], json=sys.argv[2]))' \
+part bench 250 "$python" -c 'import sys; from anystate.bench.kernels import run; sys.exit(run(size=sys.argv[1], json=sys.argv[2]))' \
     "$size" "$out/kernels-$slug.json"
 exit $status

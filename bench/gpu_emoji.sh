@@ -10,6 +10,7 @@ pairs=$(realpath "${1:?usage: bench/gpu_emoji.sh EMOJI.npz [seconds]}") || exit 
 end=$((SECONDS + ${2:-560}))
 source "$(dirname "$0")/gpu_place.sh"
 read -ra settings <<<"${SETTINGS:-}"  # further settings of every stage, such as train.steps=20
+log=$out/emoji-$slug.txt
 cd "$root" || exit 2
 
 left() { echo $((end - SECONDS > 1 ? end - SECONDS : 1)); }

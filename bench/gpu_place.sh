@@ -16,10 +16,11 @@ machine=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torc
 slug=$(echo "$machine" | tr 'A-Z ' 'a-z-')
 status=0
 
-part() {  # name, seconds, command…: runs it under a time limit, shows and keeps its output
+part() {  # name, seconds, command…: runs it under a time limit, shows its output and keeps it, all in $log if that is set
     local name=$1 seconds=$2 code
     shift 2
-    timeout "$seconds" "$@" 2>&1 | tee "$out/$name-$slug.txt"
+    [ -n "${log:-}" ] || : >"$out/$name-$slug.txt"
+    timeout "$seconds" "$@" 2>&1 | tee -a "${log:-$out/$name-$slug.txt}"
     code=${PIPESTATUS[0]}
     echo "== $name: exit $code after ${SECONDS} s in all"
     [ "$code" = 0 ] || status=1

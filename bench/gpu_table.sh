@@ -39,7 +39,9 @@ keep() {  # the state into one file that can travel
     rm -rf "$place"
 }
 trap keep EXIT
+trap 'exit 1' TERM INT  # packs what there is
 
+[ -d "${ANYSTATE_DATA:-}" ] && ANYSTATE_DATA=$(realpath "$ANYSTATE_DATA")
 if [ -n "${RESUME:-}" ]; then tar xzf "$RESUME" -C "$runs" || exit 2; fi
 mkdir -p "$place/data/tabular"
 ln -s "$root/train/data/adult" "$place/data/tabular/adult"  # Adult comes with the package; the others must be brought

@@ -142,8 +142,10 @@ def runs(name: str, operation: Callable, arguments: dict) -> Iterator[tuple[str,
     yield "training", training
 
 
-def measure(name: str, size: str, device: str, dtype: torch.dtype, limits: Limits) -> Iterator[Measurement]:
-    """Every implementation of one case in every mode."""
+def measure(
+    name: str, size: str, device: str, dtype: torch.dtype, limits: Limits, failed: Callable[[str], None]
+) -> Iterator[Measurement]:
+    """Every implementation of one case in every mode; `failed` gets a line for each that does not run."""
     case = CASES[name]
     arguments = case.inputs(Inputs(SIZES[size], device, dtype))
     with torch.no_grad():
@@ -153,7 +155,12 @@ def measure(name: str, size: str, device: str, dtype: torch.dtype, limits: Limit
         work["training"] = tuple(map(sum, zip(work["forward"], case.work_backward(arguments, out), strict=True)))
     for label, operation in implementations(name, device).items():
         for mode, function in runs(name, operation, arguments):
-            p20, p50, p80 = quantiles(function, device)
+            try:
+                p20, p50, p80 = quantiles(function, device)
+                peak = peak_megabytes(function, device)
+            except Exception as error:  # whatever a compiler or driver raises: the others still count
+                failed(f"{name} {mode} by {label}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                continue
             moved, computed = work[mode]
             floor = limits.floor_ms(work[mode])
             yield Measurement(
@@ -169,7 +176,7 @@ def measure(name: str, size: str, device: str, dtype: torch.dtype, limits: Limit
                 computed / p50 / 1e9,
                 floor,
                 floor / p50,
-                peak_megabytes(function, device),
+                peak,
             )
 
 
@@ -221,7 +228,7 @@ def run(
     device: str | None = None,
     write: Callable[[str], None] = print,
 ) -> int:
-    """Measures and writes a table; returns an exit code, 1 if a compiled kernel spills registers.
+    """Measures and writes a table; returns an exit code, 1 if something did not run or spills registers.
 
     Args:
         ops: cases of `kernel_cases.CASES`, or operations of `compile_only.cases()`; all by default.
@@ -239,17 +246,22 @@ def run(
     where = {**origin(device), **dataclasses.asdict(limits)}
     write(f"{where['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
     write(HEADER)
-    rows = []
+    rows, failures = [], []
     for name in _known(ops, CASES) or CASES:
-        for row in measure(name, size, device, dtype, limits):
-            rows.append(row)
-            write(str(row))
+        try:
+            for row in measure(name, size, device, dtype, limits, failures.append):
+                rows.append(row)
+                write(str(row))
+        except Exception as error:  # ours did not run, so nothing of this case can be measured
+            failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         if json:  # after every case, so that a run that is cut short keeps what it measured
-            content = where | {"size": size, "rows": [dataclasses.asdict(row) for row in rows]}
+            content = where | {"size": size, "failures": failures, "rows": [dataclasses.asdict(row) for row in rows]}
             write_whole(Path(json), json_format.dumps(content, indent=1) + "\n")
-    if plot:
+    for line in failures:
+        write(f"failed: {line}")
+    if plot and rows:
         plot_shares(rows, f"{where['device']}, {size} size", Path(plot))
-    return 0
+    return int(bool(failures))
 
 
 def _known(ops: list[str] | None, known) -> list[str] | None:

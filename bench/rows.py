@@ -136,8 +136,8 @@ def _serve(pipe, make: Callable[..., tuple[dict[str, Callable], torch.device]], 
             pipe.send(Call(seconds, result, memory))
     except EOFError:
         return
-    except (ValueError, RuntimeError) as error:
-        pipe.send(" ".join(str(error).split()))
+    except Exception as error:  # whatever a compiler or driver raises: the others still count
+        pipe.send(" ".join(str(error).split()) or type(error).__name__)
 
 
 @contextlib.contextmanager

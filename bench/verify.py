@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from ..kernels import backend, reference
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, widened, with_gradients
+
+attention = importlib.import_module("..kernels.attention", __package__)
 
 # largest error allowed, relative to the largest exact value: a few roundings of the result
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -50,20 +54,35 @@ def verify(
     passed = True
     for name in ops or CASES:
         for dtype in dtypes:
-            for check in checks(name, size, device, dtype, chosen):
-                write(str(check))
-                passed = passed and check.passed
+            for way in ways(name, size, device, dtype, chosen):
+                try:
+                    for check in checks(name, size, device, dtype, way):
+                        write(str(check))
+                        passed = passed and check.passed
+                except Exception as error:  # whatever a compiler or driver raises: the others still count
+                    why = " ".join(str(error).split())[:300]
+                    write(f"FAIL  {name:24} {way:10} {str(dtype)[6:]:9} {type(error).__name__}: {why}")
+                    passed = False
     return passed
 
 
+def ways(name: str, size: str, device: str, dtype: torch.dtype, chosen: str) -> tuple[str, ...]:
+    """What is checked of a case: the backend; for attention on a GPU every implementation at hand."""
+    if chosen != "triton" or not name.startswith("joint_attention"):
+        return (chosen,)
+    return attention.candidates(torch.device(device), dtype, SIZES[size].head_width, name.endswith("padded"))
+
+
 def checks(name: str, size: str, device: str, dtype: torch.dtype, chosen: str) -> Iterator[Check]:
-    """The result of one case, and its gradients if it has any."""
-    case = CASES[name]
+    """The result of one case, and its gradients if it has any; `chosen` is a backend, or a kind of attention."""
+    case, operation = CASES[name], functools.partial(operation_of(name), backend=chosen)
+    if chosen in attention.FUNCTIONS:
+        operation = functools.partial(_attend, attention.FUNCTIONS[chosen])
     arguments = case.inputs(Inputs(SIZES[size], device, dtype))
     shape = "×".join(map(str, outputs_of(next(iter(arguments.values())))[0].shape))
     ours, ours_leaves = with_gradients(arguments, case.gradients)
     exact, exact_leaves = with_gradients(widened(arguments), case.gradients)
-    results = outputs_of(case.call(operation_of(name), ours | {"backend": chosen}))
+    results = outputs_of(case.call(operation, ours))
     references = outputs_of(case.call(operation_of(name, reference), exact))
     yield _check(name, chosen, shape, dtype, results, references)
     if case.gradients:
@@ -73,6 +92,10 @@ def checks(name: str, size: str, device: str, dtype: torch.dtype, chosen: str) -
         torch.autograd.backward(references, [u.to(r.dtype).double() for u, r in zip(upstream, results, strict=True)])
         gradients = ([leaf.grad for leaf in leaves] for leaves in (ours_leaves, exact_leaves))
         yield _check(f"{name} backward", chosen, shape, dtype, *gradients)
+
+
+def _attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    return function(q, k, v, key_mask)
 
 
 def _check(

@@ -16,6 +16,7 @@ Floor: 4 · ΣL · (attended keys) · H · Dh FLOPs; q, k, v read once, the resu
 import functools
 import importlib
 import inspect
+import os
 
 import torch
 from torch import Tensor
@@ -116,7 +117,14 @@ def candidates(device: torch.device, dtype: torch.dtype, width: int, masked: boo
         return ("sdpa",)
     discover(torch.cuda.get_device_capability(device))
     wanted = ("flash_varlen", "torch_varlen", "sdpa") if masked else ("flash", "sdpa")
-    return tuple(name for name in wanted if name in FUNCTIONS)
+    return without_left_out(tuple(name for name in wanted if name in FUNCTIONS))
+
+
+def without_left_out(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names less those in ANYSTATE_ATTENTION_WITHOUT, separated by commas: the way round one that fails on a GPU;
+    "sdpa" stays."""
+    left_out = os.environ.get("ANYSTATE_ATTENTION_WITHOUT", "").split(",")
+    return tuple(name for name in names if name not in left_out or name == "sdpa")
 
 
 def joint_attention(

@@ -32,7 +32,7 @@ def origin(device: torch.device | str | None = None) -> dict:
     try:
         commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or an installed copy without a repository
-        commit = "unknown"
+        commit = os.environ.get("ANYSTATE_COMMIT", "unknown")  # a machine that got the files alone is told
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from anystate.bench import curves, everything, growth
 from anystate.bench import train as training
@@ -168,3 +169,24 @@ def test_quantiles_and_clock():
 )
 def test_bad_input_is_one_line(arguments, message, refused):
     assert message in refused(*arguments)
+
+
+def test_a_part_that_fails_hides_no_other(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise TypeError("two\nlines")
+
+    def work():
+        rows.add("it", {"fast": 1.0}, "1/s")
+
+    def parts(device, rows_, quick, folder):
+        nonlocal rows
+        rows = rows_
+        return {"first": fail, "second": work}
+
+    rows = None
+    monkeypatch.setattr(everything, "parts", parts)
+    json_file, html = tmp_path / "a.json", tmp_path / "a.html"
+    assert everything.everything(CPU, json_file, html, True, 60.0, Console()) == 1
+    assert "first: TypeError: two lines" in capsys.readouterr().out
+    assert [row["name"] for row in json.loads(json_file.read_text())] == ["it"]
+    assert "first: TypeError: two lines" in html.read_text()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anystate.kernels import joint_attention, reference
-from anystate.kernels.attention import FUNCTIONS, candidates, packing_order, varlen_attention
+from anystate.kernels.attention import FUNCTIONS, candidates, packing_order, varlen_attention, without_left_out
 
 B, L, H, D = 3, 11, 2, 16
 
@@ -93,3 +93,11 @@ def test_autocast_computes_in_its_dtype(mask, random, device):
     q, k, v = (random(B, L, H, D) for _ in range(3))
     with torch.autocast(device, torch.bfloat16):
         assert joint_attention(q, k, v, mask).dtype == torch.bfloat16
+
+
+def test_an_implementation_can_be_left_out(monkeypatch):
+    names = ("flash_varlen", "torch_varlen", "sdpa")
+    monkeypatch.delenv("ANYSTATE_ATTENTION_WITHOUT", raising=False)
+    assert without_left_out(names) == names
+    monkeypatch.setenv("ANYSTATE_ATTENTION_WITHOUT", "flash_varlen,torch_varlen,sdpa")
+    assert without_left_out(names) == ("sdpa",)

@@ -55,6 +55,23 @@ def test_a_wrong_operation_fails_verification(device, monkeypatch):
     assert lines[0].startswith("FAIL  gated_residual")
 
 
+def test_what_fails_is_said_and_hides_nothing(quick, device, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise NotImplementedError("no such instruction\non this GPU")
+
+    monkeypatch.setattr(reference, "gated_residual", broken)
+    lines = []
+    assert not verify(["gated_residual", "mask_perturb"], size="tiny", write=lines.append)
+    assert lines[0].startswith("FAIL  gated_residual")
+    assert lines[0].endswith("NotImplementedError: no such instruction on this GPU")
+    assert lines[-1].startswith("pass  mask_perturb")
+    assert bench.run(["gated_residual", "mask_perturb"], "tiny", tmp_path / "k.json", device=device, write=print) == 1
+    content = json.loads((tmp_path / "k.json").read_text())
+    assert content["failures"][0].startswith("gated_residual")
+    assert content["failures"][0].endswith("NotImplementedError: no such instruction on this GPU")
+    assert {row["op"] for row in content["rows"]} >= {"mask_perturb"}
+
+
 def test_a_trajectory_reads_each_row_of_logits_once():
     """50 steps at the official shape read the logits once in all, where a dense step reads them 50 times: with the
     tokens' own bytes, at least 20 times less."""
