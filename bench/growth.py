@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from .systems import config_of, shaken
 
 SAMPLES = (16, 64, 256, 1024)
 ROUNDS = 3
+CHUNK = 256  # samples whose memory is measured
+STATUS = Path("/proc/self/status")  # of Linux
 STEPS = (5, 20, 80)
 VOCABULARY = (1_000, 4_000, 16_000, 49_408)
 
@@ -31,27 +34,27 @@ VOCABULARY = (1_000, 4_000, 16_000, 49_408)
 def growth(size: str, device: torch.device, rows: Rows, out: Path) -> None:
     """Measure, and write growth.png into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    time, memory = time_a_sample(size, device), {k: memory_of(size, device, k) for k in STEPS}
+    time, held = time_a_sample(size, device), {k: memory_of(size, device, k) for k in STEPS}
     jump = {rate: {k: leap_time(device, k, rate) for k in VOCABULARY} for rate in (0.02, 1.0)}
     for n, value in time.items():
         rows.add(f"growth {size}: time a sample, {n} samples", {"fast": value}, "ms", samples=n)
-    for k, value in memory.items():
-        rows.add(f"growth {size}: peak memory, {k} steps", {"fast": value}, "MB", steps=k)
+    for k, value in held.items():
+        rows.add(f"growth {size}: peak memory of drawing {CHUNK} samples, {k} steps", {"fast": value}, "MB", steps=k)
     for rate, values in jump.items():
         for k, value in values.items():
             name = f"growth: τ-leap, {k} words, {rate:.0%} of positions jump"
             rows.add(name, {"fast": value}, "ms", states=k, rate=rate)
-    plot(time, memory, jump, out / "growth.png")
+    plot(time, held, jump, out / "growth.png")
 
 
-def drawing(size: str, device: torch.device):
-    """A function (n, steps) that draws n joint samples in chunks of the smallest number."""
+def drawing(size: str, device: torch.device, chunk: int = SAMPLES[0]):
+    """A function (n, steps) that draws n joint samples in chunks."""
     config = config_of(size, [])
     system = shaken(build(config, codecs=False))
     system.net.to(device).eval().requires_grad_(False)
 
     def draw(n: int, steps: int) -> None:
-        sample(system.net, system.space, n=n, steps=steps, samplers=system.samplers, chunk=SAMPLES[0])
+        sample(system.net, system.space, n=n, steps=steps, samplers=system.samplers, chunk=chunk)
 
     return draw
 
@@ -72,24 +75,45 @@ def time_a_sample(size: str, device: torch.device) -> dict[int, float]:
 
 
 def memory_of(size: str, device: torch.device, steps: int) -> float:
-    """Peak MB of a process that draws one chunk; on a GPU that of the device."""
+    """Peak MB, beyond what lay there before, of a process that draws one large chunk; on a GPU that of the device."""
     command = [sys.executable, "-c", PEAK, size, str(device), str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()})
+    env = os.environ | {"PYTHONPATH": _path(), "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc: what is freed is given back
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise ValueError(f"growth: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return float(done.stdout.split()[-1])
 
 
 PEAK = """
-import resource, sys, torch
-from anystate.bench.growth import SAMPLES, drawing
+import sys, torch
+from anystate.bench.growth import CHUNK, drawing, memory, peak
 size, device, steps = sys.argv[1], torch.device(sys.argv[2]), int(sys.argv[3])
-drawing(size, device)(SAMPLES[0], steps)
-if device.type == "cuda":
-    print(torch.cuda.max_memory_allocated(device) / 1e6)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+draw = drawing(size, device, CHUNK)
+draw(CHUNK, 2)
+before = memory(device)
+draw(CHUNK, steps)
+print(peak(device) - before)
 """
+
+
+def memory(device: torch.device) -> float:
+    """MB in use; the peak is counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 1e6
+    if STATUS.is_file():  # getrusage would tell the peak of the process that started this one
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak(device)
+
+
+def peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if STATUS.is_file():
+        return int(re.search(r"VmHWM:\s*(\d+)", STATUS.read_text())[1]) / 1000
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _path() -> str:

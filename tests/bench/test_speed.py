@@ -144,6 +144,19 @@ def test_growth_and_curves_are_drawn(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.skipif(not growth.STATUS.is_file(), reason="reads the memory of a process from Linux")
+def test_peak_memory_is_of_this_process_from_here_on():
+    """64 MB made and dropped before do not count, those after do."""
+    held = torch.ones(16_000_000)
+    del held
+    before = growth.memory(CPU)
+    assert growth.peak(CPU) - before < 10
+    held = torch.ones(16_000_000)
+    assert 54 < growth.peak(CPU) - before < 74
+    del held
+    assert growth.peak(CPU) - before > 54
+
+
 def test_leaps_cost_less_where_few_fall():
     torch.set_num_threads(1)
     few, all_ = (growth.leap_time(CPU, 8000, rate) for rate in (0.02, 1.0))
