@@ -151,6 +151,12 @@ def test_given_values_and_ranges_hold(model):
     assert made["bonus"].between(1, 2000).all()
 
 
+def test_a_range_beside_an_end_leaves_the_end_out(model):
+    height = np.sort(toy()["height"])
+    made = model.sample(60, where={"height": (height[-6], height[-3])})["height"]
+    assert made.between(height[-6], height[-3]).all()
+
+
 def test_a_rare_condition_gets_its_own_conditional_distribution(model):
     tall = model.sample(400, where={"sex": "m"})["height"].mean()
     small = model.sample(400, where={"sex": "f"})["height"].mean()
