@@ -30,7 +30,7 @@ class EncodingConfig(Section):
     most: int = Field(256, ge=2, description="states of a categorical column; rarer categories are pooled")
     knots: int = Field(2000, ge=2, description="points of a quantile curve")
     ends: float = Field(
-        2.0, gt=0, description="how often the smallest and the largest number come in as many rows as in training"
+        2.0, ge=2, description="rows that get a number's smallest value, and largest, if sampled as many as in training"
     )
 
 

@@ -36,7 +36,8 @@ class Encoding:
         spike: a value that holds at least this share of the rows is split off a continuous column.
         most: states of a categorical column, the rest are pooled.
         knots: points of a quantile curve.
-        ends: how often, in as many rows as in training, either end of a quantile curve comes back at least.
+        ends: rows in as many as in training, by the normal law, in which a number comes back as its smallest value,
+            and as many as its largest; 2 or more. Networks learn lighter tails, so 2 are easily none.
     """
 
     discrete: int = 128
@@ -54,6 +55,7 @@ class Quantiles:
         share, value: the curve, both rising; share from 0 to 1.
         width: values are multiples of it and are spread over ±width/2; 0 where they are not.
         margin: share beyond either end, which comes back as the smallest and the largest value.
+        edge: the same of numbers that a model drew; 0: the margin.
     """
 
     share: list[float]
@@ -62,6 +64,7 @@ class Quantiles:
     margin: float
     low: float
     high: float
+    edge: float = 0.0
 
     @classmethod
     def fit(
@@ -69,12 +72,12 @@ class Quantiles:
     ) -> Quantiles:
         spread = np.sort(values + width * (rng.random(len(values)) - 0.5))
         spread[0], spread[-1] = values.min() - width / 2, values.max() + width / 2
-        margin = min(ends / len(values), 0.01)
+        margin, edge = (min(count / len(values), 0.01) for count in (2.0, ends))
         score = np.linspace(ndtri(margin), -ndtri(margin), min(knots, max(2, len(values))))
         share = (ndtr(score) - margin) / (1.0 - 2.0 * margin)
         share[0], share[-1] = 0.0, 1.0
         value = np.quantile(spread, share)
-        return cls(share.tolist(), value.tolist(), width, margin, float(values.min()), float(values.max()))
+        return cls(share.tolist(), value.tolist(), width, margin, float(values.min()), float(values.max()), edge)
 
     def encode(self, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         spread = values + self.width * (rng.random(len(values)) - 0.5)
@@ -90,6 +93,11 @@ class Quantiles:
         if self.width:
             values = np.round(values / self.width) * self.width
         return np.clip(values, self.low, self.high)
+
+    def stretch(self, scores: Tensor) -> Tensor:
+        """Drawn scores, those beyond the edge moved into the margin."""
+        beyond = scores.abs() >= -float(ndtri(max(self.edge, self.margin)))
+        return torch.where(beyond, -1.01 * float(ndtri(self.margin)) * scores.sign(), scores)
 
     def shares(self, low: float, high: float) -> tuple[float, float]:
         """The part of the curve whose values, once rounded, lie in [low, high]."""

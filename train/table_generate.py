@@ -208,7 +208,11 @@ class Generator:
             progress=self.progress,
             device=self.device,
         )
-        scores = torch.where(cells.known, cells.scores, out["num"]) if "num" in out else cells.scores
+        if "num" not in out:
+            return out["cat"], cells.scores
+        columns = zip(self.codec.numbers, out["num"].unbind(1), strict=True)
+        drawn = torch.stack([self.codec.columns[name].quantiles.stretch(x) for name, x in columns], 1)
+        scores = torch.where(cells.known, cells.scores, drawn)
         return out.get("cat", cells.tokens), scores
 
     def net_for(self, cells: Cells, forbidden: Tensor | None = None):
