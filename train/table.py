@@ -117,7 +117,8 @@ class TableTrainer(Trainer):
 
     def _check_same_run(self, folder):
         super()._check_same_run(folder)
-        if json.loads((folder / "codec.json").read_text(encoding="utf-8")) != self.codec.to_json():
+        saved = TableCodec.from_json(json.loads((folder / "codec.json").read_text(encoding="utf-8")))
+        if saved.to_json() != self.codec.to_json():  # an older file may lack what has a default
             raise CheckpointError(f"{self.out} holds a run of another table: choose another --out")
 
 

@@ -85,7 +85,7 @@ def test_graphed_steps_are_the_steps(train, graphable, monkeypatch):
     assert two.engine.graph is None
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
-    assert_same(one, two)
+    assert_same(one, two, atol=1e-5)  # a learning rate in float32; a step is some 1e-3
     if not CUDA:
         assert graphable == {"captured": 1, "replayed": 4}
 
@@ -115,7 +115,7 @@ def test_a_failed_capture_leaves_the_run_as_it_was(train, graphable, monkeypatch
     two = train(name="eager")
     for a, b in zip(ours, steps(two), strict=True):
         assert a == pytest.approx(b, rel=1e-6)
-    assert_same(one, two)  # a learning rate in float32
+    assert_same(one, two, atol=1e-5)  # a learning rate in float32
 
 
 def test_plain_and_fast_agree(train):
