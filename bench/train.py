@@ -44,8 +44,7 @@ def train(
         steps: timed steps of each engine.
         trace: folder for the profiler's table and trace of the fast engine.
     """
-    settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
-    config_of(size, settings)  # errors of the user before any process
+    settings = asked(size, compile, batch)
     measure(f"train {size}", text_image, (size, settings), device, rows, steps, trace)
 
 
@@ -62,9 +61,7 @@ def fp8(
     Raises:
         ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
     """
-    settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
-    settings += ["train.warmup=0"]  # a short run learns nothing while the learning rate warms up
-    config_of(size, settings)
+    settings = [*asked(size, compile, batch), "train.warmup=0"]  # a short run learns nothing while it warms up
     name = f"train {size}, fp8"
     ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
     found = timed({p: (text_image, device, "fast", args, None) for p, args in ways.items()}, device, steps)
@@ -77,6 +74,13 @@ def fp8(
         parted += [] if apart <= FP8_TOLERANCE else [f"that of {m} by {apart:.1%}"]
     if parted:
         raise ValueError(f"{name}: losses differ from bf16's, {', '.join(parted)}; allowed {FP8_TOLERANCE:.0%}")
+
+
+def asked(size: str, compile: str, batch: int | None) -> list[str]:
+    """The user's settings of a size; errors in them come before any process."""
+    settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
+    config_of(size, settings)
+    return settings
 
 
 def text_image(device: torch.device, engine: str, settings: list[str], size: str) -> Trainer:

@@ -201,10 +201,7 @@ class FirstHittingStepper(MaskedStepper):
 
     def at_shares(self, out, uncond, guidance: float) -> Tensor:
         """(B, L): the states whose stretch of the cumulative distribution holds the shares."""
-        logits = Logits.of(out).log_probs(self.process.states)
-        if uncond is not None:
-            logits = guidance * logits + (1.0 - guidance) * Logits.of(uncond).log_probs(self.process.states)
-        total = torch.softmax(logits, -1).double().cumsum(-1)
+        total = torch.softmax(guided_log_probs(out, uncond, guidance, self.process.states), -1).double().cumsum(-1)
         return (total <= self.shares[..., None].double() * total[..., -1:]).sum(-1)
 
 
@@ -213,12 +210,16 @@ class UniformStepper(Stepper):
 
     def step(self, k, x, out, uncond, guidance):
         process, t = self.process, self.time(k)
-        logits = Logits.of(out).log_probs(process.states)
-        if uncond is not None:
-            logits = guidance * logits + (1.0 - guidance) * Logits.of(uncond).log_probs(process.states)
+        logits = guided_log_probs(out, uncond, guidance, process.states)
         rate = (t - self.time(k + 1)) * process.schedule.rate(t) / process.states
         rule = "last" if self.is_last(k) else {"tau_leap": "tau", "euler": "euler"}[self.kind]
         return kernels.tau_leap_uniform(logits, x, rate, process.odds(t), self.keys(k), rule)
+
+
+def guided_log_probs(out, uncond, guidance: float, states: int) -> Tensor:
+    """(B, L, K) log p of a network's answer, mixed with that of guidance's second branch if there is one."""
+    log_p = Logits.of(out).log_probs(states)
+    return log_p if uncond is None else guidance * log_p + (1.0 - guidance) * Logits.of(uncond).log_probs(states)
 
 
 KINDS: dict[type[Process], dict[str, type[Stepper]]] = {
