@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..kernels import Draw, Rng
+from ..kernels import Draw, Places, Rng
 from .space import Net, Space, selects_rows
 
 
@@ -45,7 +46,7 @@ class Guidance:
         net: Net,
         x: dict[str, Tensor],
         t: dict[str, Tensor],
-        outputs: list[str],
+        outputs: list[str] | Mapping[str, Places | None],
         condition: list[str],
         rng: Rng,
         guided: list[str] | None = None,
@@ -53,14 +54,18 @@ class Guidance:
         """Both branches in one doubled batch: (conditional outputs, outputs under the noisier condition).
 
         t[m] (B,) is the noise level of x[m], 0 where it is clean. guided: the modalities whose second branch is used
-        (default all); a network that can leave rows out (see `MMDiT.forward`) computes it for no others.
+        (default all); a network that can leave rows out (see `MMDiT.forward`) computes it for no others, and takes
+        {name: Places} for `outputs`.
         """
         guided = outputs if guided is None else guided
         noisier, later = self.noisier(space, x, t, condition, rng)
         x2 = {m: torch.cat([value, noisier.get(m, value)]) for m, value in x.items()}
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         if selects_rows(net):
-            outputs = {m: None if m in guided else slice(0, len(rng.samples)) for m in outputs}
+            n, asked = len(rng.samples), outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
+            first = {m: slice(0, n) if places is None else places for m, places in asked.items()}
+            twice = {m: None if places is None else places.twice(n) for m, places in asked.items()}
+            outputs = {m: twice[m] if m in guided else first[m] for m in asked}
         both = space.evaluate(net, x2, t2, outputs)
         pairs = {m: both[m].chunk(2) for m in both if m in guided or not selects_rows(net)}
         return {m: pairs[m][0] if m in pairs else both[m] for m in both}, {m: pairs[m][1] for m in guided}

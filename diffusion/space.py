@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..kernels import Draw, Rng
+from ..kernels import Draw, Places, Rng
 from ..kernels.philox import modality_hash
 from .processes import Process
 
@@ -49,7 +49,7 @@ class Space(dict[str, Process]):
         masks = {m: mask for m, mask in masks.items() if mask is not None}
         out = net(x, times, mask=masks or None, outputs=outputs)
         rows = outputs if isinstance(outputs, Mapping) else {}
-        return {m: self[m].answer(v, take(x[m], rows.get(m)), take(t[m], rows.get(m))) for m, v in out.items()}
+        return {m: self[m].answer(v, *take(x[m], t[m], rows.get(m))) for m, v in out.items()}
 
     def losses(
         self,
@@ -86,9 +86,11 @@ def expand_time(t: float | Tensor, n: int, device) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64, device=device).expand(n)
 
 
-def take(x: Tensor, rows: slice | Tensor | None) -> Tensor:
-    """Some rows of a batch, or all of it."""
-    return x if rows is None else x[rows]
+def take(x: Tensor, t: Tensor, rows: slice | Tensor | Places | None) -> tuple[Tensor, Tensor]:
+    """The part of a batch and of its times that a network was asked about."""
+    if isinstance(rows, Places):
+        return x[rows.samples, rows.position][:, None], t[rows.samples]
+    return (x, t) if rows is None else (x[rows], t[rows])
 
 
 def selects_rows(net: Net) -> bool:

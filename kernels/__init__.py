@@ -6,7 +6,7 @@ from .draws import normal, uniform
 from .eps_mse import eps_mse
 from .heun import dpmpp_2m, heun_correct, heun_predict, sde_step
 from .linear_cross_entropy import linear_cross_entropy
-from .logits import Logits
+from .logits import Logits, Places
 from .perturb import gaussian_perturb, mask_perturb, uniform_perturb
 from .philox import Draw, Rng
 from .qk_norm import qk_norm_pack
@@ -16,6 +16,7 @@ from .tau_leap_linear import tau_leap_linear
 __all__ = [
     "Draw",
     "Logits",
+    "Places",
     "Rng",
     "adaln_modulate",
     "dpmpp_2m",

@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Places(NamedTuple):
+    """Single positions of a batch of sequences, where nothing else is asked for.
+
+    Args:
+        rows: (S,) int64, the samples they lie in.
+        row, position: (R,) int64; place r is position[r] of sample rows[row[r]].
+    """
+
+    rows: Tensor
+    row: Tensor
+    position: Tensor
+
+    @classmethod
+    def where(cls, chosen: Tensor) -> Places:
+        """Those that are True in (B, L)."""
+        rows = chosen.any(1).nonzero()[:, 0]
+        return cls(rows, *chosen[rows].nonzero().unbind(1))
+
+    def twice(self, n: int) -> Places:
+        """The same places in both halves of a doubled batch of 2n samples."""
+        rows = torch.cat([self.rows, self.rows + n])
+        return Places(rows, torch.cat([self.row, self.row + len(self.rows)]), self.position.repeat(2))
+
+    @property
+    def samples(self) -> Tensor:
+        """(R,): the sample of each place."""
+        return self.rows[self.row]
 
 
 class Logits:
@@ -46,6 +77,12 @@ class Logits:
         """The same for a batch of n, of which these are the rows `rows`; the others are meaningless."""
         whole = self.hidden.new_zeros(n, *self.hidden.shape[1:])
         return Logits(whole.index_copy_(0, rows, self.hidden), self.weight, self.bias)
+
+    def placed(self, places: Places, n: int, length: int) -> Logits:
+        """The same for n sequences, of which these, (R, 1, C), are `places`; the others are meaningless."""
+        whole = self.hidden.new_zeros(n, length, self.hidden.shape[2])
+        whole[places.samples, places.position] = self.hidden[:, 0]
+        return Logits(whole, self.weight, self.bias)
 
     def cross_entropy(self, target: Tensor, columns: int) -> Tensor:
         """(B, L) float32 of −log softmax(first `columns`)[target]; 0 where the target is −1."""

@@ -140,7 +140,8 @@ class JointBlock(nn.Module):
     def forward(self, x: dict[str, Tensor], c: dict[str, Tensor], key_mask: Tensor | None, needed=None):
         """One block over {name: (B, L, D)}; streams outside `needed` only lend keys and values and are dropped.
 
-        needed: {name: rows}, of which samples the result is wanted, None for all.
+        needed: {name: rows}, of which samples the result is wanted, None for all; a pair of indices, (R,) samples and
+            (R,) positions, for single positions as (R, 1, D).
         """
         names = list(x)
         mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
@@ -155,11 +156,18 @@ class JointBlock(nn.Module):
                 continue
             rows = None if needed is None else needed[m]
             parts = (x[m], branch, *mods[m][2:])
-            before, branch, gate, ff_scale, ff_shift, ff_gate = parts if rows is None else (p[rows] for p in parts)
+            before, branch, gate, ff_scale, ff_shift, ff_gate = (pick(part, rows) for part in parts)
             stream = self.streams[m]
             y = kernels.gated_residual(before, stream.out(branch), gate)
             out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
         return out
+
+
+def pick(x: Tensor, rows: slice | Tensor | tuple[Tensor, Tensor] | None) -> Tensor:
+    """What `JointBlock` calls needed, of sequences (B, L, D) or of vectors (B, C), which all positions share."""
+    if isinstance(rows, tuple):
+        return x[rows][:, None] if x.ndim == 3 else x[rows[0]]
+    return x if rows is None else x[rows]
 
 
 def sincos_2d(grid: int, width: int) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import Logits
-from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead
+from ..kernels import Logits, Places
+from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MMDiT(nn.Module):
         x: dict[str, Tensor],
         t: dict[str, Tensor],
         mask: dict[str, Tensor] | None = None,
-        outputs: Iterable[str] | Mapping[str, slice | Tensor | None] | None = None,
+        outputs: Iterable[str] | Mapping[str, slice | Tensor | Places | None] | None = None,
     ) -> dict[str, Tensor | Logits]:
         """ε̂ for pictures, `Logits` for tokens, for the modalities in `outputs` (default: all with a head).
 
@@ -125,7 +125,8 @@ class MMDiT(nn.Module):
             x: {name: (B, C, S, S) or (B, L)}, every stream of the model.
             t: {name: (B,)}, what each time embedding is told (see `Process.time_input`).
             mask: {name: (B, L) bool, True = attend}; a missing name is attended to everywhere.
-            outputs: names, or {name: rows}, a slice or indices of the samples whose output is wanted, None for all.
+            outputs: names, or {name: rows}, a slice or indices of the samples whose output is wanted, None for all;
+                {name: Places} for the output at single positions, (R, 1, …).
         """
         outputs = dict.fromkeys(self.head) if outputs is None else outputs
         outputs = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
@@ -133,17 +134,19 @@ class MMDiT(nn.Module):
             raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
         if missing := [m for m in self.embed if m not in x]:
             raise ValueError(f"this model also needs modality {missing[0]!r}")
+        needed = {m: self._trunk_rows(m, rows) for m, rows in outputs.items()}
         streams = {m: embed(x[m]) for m, embed in self.embed.items()}
         c = {m: nn.functional.silu(embed(t[m])) for m, embed in self.time.items()}
         key_mask = joint_mask(streams, mask)
         for i, block in enumerate(self.trunk):
             last = i == len(self.trunk) - 1
-            streams = self._run(block, streams, c, key_mask, outputs if last else None)
+            streams = self._run(block, streams, c, key_mask, needed if last else None)
         answers = {}
-        for m, rows in outputs.items():
-            x = streams[m] if self.trunk or rows is None else streams[m][rows]  # the last block has taken them
-            parts = (value if rows is None or value is None else value[rows] for value in (c[m], (mask or {}).get(m)))
-            answers[m] = self._branch(m, x, *parts)
+        for m, rows in needed.items():
+            x = streams[m] if self.trunk else pick(streams[m], rows)  # the last block has taken them
+            hidden = None if mask is None or m not in mask else pick(mask[m], rows)
+            places = (outputs[m].row, outputs[m].position) if isinstance(outputs[m], Places) else None
+            answers[m] = self._branch(m, x, pick(c[m], rows), hidden, places)
         return answers
 
     def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
@@ -151,11 +154,20 @@ class MMDiT(nn.Module):
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor | Logits:
+    def _trunk_rows(self, name: str, rows: slice | Tensor | Places | None):
+        """What the trunk's last block hands over: a tower looks at whole sequences."""
+        if isinstance(rows, Places):
+            return rows.rows if self.tower[name] else (rows.samples, rows.position)
+        return rows
+
+    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, places=None) -> Tensor | Logits:
+        """A modality's tower and head; places: of x, (R,) samples and (R,) positions, all if None."""
         x = self.trunk_norm[name](x)
-        for block in self.tower[name]:
-            x = self._run(block, {name: x}, {name: c}, mask, None)[name]
+        for i, block in enumerate(self.tower[name], 1):
+            last = i == len(self.tower[name])
+            x = self._run(block, {name: x}, {name: c}, mask, {name: places} if last else None)[name]
         if name in self.tower_norm:
+            c = pick(c, places)
             x = self.tower_norm[name](x)
         return self.head[name](x, c)
 

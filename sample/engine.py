@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
-from ..diffusion.space import Net, Space, expand_time
-from ..kernels import Draw, Logits, Rng
+from ..diffusion.space import Net, Space, expand_time, selects_rows
+from ..kernels import Draw, Logits, Places, Rng
 from .graphs import graphed
 from .plain import PlainRun
 from .steppers import Sampler, Stepper
@@ -188,31 +188,45 @@ class _Run:
         return x
 
     def answers(self, k: int, t: dict[str, Tensor], moving: list[str]) -> tuple[dict, dict]:
-        """`evaluate` at the state, without the samples that no moving modality changes in update k."""
-        rows = self.changing(k, moving)
-        if rows is None:
-            return self.evaluate(k, self.x, t, moving, self.rng.at(2 * k))
-        part = [{m: value[rows] for m, value in values.items()} for values in (self.x, t)]
-        rng = dataclasses.replace(self.rng.at(2 * k), samples=self.rng.samples[rows])
-        pairs = self.evaluate(k, *part, moving, rng)
+        """`evaluate` at the state, without the samples and positions that no moving modality changes in update k."""
+        n, rng, places = len(self.rng.samples), self.rng.at(2 * k), self.changing(k, moving)
+        rows = torch.arange(n)
+        if len(places) == len(moving):
+            busy = torch.stack([p.any(1) for p in places.values()]).any(0)
+            rows = busy.nonzero()[:, 0] if busy.sum() < 0.9 * n else rows
+        x = self.x
+        if len(rows) < n:
+            x, t, places = ({m: value[rows] for m, value in values.items()} for values in (x, t, places))
+            rng = dataclasses.replace(rng, samples=rng.samples[rows])
+        asked = {m: Places.where(p) for m, p in places.items()} if selects_rows(self.net) else {}
+        outputs = {m: asked.get(m) for m in moving} if asked else moving
+        return tuple(
+            {m: self.whole(m, out, asked.get(m), rows) for m, out in branch.items()}
+            for branch in self.evaluate(k, x, t, outputs, rng)
+        )
+
+    def changing(self, k: int, moving: list[str]) -> dict[str, Tensor]:
+        """{name: (B, L) bool}: for the modalities that change in single places, where; only the CPU, which never waits
+        to know, leaves any out."""
+        places = {m: self.steppers[m].places(k) for m in moving if self.rng.samples.device.type == "cpu"}
+        return {m: p for m, p in places.items() if p is not None}
+
+    def whole(self, name: str, out: Tensor | Logits, places: Places | None, rows: Tensor) -> Tensor | Logits:
+        """A network's answer about some of the chunk's rows, or places of them, as one about the whole chunk."""
         n = len(self.rng.samples)
-        return tuple({m: Logits.of(out).spread(rows, n) for m, out in branch.items()} for branch in pairs)
+        if places is not None:
+            places = places._replace(rows=rows[places.rows])
+            return Logits.of(out).placed(places, n, self.x[name].shape[1])
+        return out if len(rows) == n else Logits.of(out).spread(rows, n)
 
-    def changing(self, k: int, moving: list[str]) -> Tensor | None:
-        """The samples that change, or None for all; only the CPU, which never waits to know, leaves any out."""
-        if self.rng.samples.device.type != "cpu" or any(self.steppers[m].busy_rows is None for m in moving):
-            return None
-        busy = torch.stack([self.steppers[m].busy_rows[k] for m in moving]).any(0)
-        return busy.nonzero()[:, 0] if busy.sum() < 0.9 * len(busy) else None
-
-    def evaluate(self, k: int, x, t, outputs: list[str], rng: Rng) -> tuple[dict, dict]:
+    def evaluate(self, k: int, x, t, outputs: list[str] | dict[str, Places | None], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""
         guided = self.guided_at(k, outputs)
         if not guided:
             return self.space.evaluate(self.net, x, t, outputs), {}
         return self.guidance.evaluate(self.space, self.net, x, t, outputs, self.condition, rng, guided)
 
-    def guided_at(self, k: int, outputs: list[str]) -> list[str]:
+    def guided_at(self, k: int, outputs: Iterable[str]) -> list[str]:
         """Those of `outputs` that guidance acts on at update k."""
         return [m for m in self.guided if m in outputs and self.guidance.active(m, self.steppers[m].nominal[k])]
 

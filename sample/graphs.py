@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.space import Net
+from ..kernels import Places
 
 log = logging.getLogger(__name__)
 _GRAPHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -144,7 +145,7 @@ def addresses(net: Net) -> tuple[int, ...]:
 def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple | None:
     """What must agree for a graph to serve again; None where rows are picked by number, which change each time."""
     rows = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs or [])
-    if any(isinstance(r, Tensor) for r in rows.values()):
+    if any(isinstance(r, Tensor | Places) for r in rows.values()):
         return None
     shapes = [(part, m, tuple(v.shape), v.dtype) for part, values in inputs.items() for m, v in values.items()]
     wanted = [(m, None if r is None else (r.start, r.stop)) for m, r in rows.items()]

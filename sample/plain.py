@@ -35,8 +35,8 @@ class PlainRun:
             value.flatten()[0].item()
         return x
 
-    def changing(self, k: int, moving: list[str]) -> None:
-        return None
+    def changing(self, k: int, moving: list[str]) -> dict:
+        return {}
 
     def evaluate(self, k: int, x, t, outputs: list[str], rng) -> tuple[dict, dict]:
         out = self.space.evaluate(self.net, x, t, outputs)

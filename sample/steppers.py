@@ -62,11 +62,9 @@ class Stepper:
     """What all steppers share: the grid, the name under which random numbers are drawn, and the clock.
 
     times: (N + 1,) float64 on the CPU, so that control flow never waits for the device.
-    busy_rows: (N, B) bool, which samples update k changes; None is all of them.
     """
 
     second = False
-    busy_rows: Tensor | None = None
 
     def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, kind: str):
         self.name, self.process, self.kind, self.rng = name, process, kind, rng
@@ -83,6 +81,10 @@ class Stepper:
 
     def step(self, k: int, x: Tensor, out, uncond, guidance: float) -> Tensor:
         raise NotImplementedError
+
+    def places(self, k: int) -> Tensor | None:
+        """(B, L) bool, all that update k can change; None where that may be anything."""
+        return None
 
     def is_last(self, k: int) -> bool:
         return self.nominal[k + 1] == 0.0
@@ -178,12 +180,10 @@ class FirstHittingStepper(MaskedStepper):
         count = masked.sum(1, keepdim=True).clamp(min=1)
         u = kernels.uniform(rng.keys(name, Draw.TIME), length).double()
         hits, order = torch.where(masked, self.nominal[0] * u, 0.0).sort(dim=1, descending=True, stable=True)
-        self.group = order.argsort(1) * steps // count
+        self.group = torch.where(masked, order.argsort(1) * steps // count, steps)
         first = -(-torch.arange(steps + 1, device=x.device) * count // steps)  # rank of the first position of update k
         self.hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
         self.busy = set(self.group[masked].tolist())
-        group = torch.where(masked, self.group, steps)
-        self.busy_rows = (group[None] == torch.arange(steps, device=x.device)[:, None, None]).any(2)
 
     def time(self, k):
         return self.hits[:, k]
@@ -191,9 +191,11 @@ class FirstHittingStepper(MaskedStepper):
     def moves(self, k):
         return k in self.busy
 
+    def places(self, k):
+        return self.group == k
+
     def step(self, k, x, out, uncond, guidance):
-        masked = x == self.process.mask_id
-        now = masked & (self.group == k)
+        masked, now = x == self.process.mask_id, self.places(k)
         if self.shares is not None:
             return torch.where(now, self.at_shares(out, uncond, guidance), x)
         drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")

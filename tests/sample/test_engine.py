@@ -15,16 +15,21 @@ from anystate.sample import KINDS, Given, Sampler, sample
 LENGTH, STATES = 6, 5
 
 
-@pytest.fixture(scope="module")
-def net() -> MMDiT:
+def made(tower: int) -> MMDiT:
     """A small real network whose outputs depend on every input: all weights, zeros included, get noise."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = MMDiT({"image": Patches(1, 4, 2, 32), "text": Tokens(LENGTH, STATES, 32)}, 2, 2, 16, time_scale=10.0)
+        streams = {"image": Patches(1, 4, 2, 32), "text": Tokens(LENGTH, STATES, 32, tower=tower)}
+        model = MMDiT(streams, 2, 2, 16, time_scale=10.0)
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.15 * torch.randn_like(p))
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> MMDiT:
+    return made(tower=0)
 
 
 def space_of(process: type = Masked, order=("image", "text")) -> Space:
@@ -173,6 +178,33 @@ def test_first_hitting_is_asked_once_per_token(net, space):
     spy.calls.clear()
     sample(spy, space, {"image": images(1)}, steps=12, samplers=samplers)
     assert len(spy.calls) == LENGTH
+
+
+@pytest.mark.parametrize("tower", [0, 2])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("given", [False, True])
+def test_only_what_first_hitting_reveals_is_asked_for(space, tower, guidance, given):
+    """The same samples as with whole answers, at two positions a sample at most, all of them together once."""
+    net, n, asked = made(tower), 7, []
+
+    def whole(x, t, mask=None, outputs=None):
+        return net(x, t, mask, list(outputs))
+
+    def spy(x, t, mask=None, outputs=None):
+        if isinstance(outputs, dict) and "text" in outputs:
+            places = outputs["text"]
+            asked.extend(zip(places.samples.tolist(), places.position.tolist(), strict=True))
+        return net(x, t, mask, outputs)
+
+    spy.selects_rows = True
+    known = {"image": images(n)} if given else {}
+    options = {"steps": 4, "n": n, "seed": 5, "guidance": guidance, "samplers": {"text": Sampler("first_hitting")}}
+    drawn, expected = (sample(f, space, known, **options) for f in (spy, whole))
+    assert torch.equal(drawn["text"], expected["text"])
+    torch.testing.assert_close(drawn["image"], expected["image"], rtol=1e-4, atol=1e-4)
+    branches = 2 if given and guidance != 1.0 else 1  # drawn together, text guides and is not guided
+    assert len(asked) == branches * n * LENGTH
+    assert len(set(asked)) == len(asked)
 
 
 # Trajectories, starts, ends
