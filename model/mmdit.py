@@ -165,7 +165,7 @@ class MMDiT(nn.Module):
         x = self.trunk_norm[name](x)
         for i, block in enumerate(self.tower[name], 1):
             last = i == len(self.tower[name])
-            x = self._run(block, {name: x}, {name: c}, mask, {name: places} if last else None)[name]
+            x = self._run(block, {name: x}, {name: c}, mask, {name: places} if last and places else None)[name]
         if name in self.tower_norm:
             c = pick(c, places)
             x = self.tower_norm[name](x)
