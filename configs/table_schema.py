@@ -50,7 +50,9 @@ class TokensConfig(Section):
 
     delta: float = Field(1e-3, gt=0, lt=1, description="δ of the log-linear schedule")
     t_min: float = Field(1e-3, gt=0, lt=1)
-    counted: Literal["all", "masked"] = Field("all", description="positions in the loss")
+    counted: Literal["all", "masked", "balanced"] = Field(
+        "all", description="positions in the loss; balanced: the ELBO with less variance, goes with loss.weighting none"
+    )
     mask_column: Literal["leak"] | None = Field(None, description="leak: official heads, which put out the mask too")
     loss: Loss = Field(Loss(), description="scale is per column")
     sampler: SamplerConfig = SamplerConfig()
@@ -96,6 +98,8 @@ class TableConfig(Section):
             raise ValueError("train.precision=fp8 is for text and images: a table's layers are too narrow to gain")
         if self.sample.precision == "bf16":
             raise ValueError("sample.precision=bf16 is for text and images: tables are drawn in fp32")
+        if self.tokens.counted == "balanced" and self.tokens.loss.weighting != "none":
+            raise ValueError("tokens.counted: balanced weighs by itself: set tokens.loss.weighting: none")
         if self.draws == "sobol" and self.tokens.sampler.kind != "first_hitting":
             raise ValueError("draws: sobol needs tokens.sampler.kind: first_hitting; or set draws: independent")
         return self

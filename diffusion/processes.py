@@ -164,7 +164,9 @@ class Masked(Discrete):
     """Absorbing diffusion: states 0 … K−1 and the mask K. Networks give log p(x₀) over the K real states.
 
     Args:
-        counted: positions in the loss: "all" (official) or "masked".
+        counted: positions in the loss: "all" (official), "masked", or "balanced": the masked ones with the mean of the
+            ELBO's weight over all times at which so many are masked, (n + 1)/k for k of the n that are not given. The
+            same objective as "masked" under the ELBO's weight 1/t, without its variance; it takes no further weight.
         mask_column: how a head with K + 1 columns is read. None: the head has K columns.
             "extra" (official text+image): p is normalized over the K real states and the mask logit m only adds
             log(1 + eᵐ) to the loss. "leak" (official tables): p is normalized over K + 1 columns and the share of
@@ -184,8 +186,8 @@ class Masked(Discrete):
         attend_pads: bool = True,
     ):
         super().__init__(length, states, schedule, t_min)
-        if counted not in ("all", "masked"):
-            raise ValueError(f"counted must be all or masked, got {counted!r}")
+        if counted not in ("all", "masked", "balanced"):
+            raise ValueError(f"counted must be all, masked or balanced, got {counted!r}")
         if mask_column not in (None, "extra", "leak"):
             raise ValueError(f"mask_column must be null, extra or leak, got {mask_column!r}")
         if not attend_pads and pad_id is None:
@@ -212,6 +214,9 @@ class Masked(Discrete):
         rows = out.cross_entropy(target, self.states + (self.mask_column == "leak"))
         if self.mask_column == "extra":
             rows = rows + torch.where(target < 0, 0.0, torch.nn.functional.softplus(out.column(self.states)))
+        if self.counted == "balanced":
+            free = rows.shape[1] if given is None else (~given).sum(1)
+            return rows.mean(1) * (free + 1) / (target >= 0).sum(1).clamp(min=1)
         return rows.mean(1)
 
     def elbo_weight(self, t):

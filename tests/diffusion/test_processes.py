@@ -3,6 +3,7 @@ or p > 1e-4, unless a test says otherwise."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -240,7 +241,8 @@ def test_space_losses_see_the_perturbed_pair_at_their_own_times():
     assert seen["outputs"] == ["text"]
 
 
-def test_elbo_weighted_masked_loss_is_the_entropy():
+@pytest.mark.parametrize(("counted", "weight"), [("masked", "elbo"), ("balanced", "none")])
+def test_elbo_weighted_masked_loss_is_the_entropy(counted, weight):
     """With the exact network, ∫ (1/t) E[Σ masked −log p(x₀)] dt is the entropy of the text (two correlated tokens).
 
     100,000 spread times; the mean's own error, from its sample variance, times 4.
@@ -248,7 +250,7 @@ def test_elbo_weighted_masked_loss_is_the_entropy():
     n, prob = 100_000, torch.softmax(2.0 * rand(3, 3).double(), 1) / 3
     rows = torch.multinomial(prob.flatten(), n, True, generator=torch.Generator().manual_seed(1))
     x0 = torch.stack([rows // 3, rows % 3], 1)
-    process = Masked(2, 3, LogLinear(1e-9), t_min=1e-6, counted="masked")
+    process = Masked(2, 3, LogLinear(1e-9), t_min=1e-6, counted=counted)
 
     def net(x, t, mask=None, outputs=None):
         a, b = x["text"].T
@@ -260,10 +262,29 @@ def test_elbo_weighted_masked_loss_is_the_entropy():
     space, rng = Space({"text": process}), Rng.for_batch(0, n)
     t, _ = Times()(space, rng)
     loss = space.losses(net, {"text": x0}, t, rng)["text"]
-    terms = 2 * Weighting(process, "elbo")(loss, t["text"]).double()
+    terms = 2 * Weighting(process, weight)(loss, t["text"]).double()
     entropy = -(prob * prob.log()).sum().item()
     assert abs(terms.mean().item() - entropy) < 4 * terms.std().item() / math.sqrt(n)
     assert terms.std().item() / math.sqrt(n) < 0.03
+
+
+def test_balanced_positions_have_the_mean_weight_of_all_times():
+    """Averaged over the times at which one pattern of masks comes up, the ELBO's weight 1/t is (n + 1)/k: here by
+    integrating over t, for every pattern of 4 positions of which one may be given."""
+    process = Masked(4, 3, LogLinear(), counted="balanced")
+    t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    x0, logits = tokens(1, 4, 3), rand(1, 4, 3)
+    rows = torch.nn.functional.cross_entropy(logits[0], x0[0], reduction="none")
+    for pattern in itertools.product([False, True], repeat=4):
+        masked = torch.tensor([pattern])
+        for given in (None, torch.tensor([[True, False, False, False]]) & ~masked):
+            free = 4 if given is None else int((~given).sum())
+            k = int(masked.sum())
+            chance = t**k * (1 - t) ** (free - k)
+            weight = float((chance / t).mean() / chance.mean()) if k else 0.0
+            xt = torch.where(masked, process.mask_id, x0)
+            loss = process.loss(logits, x0, xt, keys(1), given)
+            torch.testing.assert_close(float(loss), weight * float((rows * masked[0]).sum() / 4), rtol=1e-4, atol=1e-7)
 
 
 # Weightings

@@ -352,6 +352,11 @@ def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
     assert again.step == run.step
 
 
+def test_balanced_positions_take_no_further_weight():
+    with pytest.raises(schema.ConfigError, match="balanced weighs by itself"):
+        schema.load("table/default", ["tokens.counted=balanced", "tokens.loss.weighting=elbo"], TableConfig)
+
+
 def test_the_papers_config_has_the_papers_size_and_sampler():
     table, _ = load_bundled()
     config = schema.load("table/paper", None, TableConfig)
