@@ -40,7 +40,7 @@ def packing_order(key_mask: Tensor) -> Tensor:
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over few positions on a CPU; the softmax of a row that is no whole number of vectors would be slow."""
-    batch, length, heads, width = q.shape
+    batch, length, heads, width = k.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     padding = -length % VECTOR
     k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (k, v))
@@ -63,13 +63,13 @@ def fixed_attention(function, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tenso
 
 def varlen_attention(function, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
     """Attention by a variable-length `function(q, k, v, cu_q, cu_k, max_q, max_k)`: all queries, attended keys."""
-    batch, length = key_mask.shape
+    (batch, length), queries = key_mask.shape, q.shape[1]
     order, counts = packing_order(key_mask), key_mask.sum(1)
     read = torch.arange(batch * length, device=q.device) < counts.sum()
-    cu_q = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=q.device)
+    cu_q = torch.arange(0, (batch + 1) * queries, queries, dtype=torch.int32, device=q.device)
     cu_k = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
     k, v = (torch.where(read[:, None, None], x.flatten(0, 1)[order], 0.0) for x in (k, v))
-    return first_output(function(q.flatten(0, 1), k, v, cu_q, cu_k, length, length)).view(q.shape)
+    return first_output(function(q.flatten(0, 1), k, v, cu_q, cu_k, queries, length)).view(q.shape)
 
 
 def first_output(result):
@@ -136,21 +136,21 @@ def joint_attention(
 ) -> Tensor:
     """Softmax attention over the joint sequence, (B, L, H, Dh). key_mask (B, L) bool, True = attend. Scale 1/√Dh.
 
-    Queries at masked positions are computed too. A sample that attends to no key at all gets whatever the chosen
-    implementation makes of it.
+    There may be fewer queries, q (B, Q, H, Dh). Those at masked positions are computed too. A sample that attends to no
+    key at all gets whatever the chosen implementation makes of it.
     """
     check(q.ndim == 4, "q", f"must be (B, L, H, Dh), got {tuple(q.shape)}")
-    check_shape("k", k, q.shape)
-    check_shape("v", v, q.shape)
+    check_shape("k", k, (len(q), *k.shape[1:2], *q.shape[2:]))
+    check_shape("v", v, k.shape)
     check_floating(q=q, k=k, v=v)
     check_device(q.device, k=k, v=v, key_mask=key_mask)
     if key_mask is not None:
         check(key_mask.dtype == torch.bool, "key_mask", f"must be bool, got {key_mask.dtype}")
-        check_shape("key_mask", key_mask, q.shape[:2])
+        check_shape("key_mask", key_mask, k.shape[:2])
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if not use_triton(backend, q):
-        if short(q, key_mask) and not is_reference(backend):
+        if short(k, key_mask) and not is_reference(backend):
             return short_attention(q, k, v)
         return reference.joint_attention(q, k, v, key_mask)
     name = candidates(q.device, q.dtype, q.shape[-1], key_mask is not None)[0]

@@ -383,7 +383,7 @@ def qk_norm_pack(
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """Softmax attention over the joint sequence, (B, L, H, Dh). key_mask (B, L) bool, True = attend.
 
-    Queries at masked positions are still computed. Scale 1/√Dh.
+    There may be fewer queries. Those at masked positions are still computed. Scale 1/√Dh.
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]
     out = torch.nn.functional.scaled_dot_product_attention(

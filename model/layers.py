@@ -143,20 +143,24 @@ class JointBlock(nn.Module):
         needed: {name: rows}, of which samples the result is wanted, None for all; a pair of indices, (R,) samples and
             (R,) positions, for single positions as (R, 1, D).
         """
-        names = list(x)
+        names, asked = list(x), dict.fromkeys(x) if needed is None else needed
         mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
         qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in names]
         q, k, v = kernels.qk_norm_pack(
             qkv, [self.streams[m].q_gamma for m in names], [self.streams[m].k_gamma for m in names], self.heads
         )
+        lengths = [x[m].shape[1] for m in names]
+        places = asked.get(names[0]) if len(names) == 1 else None
+        if isinstance(places, tuple):  # a tower's last block: no other position asks
+            q, k, v = pick(q, places), k[places[0]], v[places[0]]
+            key_mask, lengths = None if key_mask is None else key_mask[places[0]], [1]
         attended = kernels.joint_attention(q, k, v, key_mask).flatten(2)
         out = {}
-        for m, branch in zip(names, attended.split([x[m].shape[1] for m in names], 1), strict=True):
-            if needed is not None and m not in needed:
+        for m, branch in zip(names, attended.split(lengths, 1), strict=True):
+            if m not in asked:
                 continue
-            rows = None if needed is None else needed[m]
-            parts = (x[m], branch, *mods[m][2:])
-            before, branch, gate, ff_scale, ff_shift, ff_gate = (pick(part, rows) for part in parts)
+            before, gate, ff_scale, ff_shift, ff_gate = (pick(part, asked[m]) for part in (x[m], *mods[m][2:]))
+            branch = branch if isinstance(places, tuple) else pick(branch, asked[m])
             stream = self.streams[m]
             y = kernels.gated_residual(before, stream.out(branch), gate)
             out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
@@ -164,9 +168,9 @@ class JointBlock(nn.Module):
 
 
 def pick(x: Tensor, rows: slice | Tensor | tuple[Tensor, Tensor] | None) -> Tensor:
-    """What `JointBlock` calls needed, of sequences (B, L, D) or of vectors (B, C), which all positions share."""
+    """What `JointBlock` calls needed, of sequences (B, L, …) or of vectors (B, C), which all positions share."""
     if isinstance(rows, tuple):
-        return x[rows][:, None] if x.ndim == 3 else x[rows[0]]
+        return x[rows][:, None] if x.ndim > 2 else x[rows[0]]
     return x if rows is None else x[rows]
 
 

@@ -19,7 +19,8 @@ def mask(device):
 
 def loop_attention(q, k, v, cu_q, cu_k, max_q, max_k):
     """A variable-length attention of plain PyTorch that, like flash-attn, never touches the tail of k and v."""
-    assert max_q == max_k == L
+    assert max_q == int(cu_q.diff().max())
+    assert max_k == L
     out = []
     for i in range(len(cu_q) - 1):
         rows, columns = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
@@ -50,8 +51,9 @@ def test_packing_order_brings_attended_positions_to_the_front(mask):
     assert torch.equal(order.sort().values, torch.arange(B * L, device=order.device))
 
 
-def test_varlen_attention_and_its_gradients(mask, random):
-    inputs = [random(B, L, H, D) for _ in range(3)]
+@pytest.mark.parametrize("queries", [L, 4])
+def test_varlen_attention_and_its_gradients(mask, random, queries):
+    inputs = [random(B, length, H, D) for length in (queries, L, L)]
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
 
     def poisoned(q, k, v, *rest):
@@ -59,13 +61,26 @@ def test_varlen_attention_and_its_gradients(mask, random):
         return loop_attention(q, PoisonTail.apply(k, count), PoisonTail.apply(v, count), *rest)
 
     a, b = varlen_attention(poisoned, *ours, mask), reference.joint_attention(*theirs, mask)
-    upstream = random(B, L, H, D)
+    upstream = random(B, queries, H, D)
     a.backward(upstream)
     b.backward(upstream)
     # every query, also at masked positions
     assert (a - b).abs().max() < 1e-5
     for x, y in zip(ours, theirs, strict=True):
         assert (x.grad - y.grad).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("queries", [1, 4, L])
+def test_few_queries_attend_to_all_keys(mask, random, queries, masked):
+    """Each of them gets what it gets among all the others, from `short_attention` too; other lengths are refused."""
+    q, k, v = (random(B, L, H, D) for _ in range(3))
+    key_mask = mask if masked else None
+    chosen = torch.tensor([7, 0, 10, 3, 1, 2, 4, 5, 6, 8, 9], device=q.device)[:queries]
+    few = joint_attention(q[:, chosen], k, v, key_mask)
+    assert (few - reference.joint_attention(q.double(), k.double(), v.double(), key_mask)[:, chosen]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="v: must have shape"):
+        joint_attention(q, k, v[:, 1:], key_mask)
 
 
 @pytest.mark.parametrize("masked", [False, True])
