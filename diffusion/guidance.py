@@ -63,9 +63,9 @@ class Guidance:
         t2 = {m: torch.cat([value, later.get(m, value)]) for m, value in t.items()}
         if selects_rows(net):
             n, asked = len(rng.samples), outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
-            first = {m: slice(0, n) if places is None else places for m, places in asked.items()}
-            twice = {m: None if places is None else places.twice(n) for m, places in asked.items()}
-            outputs = {m: twice[m] if m in guided else first[m] for m in asked}
+            whole = {m: None if m in guided else slice(0, n) for m in asked}
+            single = {m: p.twice(n) if m in guided else p for m, p in asked.items() if p is not None}
+            outputs = {**whole, **single}
         both = space.evaluate(net, x2, t2, outputs)
         pairs = {m: both[m].chunk(2) for m in both if m in guided or not selects_rows(net)}
         return {m: pairs[m][0] if m in pairs else both[m] for m in both}, {m: pairs[m][1] for m in guided}

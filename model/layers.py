@@ -151,7 +151,8 @@ class JointBlock(nn.Module):
         )
         lengths = [x[m].shape[1] for m in names]
         places = asked.get(names[0]) if len(names) == 1 else None
-        if isinstance(places, tuple):  # a tower's last block: no other position asks
+        few = isinstance(places, tuple)  # a tower's last block: no other position asks
+        if few:
             q, k, v = pick(q, places), k[places[0]], v[places[0]]
             key_mask, lengths = None if key_mask is None else key_mask[places[0]], [1]
         attended = kernels.joint_attention(q, k, v, key_mask).flatten(2)
@@ -160,7 +161,7 @@ class JointBlock(nn.Module):
             if m not in asked:
                 continue
             before, gate, ff_scale, ff_shift, ff_gate = (pick(part, asked[m]) for part in (x[m], *mods[m][2:]))
-            branch = branch if isinstance(places, tuple) else pick(branch, asked[m])
+            branch = branch if few else pick(branch, asked[m])
             stream = self.streams[m]
             y = kernels.gated_residual(before, stream.out(branch), gate)
             out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
