@@ -21,6 +21,7 @@ from ..sample import Sampler, sample
 from ..train.engine import ENGINES
 from ..train.synthesizer import load_bundled
 from ..train.table import TableTrainer
+from ..train.table_generate import Generator
 from .rows import Rows, in_turns, quantile, workers
 from .systems import shaken
 from .train import measure
@@ -83,14 +84,12 @@ def calls(device: torch.device, engine: str, recipe: str, compile: str, n: int, 
     system = shaken(trainer(device, engine, ["compile=never"], recipe).system)
     net = system.net.to(device).eval().requires_grad_(False)
     ENGINES[engine].settle(device)
-    settings = system.config.sample
+    settings, chunk = system.config.sample, Generator(system).batch_rows(n)
     if engine == "fast" and compile == "always":
         compile_net(net, device, demanded=True, dynamic=True)
 
     def draw(samplers, steps: int) -> dict:
-        return sample(
-            net, system.space, n=n, steps=steps, samplers=samplers, chunk=min(n, settings.chunk), engine=engine
-        )
+        return sample(net, system.space, n=n, steps=steps, samplers=samplers, chunk=chunk, engine=engine)
 
     functions = {
         "draw": lambda: {m: x.cpu().numpy() for m, x in draw(system.samplers, settings.steps).items()},

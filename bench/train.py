@@ -163,6 +163,7 @@ def calls(make: Callable[..., Trainer], device: torch.device, engine: str, args:
                 losses = {m: float(value) for m, value in trainer.update().items()}
             except torch.OutOfMemoryError:
                 del trainer
+                torch._dynamo.reset()  # what was compiled for other parts counts against the limit of kinds
                 gc.collect()
                 torch.cuda.empty_cache()
                 parts *= 2

@@ -184,7 +184,8 @@ class Train(Section):
     clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU, else fp32; fp8: bf16, large layers in fp8 (model.float8)"
+        "auto",
+        description="auto: fp32; text and images on a GPU bf16 autocast; fp8: bf16, large layers in fp8 (model.float8)",
     )
     freeze: list[str] = Field(
         [], description="joint: embedders, time embedders and trunk; a modality's name: everything of its own"

@@ -71,6 +71,12 @@ class TableNetwork(Section):
     sinusoids: int = Field(0, ge=0, description="of a number, learned per column; 0: an MLP of its value (official)")
 
 
+class TableSampling(Sampling):
+    chunk: int | None = Field(
+        None, gt=0, description="rows per batch; null: 4,096, on a GPU up to 65,536, fewer for tables of many states"
+    )
+
+
 class TableConfig(Section):
     name: str
     seed: int = 0
@@ -88,7 +94,7 @@ class TableConfig(Section):
     )
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
-    sample: Sampling = Sampling()
+    sample: TableSampling = TableSampling()
 
     @model_validator(mode="after")
     def _no_parts(self):

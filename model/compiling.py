@@ -1,11 +1,10 @@
 """torch.compile, where it pays for itself.
 
 On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
-not grow with the depth. On the CPU, whose models are small, the whole network is one piece, which saves the passes
-over memory between blocks. Shapes are static: a run has one batch size.
-
-There `addmm` copies the bias into its result before it multiplies, a fifth of the time of the narrow layers here; the
-compiler gets a product and a sum instead, and makes the sum one with whatever comes next.
+not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
+which compiling fails; hence `MMDiT.whole_blocks`, and a limit far above the few kinds that are left. On the CPU, whose
+models are small, the whole network is one piece, which saves the passes over memory between blocks. Shapes are static:
+a run has one batch size.
 """
 
 from __future__ import annotations
@@ -15,38 +14,14 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.backend import forced
 
 log = logging.getLogger(__name__)
-VIEWS = {getattr(torch.ops.aten, name).default for name in ("view", "reshape", "unsqueeze", "permute", "alias")}
+KINDS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
 WORTH = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times as long as the compiler, about a minute
-
-
-class BiasAfterwards(CustomGraphPass):
-    """addmm(b, x, w) becomes mm(x, w) + b, unless it is kept for a backward pass and so written out in any case."""
-
-    def __call__(self, graph: torch.fx.Graph) -> None:
-        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
-            if node.kwargs or is_returned(node):  # scaled, or kept
-                continue
-            bias, x, w = node.args
-            with graph.inserting_before(node):
-                product = graph.call_function(torch.ops.aten.mm.default, (x, w))
-                total = graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
-            product.meta, total.meta = dict(node.meta), dict(node.meta)
-            node.replace_all_uses_with(total)
-            graph.erase_node(node)
-
-    def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
-
-
-def is_returned(node: torch.fx.Node) -> bool:
-    """Whether a graph returns a node, or a view of it."""
-    return any(u.op == "output" or (u.target in VIEWS and is_returned(u)) for u in node.users)
 
 
 def pays(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
@@ -60,8 +35,12 @@ def pays(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
 
 
 def forward_flops(evaluate: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and attentions of one call."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), forced("reference"):
+    """FLOPs of the matrix products and attentions of one call, the same on every device and for compiled networks.
+
+    Attention is counted as the two products that it consists of: the counter does not know every fused kernel.
+    """
+    eager, products = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), eager, products, forced("reference"), FlopCounterMode(display=False) as counter:
         evaluate()
     return counter.get_total_flops()
 
@@ -81,12 +60,18 @@ def compiler_missing(device: torch.device) -> str | None:
 
 
 def compile_net(
-    net: nn.Module, device: torch.device, demanded: bool = False, dynamic: bool = False, sharded: bool = False
+    net: nn.Module,
+    device: torch.device,
+    demanded: bool = False,
+    dynamic: bool = False,
+    sharded: bool = False,
+    backend: str | Callable = "inductor",
 ) -> bool:
     """Compile a network in place; returns whether it was. Without a compiler it runs eagerly and says so.
 
     dynamic: the number of samples changes from call to call, as it does where sampling leaves out those that rest.
     sharded: the blocks will be gathered and freed by hooks, which must stay outside what is compiled.
+    backend: of torch.compile; tests count what it is asked for.
 
     Raises:
         ValueError: `demanded`, and this machine has no compiler.
@@ -97,18 +82,19 @@ def compile_net(
     if missing:
         log.warning("running without torch.compile: %s is missing", missing)
         return False
-    options = {"dynamic": None if dynamic else False, "fullgraph": True}
-    if sharded:
-        for block in net.repeated():
-            block.forward = torch.compile(block.forward, **options)
+    torch._dynamo.config.recompile_limit = max(KINDS, torch._dynamo.config.recompile_limit)
+    options = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}
+    if device.type == "cpu" and not sharded:
+        if backend == "inductor":
+            from .inductor import BiasAfterwards  # Inductor takes a second to import
+
+            options["options"] = {"post_grad_custom_post_pass": BiasAfterwards()}
+        net.compile(**options)
         return True
-    if device.type == "cpu":
-        options["options"] = {"post_grad_custom_post_pass": BiasAfterwards()}
-    for module in regions(net, device):
-        module.compile(**options)
+    net.whole_blocks = True
+    for block in net.repeated():
+        if sharded:
+            block.forward = torch.compile(block.forward, **options)
+        else:
+            block.compile(**options)
     return True
-
-
-def regions(net: nn.Module, device: torch.device) -> list[nn.Module]:
-    """What is compiled as one piece each."""
-    return [net] if device.type == "cpu" else net.repeated()

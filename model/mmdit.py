@@ -70,7 +70,9 @@ class Tokens:
 class MMDiT(nn.Module):
     """The network of a space of pictures and token sequences.
 
-    Set `recompute` to run blocks again in the backward pass instead of keeping what they compute.
+    Set `recompute` to run blocks again in the backward pass instead of keeping what they compute. Set `whole_blocks`
+    where blocks are compiled one by one: every block then returns all of its streams, samples and positions and the
+    unwanted ones are dropped afterwards, so that the compiler sees few kinds of inputs.
 
     Args:
         streams: {name: Patches or Tokens}; their order is the order of the joint sequence.
@@ -98,7 +100,7 @@ class MMDiT(nn.Module):
         self.tower = nn.ModuleDict({m: nn.ModuleList([block([m]) for _ in range(s.tower)]) for m, s in headed.items()})
         self.tower_norm = nn.ModuleDict({m: norm(s.width) for m, s in headed.items() if s.tower})
         self.head = nn.ModuleDict({m: built[m][1] for m in headed})
-        self.recompute = False
+        self.recompute = self.whole_blocks = False
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules behind a name: "joint" is all that sees every modality (embedders, time embeddings, trunk), a
@@ -138,16 +140,40 @@ class MMDiT(nn.Module):
         streams = {m: embed(x[m]) for m, embed in self.embed.items()}
         c = {m: nn.functional.silu(embed(t[m])) for m, embed in self.time.items()}
         key_mask = joint_mask(streams, mask)
-        for i, block in enumerate(self.trunk):
-            last = i == len(self.trunk) - 1
-            streams = self._run(block, streams, c, key_mask, needed if last else None)
+        streams = self._run_all(self.trunk, streams, c, key_mask, needed)
         answers = {}
         for m, rows in needed.items():
             x = streams[m] if self.trunk else pick(streams[m], rows)  # the last block has taken them
             hidden = None if mask is None or m not in mask else pick(mask[m], rows)
-            places = (outputs[m].row, outputs[m].position) if isinstance(outputs[m], Places) else None
+            single = isinstance(outputs[m], Places) and self.tower[m]  # without one, the trunk has picked them
+            places = (outputs[m].row, outputs[m].position) if single else None
             answers[m] = self._branch(m, x, pick(c[m], rows), hidden, places)
         return answers
+
+    def _run_all(self, blocks: nn.ModuleList, x: dict[str, Tensor], c: dict[str, Tensor], mask, needed: dict):
+        """The blocks one after the other, and what is `needed` of the last one's result, see `JointBlock`."""
+        if self.whole_blocks and not torch.is_grad_enabled():
+            x, c = ({m: any_batch(value) for m, value in part.items()} for part in (x, c))
+            mask = None if mask is None else any_batch(mask)
+        for i, block in enumerate(blocks, 1):
+            if i < len(blocks):
+                x = self._run(block, x, c, mask, None)
+            elif self.whole_blocks:
+                x = self._run(block, x, c, mask, self._wanted_streams(x, needed))
+                x = {m: pick(x[m], rows) for m, rows in needed.items()}
+            else:
+                x = self._run(block, x, c, mask, needed)
+        return x
+
+    def _wanted_streams(self, x: dict[str, Tensor], needed: dict) -> dict[str, None] | None:
+        """`needed` of a last block that returns whole streams: None for all, which is what all other blocks are given.
+
+        In training, weights that no loss depends on must get no gradients, rather than zeros, which would let weight
+        decay act on them; a run asks for the same outputs in every step. In sampling the outputs vary and are not told.
+        """
+        wanted = needed if torch.is_grad_enabled() else self.head
+        names = [m for m in x if m in wanted]
+        return None if len(names) == len(x) else dict.fromkeys(names)
 
     def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
         if self.recompute and self.training and torch.is_grad_enabled():
@@ -163,13 +189,18 @@ class MMDiT(nn.Module):
     def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, places=None) -> Tensor | Logits:
         """A modality's tower and head; places: of x, (R,) samples and (R,) positions, all if None."""
         x = self.trunk_norm[name](x)
-        for i, block in enumerate(self.tower[name], 1):
-            last = i == len(self.tower[name])
-            x = self._run(block, {name: x}, {name: c}, mask, {name: places} if last and places else None)[name]
+        x = self._run_all(self.tower[name], {name: x}, {name: c}, mask, {name: places})[name]
         if name in self.tower_norm:
-            c = pick(c, places)
             x = self.tower_norm[name](x)
-        return self.head[name](x, c)
+        return self.head[name](x, pick(c, places))
+
+
+def any_batch(x: Tensor) -> Tensor:
+    """The tensor, marked for torch.compile: batches of every size above 1 are one kind of input. A part of a larger
+    tensor is copied, for the compiler tells parts from wholes."""
+    x = x if x._base is None else x.clone()
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
 
 
 def norm(width: int) -> nn.RMSNorm:

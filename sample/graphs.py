@@ -137,6 +137,12 @@ def graphed(net: Net) -> Net:
     return _GRAPHED[net]
 
 
+def release(net: Net) -> None:
+    """Give back the memory of a network's graphs, some gigabytes for large ones, before the GPU goes on to train."""
+    if _GRAPHED.pop(net, None) is not None:
+        torch.cuda.empty_cache()
+
+
 def addresses(net: Net) -> tuple[int, ...]:
     """Where the weights lie."""
     return tuple(p.data_ptr() for p in (*net.parameters(), *net.buffers()))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Rng
+from ..kernels import Logits, Rng
 from ..kernels.backend import forced
 from ..model import float8
 from ..model.compiling import compile_net, forward_flops, pays
@@ -31,11 +31,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def sample_flops(system) -> int:
-    """FLOPs of the network's matrix products and attentions for one sample, forward."""
+    """FLOPs of the network's matrix products and attentions for one sample, forward, all logits included."""
     space, device = system.space, next(system.net.parameters()).device
     rng = Rng.for_batch(0, 1, device=device)
     t = {m: torch.ones(1, dtype=torch.float64, device=device) for m in space}
-    return forward_flops(lambda: space.evaluate(system.net.forward, space.prior(rng), t))  # `forward` is never compiled
+
+    def evaluate() -> None:
+        for out in space.evaluate(system.net, space.prior(rng), t).values():
+            Logits.of(out).values()  # a head's product waits until somebody asks for it
+
+    return forward_flops(evaluate)
 
 
 def keep_memory() -> None:

@@ -7,6 +7,7 @@ resume from is the weights, their average, the optimizer and the step.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -23,6 +24,7 @@ from ..configs import schema
 from ..configs.schema import Config
 from ..diffusion import Times
 from ..kernels import Rng
+from ..sample.graphs import release
 from . import checkpoint, distributed, sharded
 from .build import System, build, load_data, weightings
 from .data.pairs import Pairs
@@ -80,7 +82,7 @@ class Trainer:
         self.system: System = self.build()
         self.train_data, self.test_data = data or load_data(self.system, self.out / "bad_samples.jsonl")
         self.net = self.system.net.to(self.device).train()
-        self.ema = self.build().net.to(self.device).eval().requires_grad_(False)
+        self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.weighting = self.weightings().to(self.device)
         self.times = Times(**config.times.model_dump())
         settings = config.train
@@ -89,7 +91,7 @@ class Trainer:
             for module in self.net.part(name):
                 module.requires_grad_(False)
         self.net.recompute = settings.recompute
-        bf16 = settings.precision in ("bf16", "fp8") or (settings.precision == "auto" and self.device.type == "cuda")
+        bf16 = self.in_bf16()
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
         self.engine = ENGINES[config.engine](config, self.device)
@@ -105,8 +107,13 @@ class Trainer:
         self._resume()
 
     def build(self) -> System:
-        """A new system of the config; called once for the weights that learn and once for their average."""
+        """A new system of the config."""
         return build(self.config)
+
+    def in_bf16(self) -> bool:
+        """Whether the network's matrix products are computed in bfloat16; train.precision=auto: on a GPU."""
+        setting = self.config.train.precision
+        return setting in ("bf16", "fp8") or (setting == "auto" and self.device.type == "cuda")
 
     def weightings(self) -> nn.ModuleDict:
         return weightings(self.config, self.system.space)
@@ -287,6 +294,7 @@ class Trainer:
         """Call a hook on the main rank, with whole weights, while the others wait."""
         self._gathered = self.averaged().net if self.sharded else None
         values = hook(self) if distributed.is_main() else None
+        release(self._gathered or self.ema)
         self._gathered = None
         distributed.barrier()
         return values

@@ -87,6 +87,10 @@ class TableTrainer(Trainer):
     def build(self) -> TableSystem:
         return build_table(self.config, self.codec)
 
+    def in_bf16(self):
+        """Only where the config says so: layers this narrow gain nothing from it, and numbers lose digits."""
+        return self.config.train.precision == "bf16"
+
     def weightings(self) -> nn.ModuleDict:
         settings = {"num": self.config.numbers.loss, "cat": self.config.tokens.loss}
         return nn.ModuleDict(

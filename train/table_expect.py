@@ -100,7 +100,7 @@ def _moments(generator: Generator, cells: Cells, holes: pd.DataFrame, draws: int
 def _parts(generator: Generator, cells: Cells) -> Iterator[tuple[int, Cells]]:
     """(first row, cells) of chunks of one size, on the device; the last row fills up the last chunk."""
     n = len(cells.tokens)
-    size = min(generator.system.config.sample.chunk, n)
+    size = generator.batch_rows(n)
     for first in range(0, n, size):
         yield first, cells.rows(torch.arange(first, first + size).clamp(max=n - 1)).to(generator.device)
 

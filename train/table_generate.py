@@ -25,6 +25,9 @@ from ..sample import sample
 from .table import TableSystem
 
 Condition = object  # a value, or (low, high) with None for an open end
+ROWS = 4096  # of a batch by default
+GPU_ROWS = 65536  # on a GPU, whose time hardly depends on the rows of so small a network
+GPU_LOGITS = 2**29  # numbers in a batch's logits on a GPU, at most: 2 GiB
 
 
 @dataclasses.dataclass
@@ -158,9 +161,8 @@ class Generator:
             pins: columns to draw first, within their ranges.
             forbidden: (C, K) bool, states that no cell may take.
         """
-        n, settings = len(cells.tokens), self.system.config.sample
-        chunk = min(settings.chunk, n)
-        parts = []
+        n = len(cells.tokens)
+        chunk, parts = self.batch_rows(n), []
         for first in range(0, n, chunk):
             index = torch.arange(first, first + chunk).clamp(max=n - 1)
             part = cells.rows(index).to(self.device)
@@ -169,6 +171,16 @@ class Generator:
             parts.append(self.fill_chunk(part, first, forbidden))
         tokens, scores = (torch.cat([part[i] for part in parts])[:n].cpu() for i in (0, 1))
         return tokens, scores
+
+    def batch_rows(self, n: int) -> int:
+        """How many of n rows are drawn at a time: what the config says, else a function of the device's type, the table
+        and n alone, so that the same command draws the same rows."""
+        if self.system.config.sample.chunk is not None:
+            return min(self.system.config.sample.chunk, n)
+        if self.device.type == "cpu":
+            return min(ROWS, n)
+        logits = len(self.codec.tokens) * max(self.codec.states, default=0)
+        return min(GPU_ROWS, max(ROWS, GPU_LOGITS // max(logits, 1)), n)
 
     def shares(self, first: int, n: int) -> tuple[Tensor, Tensor] | None:
         """Of rows first, …: (n, C) shares of the numbers and of the tokens, if they are spread evenly over the rows.

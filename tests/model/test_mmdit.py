@@ -24,9 +24,11 @@ def made(depth: int, tower: int) -> MMDiT:
 
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("tower", [0, 1, 2])
-def test_single_places_are_those_of_the_whole_answer(depth, tower):
+@pytest.mark.parametrize("whole_blocks", [False, True])
+def test_single_places_are_those_of_the_whole_answer(depth, tower, whole_blocks):
     """Two in one sample, none in others, in both halves of a doubled batch; other modalities as ever."""
     net, rng = made(depth, tower), torch.Generator().manual_seed(1)
+    net.whole_blocks = whole_blocks
     x = {
         "image": torch.randn(2 * N, 1, 4, 4, generator=rng),
         "text": torch.randint(STATES, (2 * N, LENGTH), generator=rng),
@@ -36,7 +38,8 @@ def test_single_places_are_those_of_the_whole_answer(depth, tower):
     chosen = torch.zeros(N, LENGTH, dtype=torch.bool)
     chosen[0, [1, 3]] = chosen[2, 0] = True
     places = Places.where(chosen).twice(N)
-    whole, part = net(x, t, mask), net(x, t, mask, {"image": slice(0, N), "text": places})
+    with torch.no_grad():
+        whole, part = net(x, t, mask), net(x, t, mask, {"image": slice(0, N), "text": places})
     assert part["text"].hidden.shape[:2] == (6, 1)
     expected = whole["text"].values()[torch.cat([chosen, chosen])]
     torch.testing.assert_close(part["text"].values()[:, 0], expected, rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,38 @@ def test_it_learns_what_goes_with_what(model):
 def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
     pd.testing.assert_frame_equal(model.sample(100, seed=3).head(64), model.sample(64, seed=3))
     assert not model.sample(64, seed=3).equals(model.sample(64, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "n", "rows"),
+    [
+        ([], "cpu", 100_000, 4096),
+        ([], "cpu", 100, 100),
+        ([], "cuda", 32_561, 32_561),
+        ([], "cuda", 100_000, 65_536),
+        (["sample.chunk=512"], "cuda", 32_561, 512),
+    ],
+)
+def test_batches_of_rows_suit_the_device_unless_the_config_says_otherwise(model, settings, device, n, rows):
+    generator = Generator(model.system_)
+    config = schema.load("table/default", settings, TableConfig)
+    generator.system, generator.device = dataclasses.replace(model.system_, config=config), torch.device(device)
+    assert generator.batch_rows(n) == rows
+
+
+def test_batches_of_rows_leave_memory_for_the_logits_of_many_states(model):
+    """On a GPU: 100 columns of 512 states make 10,485 rows 2 GiB of logits."""
+    generator = Generator(dataclasses.replace(model.system_, config=schema.load("table/default", [], TableConfig)))
+    generator.device = torch.device("cuda")
+    generator.codec = SimpleNamespace(tokens=["a"] * 100, states=[512] * 100)
+    assert generator.batch_rows(100_000) == 2**31 // 4 // (100 * 512)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", False), ("fp32", False), ("bf16", True)])
+def test_tables_are_trained_in_fp32_on_a_gpu_too(tmp_path, precision, expected):
+    made = trainer(tmp_path, f"train.precision={precision}")
+    made.device = torch.device("cuda")
+    assert made.in_bf16() == expected
 
 
 def test_shares_are_uniform_and_evenly_spread(model):
