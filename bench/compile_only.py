@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import re
 import subprocess
 import tempfile
@@ -90,7 +91,10 @@ def recorded():
 
 
 def cases() -> dict:
-    """{op: launches at official sizes}, on meta tensors."""
+    """{op: launches at official sizes}, on meta tensors.
+
+    In bfloat16, where training mixes dtypes also in those that it uses: the residual stream is float32.
+    """
 
     def tensor(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -110,7 +114,8 @@ def cases() -> dict:
         tensor(states + 1, width),
         tensor(states + 1),
     )
-    stream = tensor(256, 256, width)
+    streams = [tensor(256, 256, width, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    branch = streams[1]
     modulation = tensor(256, 6 * width).chunk(6, -1)
     qkv, gammas = [tensor(256, 256, 1536), tensor(256, 120, 1536)], [tensor(8, 64, dtype=torch.float32)] * 2
     joint = tensor(256, 376, 8, 64)
@@ -159,13 +164,14 @@ def cases() -> dict:
         linear_cross_entropy.launch_backward(loss, h, head, bias, target, loss, 1e-4, [True] * 3)
 
     def modulate():
-        for plus_one in (False, True):
+        for stream, plus_one in itertools.product(streams, (False, True)):
             adaln.launch_adaln(stream, modulation[0], modulation[1], 1e-5, plus_one)
             adaln.launch_adaln_backward(stream, stream, modulation[0], 1e-5, plus_one)
 
     def residual():
-        adaln.launch_gate(stream, stream, modulation[2])
-        adaln.launch_gate_backward(stream, stream, modulation[2])
+        for stream in streams:
+            adaln.launch_gate(stream, branch, modulation[2])
+            adaln.launch_gate_backward(stream, branch, modulation[2])
 
     def pack():
         qk_norm.launch_pack(qkv, gammas, gammas)

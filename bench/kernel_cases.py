@@ -209,14 +209,26 @@ def cross_entropy(i: Inputs) -> dict:
     }
 
 
-def adaln(i: Inputs) -> dict:
+def adaln(i: Inputs, stream: torch.dtype | None = None) -> dict:
     n, width = i.size.batch, i.size.width
-    return {"x": i.normal(n, i.size.patches, width), "scale": i.normal(n, width), "shift": i.normal(n, width)}
+    x = i.normal(n, i.size.patches, width, dtype=stream)
+    return {"x": x, "scale": i.normal(n, width), "shift": i.normal(n, width)}
 
 
-def gate(i: Inputs) -> dict:
-    x = i.normal(i.size.batch, i.size.patches, i.size.width)
-    return {"x": x, "branch": x * 0.5, "gate": i.normal(i.size.batch, i.size.width)}
+def gate(i: Inputs, stream: torch.dtype | None = None) -> dict:
+    shape = i.size.batch, i.size.patches, i.size.width
+    x, branch = i.normal(*shape, dtype=stream), i.normal(*shape)
+    return {"x": x, "branch": branch, "gate": i.normal(i.size.batch, i.size.width)}
+
+
+def adaln_fp32_stream(i: Inputs) -> dict:
+    """As in training under autocast: the residual stream is float32, the modulation bfloat16."""
+    return adaln(i, torch.float32)
+
+
+def gate_fp32_stream(i: Inputs) -> dict:
+    """As in training under autocast: the residual stream is float32, branch and gate are bfloat16."""
+    return gate(i, torch.float32)
 
 
 def pack(i: Inputs) -> dict:
@@ -255,6 +267,16 @@ def read_and_written(a: dict, out) -> tuple[int, int]:
     """Every floating or token tensor read once and every output written once; keys and per-sample numbers are free."""
     large = [v for v in a.values() if isinstance(v, Tensor) and v.ndim > 1 and v.shape[1:] != (5,)]
     return nbytes(*large) + nbytes(out), 0
+
+
+def adaln_backward_work(a: dict, out: Tensor) -> tuple[int, int]:
+    """x and the upstream gradient are read, one gradient is written."""
+    return 2 * nbytes(a["x"]) + nbytes(out), 0
+
+
+def gate_backward_work(a: dict, out: Tensor) -> tuple[int, int]:
+    """The branch and the upstream gradient are read, the branch's gradient is written; x's is the upstream one."""
+    return 2 * nbytes(a["branch"]) + nbytes(out), 0
 
 
 def head_products(a: dict) -> int:
@@ -346,8 +368,14 @@ CASES = {
         ("hidden", "weight", "bias"),
         peers=cross_entropy_peers,
     ),
-    "adaln_modulate": Case(adaln, read_and_written, lambda a, out: (3 * nbytes(a["x"]), 0), ("x", "scale", "shift")),
-    "gated_residual": Case(gate, read_and_written, lambda a, out: (3 * nbytes(a["x"]), 0), ("x", "branch", "gate")),
+    "adaln_modulate": Case(adaln, read_and_written, adaln_backward_work, ("x", "scale", "shift")),
+    "adaln_modulate_fp32_stream": Case(
+        adaln_fp32_stream, read_and_written, adaln_backward_work, ("x", "scale", "shift"), "adaln_modulate"
+    ),
+    "gated_residual": Case(gate, read_and_written, gate_backward_work, ("x", "branch", "gate")),
+    "gated_residual_fp32_stream": Case(
+        gate_fp32_stream, read_and_written, gate_backward_work, ("x", "branch", "gate"), "gated_residual"
+    ),
     "qk_norm_pack": Case(
         pack,
         lambda a, out: (2 * nbytes(a["qkv"]), 0),

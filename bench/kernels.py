@@ -132,12 +132,11 @@ def runs(name: str, operation: Callable, arguments: dict) -> Iterator[tuple[str,
     if not case.gradients:
         return
     leafy, leaves = with_gradients(arguments, case.gradients)
+    upstream = [torch.ones_like(output) for output in outputs_of(forward())]  # not part of the operation's time
 
     def training():
-        for leaf in leaves:
-            leaf.grad = None
-        outputs = outputs_of(case.call(operation, leafy))
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        # not `backward`, which copies a gradient that is the upstream one itself
+        torch.autograd.grad(outputs_of(case.call(operation, leafy)), leaves, upstream)
 
     yield "training", training
 

@@ -4,8 +4,12 @@ Without a key mask: flash-attn (4, 3 or 2, whichever imports first), else PyTorc
 own. With one: the variable-length function of flash-attn, else `torch.nn.attention.varlen.varlen_attn`, else SDPA with
 a mask. The variable-length functions get every query, also those at masked positions (the network computes them), and
 only the keys that are attended: keys and values of all samples packed one after the other. The packed buffer keeps the
-size B·L, its tail unread, so nothing waits for the GPU; it is a permutation of the rows, so gradients flow back by the
-inverse one, and those of unread rows, which the kernels leave unwritten, are set to zero.
+size B·L, its tail unread, so nothing waits for the GPU; it is a permutation of the rows. Its gradient is that of
+indexing: PyTorch adds rows into place by `index_put`, although no two fall on the same one. Gradients of unread rows,
+which the kernels leave unwritten, are set to zero before.
+
+Functions of flash-attn 4 call its own just-in-time compiler, which torch.compile cannot trace: in compiled networks
+they are operations that it does not look into (`untraced`).
 
 On the CPU: SDPA, but for short rows and narrow heads two batched products around a softmax whose rows are padded to
 whole vectors (compiled, with 15 positions, 4 heads of 8: 2.3 times as fast; 12, 20: 1.8 times; 28, 32: 1.7 times).
@@ -24,8 +28,12 @@ from torch import Tensor
 from . import reference
 from .backend import check, check_device, check_floating, check_shape, is_reference, use_triton
 
-# (module, compute capability it needs)
-FLASH_MODULES = (("flash_attn.cute", (9, 0)), ("flash_attn_interface", (9, 0)), ("flash_attn", (8, 0)))
+# (module, compute capability it needs, whether torch.compile can trace it)
+FLASH_MODULES = (
+    ("flash_attn.cute", (9, 0), False),
+    ("flash_attn_interface", (9, 0), True),
+    ("flash_attn", (8, 0), True),
+)
 VECTOR = 16  # float32 numbers in a vector register of current CPUs
 FUNCTIONS = {"sdpa": reference.joint_attention}
 
@@ -88,18 +96,65 @@ def flash_varlen(function):
     return call
 
 
+def untraced(name: str, function):
+    """An attention `function(q, k, v, *lengths)` as it is, and in compiled networks as the operation anystate::`name`.
+
+    The operation's backward runs the forward pass again: flash-attn keeps what it needs in an autograd graph, which an
+    operation cannot hand on.
+    """
+
+    def attend(q, k, v, cu_q, cu_k, max_q, max_k) -> Tensor:
+        lengths = () if cu_q is None else (cu_q, cu_k, max_q, max_k)
+        return first_output(function(q, k, v, *lengths)).contiguous()
+
+    @torch.library.custom_op(f"anystate::{name}", mutates_args=())
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
+    ) -> Tensor:
+        return attend(q, k, v, cu_q, cu_k, max_q, max_k)
+
+    @torch.library.custom_op(f"anystate::{name}_backward", mutates_args=())
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            out = attend(*leaves, cu_q, cu_k, max_q, max_k)
+        return tuple(x.contiguous() for x in torch.autograd.grad(out, leaves, grad))
+
+    def setup(ctx, inputs, output):
+        *tensors, ctx.max_q, ctx.max_k = inputs
+        ctx.save_for_backward(*tensors)
+
+    def gradients(ctx, grad):
+        return *backward(grad.contiguous(), *ctx.saved_tensors, ctx.max_q, ctx.max_k), None, None, None, None
+
+    forward.register_fake(lambda q, *_: q.new_empty(q.shape))
+    backward.register_fake(lambda grad, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
+    forward.register_autograd(gradients, setup_context=setup)
+
+    def call(q, k, v, *lengths):
+        if torch.compiler.is_compiling():
+            return forward(q, k, v, *(lengths or (None, None, 0, 0)))
+        return function(q, k, v, *lengths)
+
+    return call
+
+
 @functools.cache
 def discover(capability: tuple[int, int]) -> None:
     """Adds to FUNCTIONS what this GPU and installation offer."""
-    for name, needed in FLASH_MODULES:
+    for name, needed, traceable in FLASH_MODULES:
         try:
             module = importlib.import_module(name)
-            fixed, varlen = module.flash_attn_func, module.flash_attn_varlen_func
+            fixed, varlen = module.flash_attn_func, flash_varlen(module.flash_attn_varlen_func)
         except (ImportError, AttributeError):
             continue
         if capability >= needed:
+            if not traceable:
+                fixed, varlen = untraced("flash", fixed), untraced("flash_varlen", varlen)
             FUNCTIONS["flash"] = functools.partial(fixed_attention, fixed)
-            FUNCTIONS["flash_varlen"] = functools.partial(varlen_attention, flash_varlen(varlen))
+            FUNCTIONS["flash_varlen"] = functools.partial(varlen_attention, varlen)
             break
     if capability >= (8, 0):
         try:

@@ -1,10 +1,21 @@
 """Attention: every implementation at hand against float64, and the packing that the variable-length ones rely on."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 
 from anystate.kernels import joint_attention, reference
-from anystate.kernels.attention import FUNCTIONS, candidates, packing_order, varlen_attention, without_left_out
+from anystate.kernels.attention import (
+    FUNCTIONS,
+    candidates,
+    fixed_attention,
+    packing_order,
+    untraced,
+    varlen_attention,
+    without_left_out,
+)
 
 B, L, H, D = 3, 11, 2, 16
 
@@ -86,6 +97,7 @@ def test_few_queries_attend_to_all_keys(mask, random, queries, masked):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_implementation_agrees(dtype, masked, mask, random, device, check_gradients):
+    """In bfloat16 two fused kernels add up in different orders, and their errors differ by tens of percent."""
     key_mask = mask if masked else None
     names = candidates(torch.device(device), dtype, D, masked)
     assert names[-1] == "sdpa"
@@ -94,7 +106,69 @@ def test_every_implementation_agrees(dtype, masked, mask, random, device, check_
             lambda q, k, v, name=name: FUNCTIONS[name](q, k, v, key_mask),
             lambda q, k, v: reference.joint_attention(q, k, v, key_mask),
             [random(B, L, H, D, dtype=dtype) for _ in range(3)],
+            factor=1.1 if dtype == torch.float32 else 2.0,
         )
+
+
+class Foreign(torch.autograd.Function):
+    """Attention in numpy, of packed sequences or (cu_q, cu_k None) of a batch: like a just-in-time compiler of its own,
+    nothing that can be traced."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, cu_q, cu_k):
+        ctx.save_for_backward(q, k, v, cu_q, cu_k)
+        return Foreign.loop(q, k, v, cu_q, cu_k)[0], None
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return *Foreign.loop(*ctx.saved_tensors, grad)[1:], None, None
+
+    @staticmethod
+    def loop(q, k, v, cu_q, cu_k, grad=None):
+        """The result, and with its gradient those of q, k and v."""
+        if cu_q is None:
+            cu = torch.arange(len(q) + 1) * q.shape[1]
+            packed = [x if x is None else x.flatten(0, 1) for x in (q, k, v, grad)]
+            return [x.view_as(q) for x in Foreign.loop(*packed[:3], cu, cu, packed[3])]
+        arrays = [x.detach().cpu().numpy() for x in (q, k, v, q if grad is None else grad)]
+        results = [np.zeros_like(x) for x in (arrays[0], *arrays[:3])]
+        scale = q.shape[-1] ** -0.5
+        for (a, b), (c, d) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+            rows = slice(a, b), slice(c, d), slice(c, d), slice(a, b)
+            q1, k1, v1, g1 = (x[r].swapaxes(0, 1) for x, r in zip(arrays, rows, strict=True))
+            p = np.exp(scale * q1 @ k1.swapaxes(1, 2))
+            p /= p.sum(-1, keepdims=True)
+            ds = g1 @ v1.swapaxes(1, 2)
+            ds = scale * p * (ds - (ds * p).sum(-1, keepdims=True))
+            parts = p @ v1, ds @ k1, ds.swapaxes(1, 2) @ q1, p.swapaxes(1, 2) @ g1
+            for result, part, r in zip(results, parts, (rows[0], *rows[:3]), strict=True):
+                result[r] = part.swapaxes(0, 1)
+        return [torch.from_numpy(x).to(q.device) for x in results]
+
+
+def foreign(q, k, v, cu_q=None, cu_k=None, max_q=None, max_k=None):
+    return Foreign.apply(q, k, v, cu_q, cu_k)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_kernels_that_cannot_be_traced_run_in_compiled_networks(masked, compiled, mask, random):
+    """Forward and backward, without a break of the graph; eagerly as they are."""
+    function = untraced(f"foreign_{masked}_{compiled}", foreign)
+    torch._dynamo.reset()
+
+    def attend(q, k, v):
+        return varlen_attention(function, q, k, v, mask) if masked else fixed_attention(function, q, k, v, None)
+
+    used = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
+    inputs, upstream = [random(B, L, H, D) for _ in range(3)], random(B, L, H, D)
+    ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    results = used(*ours), reference.joint_attention(*theirs, mask if masked else None)
+    for result in results:
+        result.backward(upstream)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-5)
 
 
 def test_pads_are_not_attended(mask, random):

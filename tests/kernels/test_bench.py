@@ -1,9 +1,11 @@
 """The benchmark, the verification and the GPU check that stand on the kernels."""
 
+import functools
 import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anystate.bench import kernels as bench
 from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of, trajectory
@@ -32,6 +34,30 @@ def test_run_writes_rows_and_a_plot(quick, tmp_path, device):
     assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["share_of_floor"] > 0 for row in rows.values())
     assert len(lines) == 2 + len(rows)
     assert (tmp_path / "k.png").stat().st_size > 0
+
+
+class Operations(TorchDispatchMode):
+    """Lists what PyTorch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function).removesuffix(".default"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gradients])
+def test_timed_training_makes_nothing_but_what_the_operation_makes(name, device):
+    """Neither upstream gradients nor copies of gradients: they would count as the kernels' own time."""
+    arguments = CASES[name].inputs(Inputs(SIZES["tiny"], device, torch.float32))
+    operation = functools.partial(operation_of(name), backend="triton")
+    training = dict(bench.runs(name, operation, arguments))["training"]
+    with Operations() as seen:
+        training()
+    assert any(called.startswith("anystate.") or "attention" in called for called in seen.names)
+    assert not {"aten.ones_like", "aten.full_like", "aten.fill_.Scalar", "aten.clone", "aten.copy_"} & set(seen.names)
 
 
 def test_unknown_names_are_refused(device):

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of
+from anystate.bench.kernels import runs
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from anystate.kernels import Rng
 
@@ -54,6 +57,36 @@ def test_training_step(system, data, device, autocast, tolerance, monkeypatch):
         assert (ours[name] - loss).abs().max() <= tolerance * loss.abs().max(), name
     for (name, _), a, b in zip(system[0].named_parameters(), our_gradients, their_gradients, strict=True):
         assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6, name
+
+
+class Dtypes(TorchDispatchMode):
+    """Collects which dtypes every kernel of ours is given, {(operation, (dtype of each floating tensor, …))}."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "anystate":
+            tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
+            name = str(function).removeprefix("anystate.").removesuffix(".default")
+            self.seen.add((name, tuple(x.dtype for x in tensors if x.is_floating_point())))
+        return function(*args, **(kwargs or {}))
+
+
+def test_benchmark_and_verification_use_the_dtypes_of_training(system, data, device, monkeypatch):
+    """Under autocast some are mixed. Towers and heads see what trunks see; numbers of modalities do not matter."""
+    monkeypatch.setenv("ANYSTATE_BACKEND", "triton")
+    with Dtypes() as training:
+        losses_and_gradients(system, data, device, autocast=True)
+    with Dtypes() as measured:
+        for name, case in CASES.items():
+            arguments = case.inputs(Inputs(SIZES["tiny"], device, torch.bfloat16))
+            for _, function in runs(name, operation_of(name), arguments):
+                function()
+    names = {name for name, _ in training.seen}
+    assert {"adaln_modulate", "gated_residual_backward", "qk_norm_pack", "linear_cross_entropy"} <= names
+    assert {kind for kind in training.seen if not kind[0].startswith("qk_norm")} <= measured.seen
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
