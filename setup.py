@@ -38,6 +38,7 @@ setup(
     packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
     package_data={
         "anystate.configs": ["*.yaml", "*/*.yaml"],
+        "anystate.kernels": ["tiles.json"],
         "anystate.train": ["*.html", "data/adult/*"],
         "anystate.bench": ["*.html", "*.json", "*.yaml"],
     },

@@ -20,7 +20,7 @@ from ..train.files import write_whole
 from ..train.origin import origin
 from . import compile_only as compiled_kernels
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, with_gradients
-from .rows import clock
+from .rows import Rows, clock
 
 BUDGET_MS = 200.0  # of measuring per implementation
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -110,11 +110,12 @@ class Limits:
         return 1000 * max(work[0] / self.bytes_per_s, work[1] / self.flop_per_s)
 
 
-def implementations(name: str, device: str) -> dict[str, Callable]:
-    """{label: operation}; compiled ones only on a GPU, where they compete."""
+def implementations(name: str, device: str, compile: bool = True) -> dict[str, Callable]:
+    """{label: operation}; compiled ones only on a GPU, where they compete, and of operations with gradients: compiling
+    the others' random numbers takes longer than a measurement is worth."""
     ours, eager = operation_of(name), operation_of(name, reference)
     found = {"anystate": ours, "eager": eager}
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and compile and CASES[name].gradients:
         torch.compiler.reset()
         found["compile"] = torch.compile(eager)
     return found | CASES[name].peers()
@@ -142,7 +143,13 @@ def runs(name: str, operation: Callable, arguments: dict) -> Iterator[tuple[str,
 
 
 def measure(
-    name: str, size: str, device: str, dtype: torch.dtype, limits: Limits, failed: Callable[[str], None]
+    name: str,
+    size: str,
+    device: str,
+    dtype: torch.dtype,
+    limits: Limits,
+    failed: Callable[[str], None],
+    compile: bool = True,
 ) -> Iterator[Measurement]:
     """Every implementation of one case in every mode; `failed` gets a line for each that does not run."""
     case = CASES[name]
@@ -152,7 +159,7 @@ def measure(
     work = {"forward": case.work(arguments, out)}
     if case.work_backward:
         work["training"] = tuple(map(sum, zip(work["forward"], case.work_backward(arguments, out), strict=True)))
-    for label, operation in implementations(name, device).items():
+    for label, operation in implementations(name, device, compile).items():
         for mode, function in runs(name, operation, arguments):
             try:
                 p20, p50, p80 = quantiles(function, device)
@@ -226,6 +233,8 @@ def run(
     compile_only: bool = False,
     device: str | None = None,
     write: Callable[[str], None] = print,
+    rows: Rows | None = None,
+    compile: bool = True,
 ) -> int:
     """Measures and writes a table; returns an exit code, 1 if something did not run or spills registers.
 
@@ -234,6 +243,8 @@ def run(
         size: tiny, small or official.
         json, plot: files to write the rows and the bars to.
         compile_only: print the compiler's resource table instead; needs no GPU.
+        rows: keeps every measurement as well.
+        compile: on a GPU also what torch.compile makes of the reference.
     """
     if compile_only:
         return int(print_resources(_known(ops, compiled_kernels.cases()), write) > 0)
@@ -245,21 +256,26 @@ def run(
     where = {**origin(device), **dataclasses.asdict(limits)}
     write(f"{where['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
     write(HEADER)
-    rows, failures = [], []
+    measured, failures = [], []
     for name in _known(ops, CASES) or CASES:
         try:
-            for row in measure(name, size, device, dtype, limits, failures.append):
-                rows.append(row)
+            for row in measure(name, size, device, dtype, limits, failures.append, compile):
+                measured.append(row)
                 write(str(row))
+                if rows is not None:
+                    about = dataclasses.asdict(row)
+                    label = f"kernel {about.pop('op')} {about.pop('mode')}"
+                    rows.add(label, {about.pop("implementation"): about.pop("p50_ms")}, "ms", False, **about)
         except Exception as error:  # ours did not run, so nothing of this case can be measured
             failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         if json:  # after every case, so that a run that is cut short keeps what it measured
-            content = where | {"size": size, "failures": failures, "rows": [dataclasses.asdict(row) for row in rows]}
+            plain = [dataclasses.asdict(row) for row in measured]
+            content = where | {"size": size, "failures": failures, "rows": plain}
             write_whole(Path(json), json_format.dumps(content, indent=1) + "\n")
     for line in failures:
         write(f"failed: {line}")
-    if plot and rows:
-        plot_shares(rows, f"{where['device']}, {size} size", Path(plot))
+    if plot and measured:
+        plot_shares(measured, f"{where['device']}, {size} size", Path(plot))
     return int(bool(failures))
 
 

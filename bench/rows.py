@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ from ..train.origin import origin
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """name: what was measured; ratio_to_plain: how many times better than the plain engine, None without one."""
+    """name: what was measured; ratio_to_plain: how many times better than the plain engine, None without one; about:
+    whatever else should be known; origin: see `train.origin`."""
 
     name: str
     engine: str
@@ -32,41 +34,92 @@ class Row:
     unit: str
     ratio_to_plain: float | None
     about: dict
+    origin: dict
 
     def __str__(self) -> str:
         ratio = "" if self.ratio_to_plain is None else f"{self.ratio_to_plain:8.2f} × plain"
         return f"{self.name:44} {self.engine:6} {self.value:12.5g} {self.unit:12}{ratio}"
 
+    def flat(self) -> dict:
+        """The row as it is written."""
+        values = dataclasses.asdict(self)
+        about, where = values.pop("about"), values.pop("origin")
+        return {**values, **about, **where}
+
+    @classmethod
+    def of(cls, values: dict, origin_names: set[str]) -> Row:
+        """The row that was written so."""
+        own = [field.name for field in dataclasses.fields(cls)][:5]
+        where = {name: values[name] for name in values if name in origin_names}
+        about = {name: values[name] for name in values if name not in origin_names and name not in own}
+        return cls(*(values[name] for name in own), about, where)
+
 
 class Rows:
-    """Collects rows; prints each and writes all to a file."""
+    """Collects rows; prints each and writes all to a file.
+
+    A file whose name ends in .jsonl holds a line per row, flushed at once; where a row is written again, the last line
+    of its name and engine counts. Several processes may write there one after the other: rows of this device and
+    commit that it already holds belong to these.
+    """
 
     def __init__(
         self, device: torch.device | str, file: Path | str | None = None, write: Callable[[str], None] = print
     ):
         self.origin, self.file, self.write = origin(device), file and Path(file), write
-        self.rows: list[Row] = []
+        self.lines = self.file is not None and self.file.suffix == ".jsonl"
+        same = ("device", "commit")
+        earlier = read_lines(self.file, set(self.origin)) if self.lines else []
+        self.rows = [row for row in earlier if all(row.origin.get(key) == self.origin[key] for key in same)]
 
     def add(self, name: str, values: dict[str, float], unit: str, more_is_better: bool = True, **about) -> None:
-        """One row per engine; `about` is whatever else should be known of them."""
-        plain = values.get("plain")
-        for engine, value in values.items():
-            ratio = None
-            if plain and value and engine != "plain":
-                ratio = value / plain if more_is_better else plain / value
-            self.rows.append(Row(name, engine, value, unit, ratio, about))
-            self.write(str(self.rows[-1]))
-        if self.file:
-            write_whole(self.file, json.dumps(self.plain_data(), indent=1) + "\n")
+        """One row per engine; `about` is whatever else should be known of them.
 
-    def plain_data(self) -> list[dict]:
-        """The rows as they are written."""
-        rows = []
-        for row in self.rows:
-            values = dataclasses.asdict(row)
-            about = values.pop("about")
-            rows.append({**values, **about, **self.origin})
-        return rows
+        Engines may come one after the other under the same name: once the plain one is there, all get their ratio.
+        """
+        before = {row.engine: row for row in self.rows if row.name == name}
+        now = {engine: Row(name, engine, value, unit, None, about, self.origin) for engine, value in values.items()}
+        together = {**before, **now}
+        plain = together.get("plain")
+        for engine, row in together.items():
+            if plain and plain.value and row.value and engine != "plain":
+                ratio = row.value / plain.value if more_is_better else plain.value / row.value
+                together[engine] = dataclasses.replace(row, ratio_to_plain=ratio)
+        changed = [row for engine, row in together.items() if row != before.get(engine)]
+        self.rows = [row for row in self.rows if row.name != name] + list(together.values())
+        for row in changed:
+            self.write(str(row))
+        self._keep(changed)
+
+    def find(self, name: str) -> dict[str, float]:
+        """{engine: value} of what was measured under a name."""
+        return {row.engine: row.value for row in self.rows if row.name == name}
+
+    def _keep(self, changed: list[Row]) -> None:
+        if self.lines:
+            append_lines(self.file, changed)
+        elif self.file:
+            write_whole(self.file, json.dumps([row.flat() for row in self.rows], indent=1) + "\n")
+
+
+def append_lines(file: Path, rows: list[Row]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cut = file.is_file() and file.read_bytes()[-1:] not in (b"\n", b"")  # by a kill in mid-line
+    with file.open("a", encoding="utf-8") as out:
+        out.write("\n" * cut + "".join(json.dumps(row.flat()) + "\n" for row in rows))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def read_lines(file: Path, origin_names: set[str]) -> list[Row]:
+    """The rows of a file of lines, the last of every name and engine; a line that a kill cut short is left out."""
+    found: dict[tuple[str, str], Row] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            row = Row.of(json.loads(line), origin_names)
+            found.pop((row.name, row.engine), None)
+            found[row.name, row.engine] = row
+    return list(found.values())
 
 
 def clock(device: torch.device) -> Callable[[], float]:

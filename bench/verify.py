@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels import backend, reference
 from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, widened, with_gradients
+from .rows import Rows
 
 attention = importlib.import_module("..kernels.attention", __package__)
 
@@ -40,8 +41,9 @@ def verify(
     device: str | None = None,
     chosen: str | None = None,
     write: Callable[[str], None] = print,
+    rows: Rows | None = None,
 ) -> bool:
-    """Writes one line per operation and dtype and returns whether all passed.
+    """Writes one line per operation and dtype, keeps them in `rows`, and returns whether all passed.
 
     On a GPU the kernels are checked in three dtypes. Without one the reference is checked in float32, and under
     TRITON_INTERPRET=1 the kernels too (in float32: the interpreter does not round bfloat16 as a GPU does).
@@ -59,6 +61,9 @@ def verify(
                     for check in checks(name, size, device, dtype, way):
                         write(str(check))
                         passed = passed and check.passed
+                        if rows is not None:
+                            name_of = f"verify {check.name}, {check.dtype}"
+                            rows.add(name_of, {check.backend: check.error}, "", shape=check.shape, passed=check.passed)
                 except Exception as error:  # whatever a compiler or driver raises: the others still count
                     why = " ".join(str(error).split())[:300]
                     write(f"FAIL  {name:24} {way:10} {str(dtype)[6:]:9} {type(error).__name__}: {why}")

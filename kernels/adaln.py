@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import check, check_device, check_floating, check_shape, custom_op, jit, tl, triton, use_triton, warps
+from .tiles import measured
 
 TILE = 2048
 PROGRAMS = 2048
@@ -170,17 +171,21 @@ def features_together(value: Tensor) -> Tensor:
     return value if value.stride(-1) == 1 else value.contiguous()
 
 
-def tile(width: int) -> dict:
-    """Rows and features of one tile, about TILE elements."""
+def tile(op: str, width: int, dtype: torch.dtype) -> dict:
+    """Rows and features of one tile, about TILE elements unless something else was measured to be faster."""
     block = triton.next_power_of_2(width)
     rows = max(1, TILE // block)
-    return {"ROWS": min(rows, 64), "BLOCK": block, "num_warps": warps(min(rows, 64) * block)}
+    chosen = {"ROWS": min(rows, 64), "BLOCK": block, "num_warps": warps(min(rows, 64) * block)}
+    return chosen | measured(op, width, dtype)
 
 
-def run_length(batch: int, length: int, rows: int) -> int:
-    """Rows of a sample per backward program: whole tiles, and about PROGRAMS programs in all."""
-    runs = max(1, min(triton.cdiv(length, rows), PROGRAMS // max(1, batch)))
-    return max(1, triton.cdiv(triton.cdiv(length, runs), rows)) * rows
+def runs_tile(op: str, width: int, dtype: torch.dtype, batch: int, length: int) -> tuple[dict, int]:
+    """The tile of a backward program, and how many rows of a sample it runs over: whole tiles, and about PROGRAMS
+    programs in all."""
+    shape = tile(op, width, dtype)
+    programs, rows = shape.pop("programs", PROGRAMS), shape["ROWS"]
+    runs = max(1, min(triton.cdiv(length, rows), programs // max(1, batch)))
+    return shape, max(1, triton.cdiv(triton.cdiv(length, runs), rows)) * rows
 
 
 def launch_adaln(x, scale, shift, eps: float, plus_one: bool) -> Tensor:
@@ -188,7 +193,7 @@ def launch_adaln(x, scale, shift, eps: float, plus_one: bool) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, length, width = x.shape
     if x.numel():
-        shape = tile(width)
+        shape = tile("adaln_modulate", width, x.dtype)
         _adaln_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
             x,
             scale,
@@ -211,8 +216,7 @@ def launch_adaln_backward(grad, x, scale, eps: float, plus_one: bool) -> tuple[T
     """Gradients of x, scale and shift, the last two in float32."""
     grad, x, scale = grad.contiguous(), features_together(x), features_together(scale)
     batch, length, width = x.shape
-    shape = tile(width)
-    run = run_length(batch, length, shape["ROWS"])
+    shape, run = runs_tile("adaln_modulate_backward", width, x.dtype, batch, length)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = torch.zeros(2, batch, triton.cdiv(length, run), width, device=x.device)
     if x.numel():
@@ -241,7 +245,7 @@ def launch_gate(x, branch, gate) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, length, width = x.shape
     if x.numel():
-        shape = tile(width)
+        shape = tile("gated_residual", width, x.dtype)
         _gate_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
             x,
             branch,
@@ -261,8 +265,7 @@ def launch_gate_backward(grad, branch, gate) -> tuple[Tensor, Tensor]:
     """Gradients of branch and gate, the latter in float32."""
     grad, branch, gate = grad.contiguous(), features_together(branch), features_together(gate)
     batch, length, width = branch.shape
-    shape = tile(width)
-    run = run_length(batch, length, shape["ROWS"])
+    shape, run = runs_tile("gated_residual_backward", width, grad.dtype, batch, length)
     grad_branch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
     parts = torch.zeros(batch, triton.cdiv(length, run), width, device=branch.device)
     if branch.numel():

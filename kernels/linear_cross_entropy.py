@@ -28,6 +28,7 @@ from .backend import (
     use_triton,
     warps,
 )
+from .tiles import measured
 
 CHUNK_BYTES = 2**27
 BLOCK = 2048
@@ -68,7 +69,8 @@ def _gradient_kernel(p_logits, p_target, p_lse, p_grad, first, width, z_loss, BL
 
 def slices(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
     """(first, width) of each slice of states."""
-    step = CHUNK_BYTES // (max(1, len(hidden)) * hidden.element_size()) // 128 * 128
+    chunk = measured("linear_cross_entropy", hidden.shape[1], hidden.dtype).get("chunk_bytes", CHUNK_BYTES)
+    step = chunk // (max(1, len(hidden)) * hidden.element_size()) // 128 * 128
     step = max(128, step)
     return [(first, min(step, len(weight) - first)) for first in range(0, len(weight), step)]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import check, check_device, check_floating, check_shape, custom_op, jit, tl, triton, use_triton, warps
+from .tiles import measured
 
 PROGRAMS = 2048
 EPSILON = 1e-12  # of the mean square: keeps a zero vector zero and its gradient finite, and shows nowhere else
@@ -99,9 +100,10 @@ def _pack_backward_kernel(
         tl.store(p_grad_qkv + (i_row * 3 + 2) * heads * width + o, b_grad, mask=m)
 
 
-def tile(heads: int, width: int) -> dict:
+def tile(op: str, heads: int, width: int, dtype: torch.dtype) -> dict:
     shape = {"HEADS": triton.next_power_of_2(heads), "WIDTH": triton.next_power_of_2(width)}
-    return shape | {"num_warps": warps(shape["HEADS"] * shape["WIDTH"], 4)}
+    shape["num_warps"] = warps(shape["HEADS"] * shape["WIDTH"], 4)
+    return shape | measured(op, heads * width, dtype)
 
 
 def launch_pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +128,7 @@ def launch_pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor])
                 heads,
                 width,
                 EPSILON,
-                **tile(heads, width),
+                **tile("qk_norm_pack", heads, width, dtype),
             )
         offset += length
     return q, k, v
@@ -137,11 +139,13 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
     grad_q, grad_k, grad_v = (grad.contiguous() for grad in (grad_q, grad_k, grad_v))
     heads, width = q_gamma[0].shape
     batch, total = grad_q.shape[:2]
+    shape = tile("qk_norm_pack_backward", heads, width, qkv[0].dtype)
+    programs = shape.pop("programs", PROGRAMS)
     grads, gammas, offset = [], [], 0
     for x, gq, gk in zip(qkv, q_gamma, k_gamma, strict=True):
         length = x.shape[1]
         n = batch * length
-        run = triton.cdiv(max(1, n), PROGRAMS)
+        run = triton.cdiv(max(1, n), programs)
         grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         parts = torch.zeros(triton.cdiv(n, run), 2, heads, width, device=x.device)
         if n:
@@ -162,7 +166,7 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
                 width,
                 EPSILON,
                 run,
-                **tile(heads, width),
+                **shape,
             )
         grads.append(grad)
         gammas.append(parts.sum(0))

@@ -31,6 +31,7 @@ from .backend import (
 from .draws import log_exponential, uniforms_at, words_block
 from .race import largest_total, log_sum, move_bound, move_probability
 from .tau_leap import check_leap
+from .tiles import measured
 
 BLOCK_R, BLOCK_V, BLOCK_D = 64, 128, 64
 ROW_PROGRAMS = 4
@@ -206,12 +207,13 @@ def _settle_kernel(
             tl.store(p_out + i_row, winner.to(tl.int64))
 
 
-def tile_shape(dtype: torch.dtype, width: int, guided: bool) -> tuple[int, int]:
-    """States and features of a head tile: narrower where two branches, three float32 products or unaligned loads need
-    the registers, so that nothing spills."""
-    if dtype == torch.float32:
-        return BLOCK_V // 4, BLOCK_D // 2
-    return BLOCK_V // (2 if guided or width % 16 else 1), BLOCK_D
+def tile(dtype: torch.dtype, width: int, guided: bool) -> dict:
+    """Rows, states and features of a head tile and how it is run: narrower where two branches, three float32 products
+    or unaligned loads need the registers, so that nothing spills; unless something else was measured to be faster."""
+    narrow = 4 if dtype == torch.float32 else 2 if guided or width % 16 else 1
+    block_d = BLOCK_D // 2 if dtype == torch.float32 else BLOCK_D
+    chosen = {"BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V // narrow, "BLOCK_D": block_d, "num_warps": 8, "num_stages": 3}
+    return chosen | measured("tau_leap_linear_guided" if guided else "tau_leap_linear", width, dtype)
 
 
 def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mask_column: bool, uncond, guidance):
@@ -223,8 +225,9 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
         return out
     device, guided = tokens.device, uncond is not None
     sums = (guided or mask_column) and rule in ("tau", "euler")
-    block_v, block_d = tile_shape(hidden.dtype, width, guided)
-    n_tiles = triton.cdiv(states + mask_column, block_v)
+    shape = tile(hidden.dtype, width, guided)
+    programs = shape.pop("programs", ROW_PROGRAMS)
+    n_tiles = triton.cdiv(states + mask_column, shape["BLOCK_V"])
     rows = torch.empty(n, dtype=torch.int32, device=device)
     count = torch.zeros(1, dtype=torch.int32, device=device)
     score = torch.empty(n, n_tiles, device=device)
@@ -235,7 +238,7 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
     _list_kernel[(triton.cdiv(n, block),)](
         tokens, rate, guidance, keys, rows, count, n, length, states, RULE=rule, GUIDED=guided, BLOCK=block, num_warps=4
     )
-    _tile_kernel[(min(ROW_PROGRAMS, triton.cdiv(n, BLOCK_R)), n_tiles)](
+    _tile_kernel[(min(programs, triton.cdiv(n, shape["BLOCK_R"])), n_tiles)](
         hidden,
         uncond,
         weight,
@@ -255,11 +258,7 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
         MASK_COLUMN=mask_column,
         SUMS=sums,
         FLOAT32=hidden.dtype == torch.float32,
-        BLOCK_R=BLOCK_R,
-        BLOCK_V=block_v,
-        BLOCK_D=block_d,
-        num_warps=8,
-        num_stages=3,
+        **shape,
     )
     _settle_kernel[(n,)](
         rate,

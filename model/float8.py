@@ -34,9 +34,7 @@ def convert(net: nn.Module, device: torch.device, samples: int) -> list[str]:
     Raises:
         ValueError: the device has no fp8, torchao is missing, or the shapes do not suit.
     """
-    emulate = os.environ.get(EMULATE) == "1"
-    if not emulate and (reason := _lacks(device)):
-        raise ValueError(f"train.precision=fp8 needs {reason}; set train.precision=bf16")
+    check(device)
     if samples % MULTIPLE:
         parts = "train.batch over ranks and train.accumulate"
         raise ValueError(f"train.precision=fp8 needs multiples of {MULTIPLE} samples at a time, got {samples}: {parts}")
@@ -50,9 +48,16 @@ def convert(net: nn.Module, device: torch.device, samples: int) -> list[str]:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
         raise ValueError("train.precision=fp8 needs torchao: pip install 'anystate[fp8]'") from None
-    recipe = dataclasses.replace(Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
+    emulates = os.environ.get(EMULATE) == "1"
+    recipe = dataclasses.replace(Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulates)
     convert_to_float8_training(net, module_filter_fn=lambda _, name: name in names, config=recipe)
     return names
+
+
+def check(device: torch.device) -> None:
+    """Raise ValueError unless the device computes in fp8, or emulates it."""
+    if os.environ.get(EMULATE) != "1" and (reason := _lacks(device)):
+        raise ValueError(f"train.precision=fp8 needs {reason}; set train.precision=bf16")
 
 
 def _lacks(device: torch.device) -> str | None:

@@ -46,6 +46,38 @@ def things(n):
 """
 
 
+def test_engines_measured_one_after_the_other_get_their_ratio(tmp_path):
+    """In one process or in two that share a file of lines; rows of another device or commit are not theirs."""
+    file, lines = tmp_path / "rows.jsonl", []
+    rows = Rows(CPU, file, lines.append)
+    rows.add("speed", {"fast": 5.0}, "1/s", batch=3)
+    assert len(file.read_text().splitlines()) == 1
+    assert rows.rows[0].ratio_to_plain is None
+    again = Rows(CPU, file, lines.append)
+    again.add("speed", {"plain": 2.0}, "1/s", batch=3)
+    assert again.find("speed") == {"fast": 5.0, "plain": 2.0}
+    third = Rows(CPU, file)
+    assert {(r.engine, r.value, r.ratio_to_plain) for r in third.rows} == {("fast", 5.0, 2.5), ("plain", 2.0, None)}
+    assert third.rows[0].about == {"batch": 3}
+    assert third.rows[0].origin == rows.origin
+    others = [
+        json.loads(line) | {key: "other"} for key in ("device", "commit") for line in file.read_text().splitlines()
+    ]
+    elsewhere = tmp_path / "others.jsonl"
+    elsewhere.write_text("".join(json.dumps(values) + "\n" for values in others))
+    assert not Rows(CPU, elsewhere).rows
+
+
+def test_a_line_cut_short_by_a_kill_hides_no_other(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    Rows(CPU, file, lambda line: None).add("speed", {"fast": 5.0}, "1/s")
+    with file.open("a") as out:
+        out.write('{"name": "sp')
+    rows = Rows(CPU, file, lambda line: None)
+    rows.add("time", {"fast": 1.0}, "s")
+    assert [row.name for row in Rows(CPU, file).rows] == ["speed", "time"]
+
+
 def test_workers_answer_from_processes_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "measured_things.py").write_text(THINGS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -61,9 +93,10 @@ def test_workers_answer_from_processes_of_their_own(tmp_path, monkeypatch):
 
 
 def test_disagreement_is_an_error():
-    check_losses("x", {"plain": {"a": 1.0}, "fast": {"a": 1.001}}, 2e-3)
-    with pytest.raises(ValueError, match="disagree, loss of a"):
-        check_losses("x", {"plain": {"a": 1.0}, "fast": {"a": 1.1}}, 2e-3)
+    check_losses("loss of a", {"plain": 1.0, "fast": 1.001}, 2e-3)
+    check_losses("loss of a", {"fast": 1.1}, 2e-3)
+    with pytest.raises(ValueError, match=r"disagree: loss of a is 1\.1, plain 1"):
+        check_losses("loss of a", {"plain": 1.0, "fast": 1.1}, 2e-3)
     tokens, pictures = torch.zeros(100, 3, dtype=torch.int64).numpy(), torch.zeros(100, 2).numpy()
     same = {"plain": {"t": tokens, "p": pictures}, "fast": {"t": tokens, "p": pictures}}
     assert agreement("x", same, CPU) == 1.0
@@ -101,6 +134,7 @@ def test_fp8_is_measured_beside_bf16_and_refused_where_losses_part(tmp_path, mon
     (tmp_path / "measured_trainers.py").write_text(TRAINERS)
     monkeypatch.syspath_prepend(tmp_path)
     trainers = importlib.import_module("measured_trainers")
+    monkeypatch.setenv("ANYSTATE_EMULATE_FP8", "1")  # no GPU is asked for
     monkeypatch.setattr(training, "text_image", trainers.one_percent)
     rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
     training.fp8("tiny", CPU, rows, "never", steps=4)

@@ -138,7 +138,7 @@ def test_a_batch_tried_in_more_parts_is_compiled_anew(compiled):
         made.counted = compiled(made.net, dynamic=False)
         return made
 
-    functions, _ = training.calls(make, CPU, "fast", ("official", []), None)
+    functions, _ = training.calls(make, CPU, "fast", ("official", []), None, 1)
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         assert functions["start"]()["parts"] == 8
     assert tried == [1, 2, 4, 8]
