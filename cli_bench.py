@@ -13,7 +13,7 @@ console = Console()
 
 Out = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
-Size = Annotated[str, typer.Option(help="official, emoji, digits or tiny.")]
+Size = Annotated[str, typer.Option(help="official, emoji, digits, tiny or wide.")]
 Json = Annotated[Path | None, typer.Option(help="Write the rows here, after each measurement.")]
 Compile = Annotated[str, typer.Option(help="torch.compile of the fast engine: always or never.")]
 Trace = Annotated[Path | None, typer.Option(help="Folder for the profiler's table and trace.")]

@@ -1,17 +1,11 @@
 #!/usr/bin/env bash
-# Fetches, into .whl/, the packages that a GPU machine without network lacks; the other bench/gpu_*.sh install them.
-#
-#   bench/gpu_wheels.sh [flash]      flash: also flash-attn-4, whose compiler alone is 92 MB
+# Fetches, into .whl/, the packages that a GPU machine without network lacks; bench/gpu_window.sh installs them there.
 #
 # For x86-64 Linux with Python 3.12 and PyTorch already there; versions are those of constraints.txt.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # not XGBoost: its grids would take the GPU's minutes, and synthetic rows can be scored anywhere
 wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand torchao)
-if [ "${1:-}" = flash ]; then
-    wanted+=("flash-attn-4>=4.0.0b30" quack-kernels apache-tvm-ffi torch-c-dlpack-ext
-        nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-cu13)
-fi
 platforms=()
 for platform in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
     platforms+=(--platform "${platform}_x86_64")

@@ -22,6 +22,8 @@ import torch
 from ..train.files import write_whole
 from ..train.origin import origin
 
+ORIGIN = ("device", "threads", "cores", "load", "versions", "commit", "date")  # keys of `train.origin`
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -47,11 +49,11 @@ class Row:
         return {**values, **about, **where}
 
     @classmethod
-    def of(cls, values: dict, origin_names: set[str]) -> Row:
+    def of(cls, values: dict) -> Row:
         """The row that was written so."""
         own = [field.name for field in dataclasses.fields(cls)][:5]
-        where = {name: values[name] for name in values if name in origin_names}
-        about = {name: values[name] for name in values if name not in origin_names and name not in own}
+        where = {name: values[name] for name in ORIGIN if name in values}
+        about = {name: values[name] for name in values if name not in ORIGIN and name not in own}
         return cls(*(values[name] for name in own), about, where)
 
 
@@ -69,7 +71,7 @@ class Rows:
         self.origin, self.file, self.write = origin(device), file and Path(file), write
         self.lines = self.file is not None and self.file.suffix == ".jsonl"
         same = ("device", "commit")
-        earlier = read_lines(self.file, set(self.origin)) if self.lines else []
+        earlier = read_lines(self.file) if self.lines else []
         self.rows = [row for row in earlier if all(row.origin.get(key) == self.origin[key] for key in same)]
 
     def add(self, name: str, values: dict[str, float], unit: str, more_is_better: bool = True, **about) -> None:
@@ -111,12 +113,12 @@ def append_lines(file: Path, rows: list[Row]) -> None:
         os.fsync(out.fileno())
 
 
-def read_lines(file: Path, origin_names: set[str]) -> list[Row]:
+def read_lines(file: Path) -> list[Row]:
     """The rows of a file of lines, the last of every name and engine; a line that a kill cut short is left out."""
     found: dict[tuple[str, str], Row] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):
-            row = Row.of(json.loads(line), origin_names)
+            row = Row.of(json.loads(line))
             found.pop((row.name, row.engine), None)
             found[row.name, row.engine] = row
     return list(found.values())

@@ -16,11 +16,14 @@ from ..train.loop import Trainer
 
 TINY = ["train.batch=16", "network.depth=2", "network.heads=2", "network.head_dim=8"]
 TINY += [f"modalities.{m}.stream.width=16" for m in ("image", "text")]
+WIDE = [f"modalities.{m}.stream.width=1024" for m in ("image", "text")]  # layers large enough for fp8
+WIDE += ["network.depth=1", "train.lr=1e-5"]
 SIZES = {  # a shipped config and settings of it
     "official": ("text_image/stage3", []),
     "emoji": ("emoji/stage3", []),
     "digits": ("digits", []),
     "tiny": ("digits", TINY),
+    "wide": ("digits", [*TINY, *WIDE]),
 }
 ROWS = 512  # of made-up data
 

@@ -51,12 +51,14 @@ def training(
     measure(f"table {recipe}: train", trainer, (recipe, [f"compile={compile}"]), device, rows, steps, trace)
 
 
-def trainer(device: torch.device, engine: str, settings: list[str], recipe: str) -> TableTrainer:
-    """A trainer on the bundled training rows of Adult."""
+def trainer(
+    device: torch.device, engine: str, settings: list[str], recipe: str, folder: Path | None = None
+) -> TableTrainer:
+    """A trainer on the bundled training rows of Adult; folder: of its run, default a temporary one."""
     table, _ = load_bundled()
     config = schema.load(f"table/{recipe}", [*settings, f"engine={engine}"], TableConfig)
     codec = TableCodec.fit(table, infer(table), Encoding(**config.encoding.model_dump()), config.seed)
-    folder = Path(tempfile.mkdtemp(prefix="anystate-bench-"))  # nothing is written there: no step saves
+    folder = folder or Path(tempfile.mkdtemp(prefix="anystate-bench-"))  # nothing is written there: no step saves
     return TableTrainer(config, folder, codec, *codec.encode(table, config.seed), device=device, quiet=True)
 
 

@@ -153,8 +153,10 @@ def timed(each: dict[str, tuple], device: torch.device, steps: int) -> Iterator[
 
 @functools.cache
 def matmul_rate(kind: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large product on this machine."""
-    return Limits.measure(kind, dtype).flop_per_s
+    """FLOP/s of a large product on this machine; its memory is given back to those who train beside this process."""
+    rate = Limits.measure(kind, dtype).flop_per_s
+    torch.cuda.empty_cache()
+    return rate
 
 
 def report(name: str, found: dict[str, Timed], device: torch.device, rows: Rows, steps: int) -> None:

@@ -223,7 +223,7 @@ def test_quantiles_and_clock():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "train", "--size", "huge"], "--size must be one of official, emoji, digits, tiny"),
+        (["bench", "train", "--size", "huge"], "--size must be one of official, emoji, digits, tiny, wide"),
         (["bench", "train", "--compile", "maybe"], "--compile must be always or never"),
         (["bench", "train", "--steps", "0"], "--steps must be at least 1"),
         (["bench", "sample", "--batch", "a,b"], "--batch takes whole numbers"),
