@@ -59,7 +59,8 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """seconds: its limit; interpreted: its kernels need Triton's interpreter where there is no GPU."""
+    """seconds: its limit, if the parts before it took all of theirs; interpreted: its kernels need Triton's interpreter
+    where there is no GPU."""
 
     name: str
     seconds: int

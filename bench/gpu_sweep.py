@@ -170,11 +170,18 @@ def pack_trials(i: Inputs) -> Iterator[Trial]:
 
 
 def sweep(rows: Rows, device: str, size: str) -> None:
-    """Time every trial; what does not run is said and left out."""
+    """Time every trial; a choice that does not run is said and left out.
+
+    Raises:
+        ValueError: after all, where a launcher's own choice did not run.
+    """
+    broken = []
     for trial in trials(device, size):
-        times = {}
+        times: dict[tuple, float] = {}
         for choice in ({}, *trial.choices):
             measure(trial, choice, times, rows, device)
+        if () not in times:
+            broken.append(trial.op)
         if trial.then and times:
             best = dict(min(times, key=times.get))
             for more in trial.then:
@@ -182,9 +189,11 @@ def sweep(rows: Rows, device: str, size: str) -> None:
     for key, choice in best_tiles(rows.rows).items():
         rows.write(f"best: {' '.join(map(str, key))}: {label(choice)}")
     others(rows, device, size)
+    if broken:
+        raise ValueError(f"not even the default runs: {', '.join(broken)}")
 
 
-def measure(trial: Trial, choice: dict[str, int], times: dict, rows: Rows, device: str) -> None:
+def measure(trial: Trial, choice: dict[str, int], times: dict[tuple, float], rows: Rows, device: str) -> None:
     op, width, dtype = tiles.key_of(trial.op, trial.width, trial.dtype)
     about = {"op": op, "width": width, "dtype": dtype, "tile": choice, "kind": device.split(":")[0]}
     about |= {"moved_bytes": trial.moved} if trial.moved else {}

@@ -54,8 +54,10 @@ def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> 
             print(line, file=file, flush=True)
 
         say(f"call {call} on {machine}: " + ", ".join(f"{p.name} ({p.seconds} s at most)" for p in parts))
+        due = 0.0
         for part in parts:
-            left = SECONDS - (time.time() - began)
+            spent = time.time() - began
+            left, due = SECONDS - spent, due + (SECONDS if only else part.seconds)
             if not dry and part.name in ended(results, machine):
                 say(f"== {part.name}: measured before at this commit")
                 continue
@@ -63,7 +65,7 @@ def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> 
                 say(f"== {part.name}: left out, {SECONDS} s are over")
                 lost.append(part.name)
                 continue
-            limit = min(left, left if only else part.seconds)
+            limit = min(left, due - spent)  # with what the parts before left unused
             arguments = ["--part", part.name, "--results", results, "--more", more, "--kept", kept]
             code, spent = limited(part, [*arguments, *(["--dry-run"] if dry else [])], limit, dry, say)
             how = {0: "done", UNFINISHED: "goes on with the same command"}.get(code, f"exit {code}")

@@ -18,9 +18,12 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 ln -s "$root" "$place/anystate" # the repository folder is the package
 export PYTHONPATH=$place${PYTHONPATH:+:$PYTHONPATH}
-if compgen -G "$root/.whl/*.whl" >/dev/null; then # made by bench/gpu_wheels.sh
-    site=$ANYSTATE_GPU_FOLDER/site
-    [ -d "$site" ] || "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$root"/.whl/*.whl
+if ! "$python" -c 'import pydantic, webdataset' 2>/dev/null && compgen -G "$root/.whl/*.whl" >/dev/null; then
+    site=$ANYSTATE_GPU_FOLDER/site # of what bench/gpu_wheels.sh fetched
+    if [ ! -d "$site" ]; then
+        "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site.new" "$root"/.whl/*.whl || exit 2
+        mv "$site.new" "$site"
+    fi
     export PYTHONPATH=$PYTHONPATH:$site
 fi
 cd "$place" || exit 2

@@ -25,6 +25,22 @@ BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def interpret_indices() -> None:
+    """Triton 3.6's interpreter makes an integer of an array of one element in a way that numpy 2.5 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_with_index
+
+
+if INTERPRETED:
+    interpret_indices()
+
 _forced: list[str] = []
 
 

@@ -78,22 +78,6 @@ def close():
     return assert_close
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interpreted_indices():
-    """Triton 3.6's interpreter turns arrays of one element into integers in a way that numpy 2.5 refuses."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_with_index(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_with_index
-
-
 # A digits run small enough for tests
 TINY = [
     "modalities.image.stream.width=16",

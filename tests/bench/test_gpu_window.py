@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -43,7 +44,7 @@ MEASURED = {  # a line that each part must leave, by the beginning of its name
 @pytest.mark.parametrize("call", CALLS)
 def test_every_part_runs_small_without_a_gpu(call, tmp_path):
     environment = os.environ | {"OUT": str(tmp_path / "out"), "ANYSTATE_GPU_FOLDER": str(tmp_path / "gpu")}
-    environment |= {"OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     environment.pop("TRITON_INTERPRET", None)
     script = ROOT / "bench/gpu_window.sh"
     done = subprocess.run(
@@ -115,6 +116,8 @@ def test_the_same_command_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, tmp_path, **codes)
     assert machine.call(1) == 1
     assert [name for name, _ in machine.ran] == NAMES[1]  # one that fails hides no other
+    limits = [part.seconds for part in CALLS[1]]  # each also has what those before it left
+    assert [limit for _, limit in machine.ran] == pytest.approx([sum(limits[: n + 1]) for n in range(6)], abs=5)
     machine.codes = {}
     (machine.out / "gpu-some-gpu.jsonl").unlink()  # $OUT is emptied between calls; the machine keeps its own
     assert machine.call(1) == 0
