@@ -29,7 +29,7 @@ MEASURED = {  # a line that each part must leave, by the beginning of its name
     "smoke": "smoke: sampling given text, equal tokens",
     "train-official": "train tiny: MFU",
     "kernels": "kernel gated_residual_fp32_stream training",
-    "sweep": "sweep qk_norm_pack_backward 16 bfloat16, num_warps 2 programs 1024",
+    "sweep": "sweep qk_norm_pack_backward 16 bfloat16, num_warps 2",
     "sample-official": "sample tiny, given text, batch 128, 4 steps: samples per second",
     "table-train": "table default: train: samples per second",
     "table-sample": "table default: sample 64 rows, same steps",

@@ -40,17 +40,18 @@ print(json.dumps([[one.kernel.__name__, one.signature] for one in launches]))
 
 
 def test_compiled_kernels_have_the_dtypes_of_training():
-    """A float32 residual stream beside bfloat16 modulation and branch, and bfloat16 alone."""
+    """A float32 residual stream beside bfloat16 modulation and branch, bfloat16 alone, and float32 alone for tables."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", SIGNATURES], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    streams = {}
+    dtypes = {}
     for kernel, signature in json.loads(run.stdout):
-        assert {signature[p] for p in ("p_scale", "p_gate", "p_branch") if p in signature} == {"*bf16"}, kernel
         stream = signature["p_x"] if "p_x" in signature else signature["p_grad"]
-        streams.setdefault(kernel, set()).add(stream)
-    assert len(streams) == 4
-    assert all(dtypes == {"*fp32", "*bf16"} for dtypes in streams.values())
+        (other,) = {signature[p] for p in ("p_scale", "p_gate", "p_branch") if p in signature}
+        dtypes.setdefault(kernel, set()).add((stream, other))
+    assert len(dtypes) == 4
+    wanted = {("*fp32", "*bf16"), ("*bf16", "*bf16"), ("*fp32", "*fp32")}
+    assert all(found == wanted for found in dtypes.values())
 
 
 OFFSETS = """
