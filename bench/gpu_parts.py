@@ -127,8 +127,8 @@ def sweep(s: Session) -> None:
 def sample_official(s: Session) -> None:
     from .sample import sampling
 
-    steps = [4] if s.tiny else None
-    sampling("tiny" if s.tiny else "official", s.torch_device, s.rows, s.compile, None, steps, 2, ["text"])
+    name, batches, steps = ("tiny", [4], [4]) if s.tiny else ("official", None, None)
+    sampling(name, s.torch_device, s.rows, s.compile, batches, steps, 2, ["text"])
 
 
 def table_train(s: Session) -> None:

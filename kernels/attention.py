@@ -43,7 +43,7 @@ def packing_order(key_mask: Tensor) -> Tensor:
     attended = key_mask.flatten()
     front, back = attended.cumsum(0) - 1, (~attended).cumsum(0) - 1
     place = torch.where(attended, front, back + attended.sum())
-    return torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
+    return torch.empty_like(place).scatter_(0, place, torch.arange(place.shape[0], device=place.device))
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def joint_attention(
     key at all gets whatever the chosen implementation makes of it.
     """
     check(q.ndim == 4, "q", f"must be (B, L, H, Dh), got {tuple(q.shape)}")
-    check_shape("k", k, (len(q), *k.shape[1:2], *q.shape[2:]))
+    check_shape("k", k, (q.shape[0], *k.shape[1:2], *q.shape[2:]))
     check_shape("v", v, k.shape)
     check_floating(q=q, k=k, v=v)
     check_device(q.device, k=k, v=v, key_mask=key_mask)

@@ -68,7 +68,7 @@ def _eps_mse(eps: Tensor, keys: Tensor) -> Tensor:
 
 @_eps_mse.register_fake
 def _(eps, keys):
-    return eps.new_empty(len(eps), dtype=torch.float32)
+    return eps.new_empty(eps.shape[0], dtype=torch.float32)
 
 
 @custom_op("eps_mse_backward")

@@ -134,7 +134,7 @@ def _forward(
 
 @_forward.register_fake
 def _(hidden, weight, bias, target, z_loss):
-    rows = hidden.new_empty(len(hidden), dtype=torch.float32)
+    rows = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     return rows, torch.empty_like(rows)
 
 
@@ -157,7 +157,7 @@ def _(grad, hidden, weight, bias, target, lse, z_loss, needs):
     return (
         hidden.new_empty(hidden.shape if needs[0] else 0),
         weight.new_empty(weight.shape if needs[1] else 0),
-        weight.new_empty(len(weight) if needs[2] else 0),
+        weight.new_empty(weight.shape[0] if needs[2] else 0),
     )
 
 

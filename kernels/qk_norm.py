@@ -181,7 +181,7 @@ def _pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor]) -> tu
 
 @_pack.register_fake
 def _(qkv, q_gamma, k_gamma):
-    shape = (len(qkv[0]), sum(x.shape[1] for x in qkv), *q_gamma[0].shape)
+    shape = (qkv[0].shape[0], sum(x.shape[1] for x in qkv), *q_gamma[0].shape)
     return tuple(qkv[0].new_empty(shape) for _ in range(3))
 
 
@@ -235,7 +235,7 @@ def qk_norm_pack(
         check(len(gammas) == len(qkv), name, f"must hold {len(qkv)} tensors like qkv, got {len(gammas)}")
     first = qkv[0]
     for x, gq, gk in zip(qkv, q_gamma, k_gamma, strict=True):
-        check(x.ndim == 3 and len(x) == len(first), "qkv", f"must be (B, L, 3·H·Dh), got {tuple(x.shape)}")
+        check(x.ndim == 3 and x.shape[0] == first.shape[0], "qkv", f"must be (B, L, 3·H·Dh), got {tuple(x.shape)}")
         check(x.dtype == first.dtype, "qkv", f"must share one dtype, got {first.dtype} and {x.dtype}")
         check(gq.ndim == 2 and 3 * gq.numel() == x.shape[2], "q_gamma", f"must be (H, Dh), got {tuple(gq.shape)}")
         check_shape("q_gamma", gq, (heads, q_gamma[0].shape[1]))

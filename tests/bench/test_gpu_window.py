@@ -30,7 +30,7 @@ MEASURED = {  # a line that each part must leave, by the beginning of its name
     "train-official": "train tiny: MFU",
     "kernels": "kernel gated_residual_fp32_stream training",
     "sweep": "sweep qk_norm_pack_backward 16 bfloat16, num_warps 2",
-    "sample-official": "sample tiny, given text, batch 128, 4 steps: samples per second",
+    "sample-official": "sample tiny, given text, batch 4, 4 steps: samples per second",
     "table-train": "table default: train: samples per second",
     "table-sample": "table default: sample 64 rows, same steps",
     "train-official-plain": "train tiny: loss of image in the first step",
