@@ -108,7 +108,10 @@ def matmul_dtype(**tensors: Tensor | None) -> list[Tensor | None]:
 
 def custom_op(name: str):
     """Registers a function of tensors as the operation anystate::`name`. Its kernels run on the GPU where its first
-    tensor lies: Triton launches on the current one, which need not be that."""
+    tensor lies: Triton launches on the current one, which need not be that.
+
+    Its fake takes sizes from `.shape`: len() of a tensor fixes the number, and compiled code serves one batch size alone.
+    """
 
     def register(function):
         @functools.wraps(function)
