@@ -110,7 +110,7 @@ def custom_op(name: str):
     """Registers a function of tensors as the operation anystate::`name`. Its kernels run on the GPU where its first
     tensor lies: Triton launches on the current one, which need not be that.
 
-    Its fake takes sizes from `.shape`: len() of a tensor fixes the number, and compiled code then serves one batch size.
+    Its fake takes sizes from `.shape`: len() of a tensor fixes the number, and compiled code serves one batch size.
     """
 
     def register(function):
