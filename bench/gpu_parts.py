@@ -310,3 +310,4 @@ CALLS = {
     3: (Part("table-default", 180, table_default), Part("table-paper", 375, table_paper)),
 }
 EXTRA = (Part("fp8", 250, fp8), Part("emoji", 555, emoji))
+PARTS = {part.name: part for parts in (*CALLS.values(), EXTRA) for part in parts}

@@ -95,7 +95,7 @@ class Trial:
 
 
 def trials(device: str, size: str) -> Iterator[Trial]:
-    """In order of importance; the tensors of one are let go before those of the next are made."""
+    """In order of importance."""
     inputs = Inputs(SIZES[size], device, torch.bfloat16)
     yield from row_trials(inputs, torch.float32)
     yield from head_trials(inputs)

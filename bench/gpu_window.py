@@ -23,10 +23,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .gpu_parts import CALLS, EXTRA, PAPER, ROOT, Part, Session, Unfinished
+from .gpu_parts import CALLS, PAPER, PARTS, ROOT, Part, Session, Unfinished
 
 SECONDS = 555  # of a call
 RESERVE = 8  # seconds to begin no part in
+GRACE = 3  # seconds between a part's interruption and its end by force
 UNFINISHED = 3  # exit code of a part that has more to do
 
 
@@ -36,15 +37,17 @@ def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> 
     parts = chosen(call, only)
     machine = "dry run" if dry else gpu_name()
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    if dry:  # its small runs are never gone on with, least of all by a real call
+        kept = kept / "tried"
+        shutil.rmtree(kept, ignore_errors=True)
     results, log = out / f"gpu-{slug}.jsonl", out / f"gpu-{slug}-{call}.txt"
     more = kept / f"more-{slug}-{call}"
     out.mkdir(parents=True, exist_ok=True)
     if dry:
         results.unlink(missing_ok=True)
-        shutil.rmtree(kept / "runs" / PAPER, ignore_errors=True)
-        shutil.rmtree(more, ignore_errors=True)
     else:
         take_up(results, kept, more)
+    before = set() if dry else ended(results, machine)
     more.mkdir(parents=True, exist_ok=True)
     lost, unfinished = [], []
     with log.open("a", encoding="utf-8") as file:
@@ -53,12 +56,12 @@ def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> 
             print(line, flush=True)
             print(line, file=file, flush=True)
 
-        say(f"call {call} on {machine}: " + ", ".join(f"{p.name} ({p.seconds} s at most)" for p in parts))
+        say(f"call {call} on {machine}: " + ", ".join(f"{p.name} ({p.seconds} s)" for p in parts))
         due = 0.0
         for part in parts:
             spent = time.time() - began
             left, due = SECONDS - spent, due + (SECONDS if only else part.seconds)
-            if not dry and part.name in ended(results, machine):
+            if part.name in before:
                 say(f"== {part.name}: measured before at this commit")
                 continue
             if left < RESERVE:
@@ -83,12 +86,11 @@ def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> 
 
 
 def chosen(call: int, only: list[str] | None) -> list[Part]:
-    known = {part.name: part for parts in (*CALLS.values(), EXTRA) for part in parts}
     if only is None:
         return list(CALLS[call])
-    if unknown := [name for name in only if name not in known]:
-        raise ValueError(f"--only: no part {unknown[0]!r}; there are {', '.join(known)}")
-    return [known[name] for name in only]
+    if unknown := [name for name in only if name not in PARTS]:
+        raise ValueError(f"--only: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return [PARTS[name] for name in only]
 
 
 def gpu_name() -> str:
@@ -126,7 +128,7 @@ def ended(results: Path, machine: str) -> set[str]:
 
 
 def limited(part: Part, arguments: list, limit: float, dry: bool, say: Callable[[str], None]) -> tuple[int, float]:
-    """(exit code, seconds) of a part in a process of its own, interrupted at its limit and killed ten seconds later.
+    """(exit code, seconds) of a part in a process of its own, interrupted at its limit and soon after killed.
 
     What it leaves running is killed too: it would hold the output open, and compute beside the next part.
     """
@@ -147,7 +149,7 @@ def limited(part: Part, arguments: list, limit: float, dry: bool, say: Callable[
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
 
-    timers = [threading.Timer(limit + wait, stop, [s]) for wait, s in ((0, signal.SIGINT), (10, signal.SIGKILL))]
+    timers = [threading.Timer(limit + wait, stop, [s]) for wait, s in ((0, signal.SIGINT), (GRACE, signal.SIGKILL))]
     for timer in timers:
         timer.start()
     threading.Thread(target=lambda: (process.wait(), time.sleep(2), stop(signal.SIGKILL)), daemon=True).start()
@@ -174,12 +176,11 @@ def run_part(name: str, dry: bool, results: Path, more: Path, kept: Path) -> int
     """One part in this process."""
     from .rows import Rows
 
-    (part,) = (part for parts in (*CALLS.values(), EXTRA) for part in parts if part.name == name)
     device, began = "cpu" if dry else "cuda", time.time()
     rows = Rows(device, results)
     session = Session(device, rows, more, kept, dry, float(os.environ["ANYSTATE_WINDOW_END"]))
     try:
-        part.run(session)
+        PARTS[name].run(session)
     except KeyboardInterrupt:
         print(f"{name}: stopped at its limit; what was measured is kept", flush=True)
         return 130

@@ -3,8 +3,8 @@
 On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
 not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
 which compiling fails; hence `MMDiT.whole_blocks`, and a limit far above the few kinds that are left. On the CPU, whose
-models are small, the whole network is one piece, which saves the passes over memory between blocks. Shapes are static:
-a run has one batch size.
+models are small, the whole network is one piece, which saves the passes over memory between blocks. Shapes are static,
+for a run has one batch size; only blocks that draw samples on a GPU are compiled for batches of any size.
 """
 
 from __future__ import annotations

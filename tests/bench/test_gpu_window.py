@@ -62,9 +62,11 @@ def test_every_part_runs_small_without_a_gpu(call, tmp_path):
     assert len(files) <= 8
     assert all(file.is_file() for file in files)
     assert f"call {call} on dry run: {NAMES[call][0]}" in done.stdout
+    assert not (tmp_path / "gpu/runs").exists()  # a real call would go on with a run of the same name
 
 
 def test_calls_end_in_time_and_measure_ours_first():
+    assert gpu_window.SECONDS + gpu_window.GRACE < 560
     for call, parts in CALLS.items():
         assert sum(part.seconds for part in parts) <= gpu_window.SECONDS < 560, call
     assert NAMES[2].index("sample-official") < NAMES[2].index("train-official-plain")
