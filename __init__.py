@@ -1,6 +1,8 @@
 """One diffusion model over any mix of state spaces, any part sampled from any other."""
 
-__version__ = "0.1.0"
+from .configs.version import __version__
+
+__all__ = ["TableSynthesizer", "__version__"]
 
 
 def __getattr__(name: str):

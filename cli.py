@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .cli_bench import app as bench_app
-from .cli_data import app as data_app
-from .cli_table import app as table_app
+from .bench.commands import app as bench_app
+from .bench.table.commands import app as table_app
+from .configs.options import choose_device, parse_pairs
+from .train.data.commands import app as data_app
 
 app = typer.Typer(
     name="anystate",
@@ -38,9 +39,9 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train on real handwritten digits, sample in every direction, measure, and write a page to look at."""
-    from .train.demo import run
+    from .bench.demo.demo import run
 
-    run(out, seed, override or [], _device(device), console)
+    run(out, seed, override or [], choose_device(device), console)
 
 
 @app.command()
@@ -52,18 +53,18 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train a model; run the same command again to resume."""
-    from .configs import schema
+    from .configs.load import dump_config, load_config
 
-    settings = schema.load(config, override)
+    settings = load_config(config, override)
     if dry_run:
-        console.print(schema.dump(settings), markup=False, highlight=False, end="")
+        console.print(dump_config(settings), markup=False, highlight=False, end="")
         return
-    from .train import distributed
-    from .train.hooks import evaluate, save_galleries
-    from .train.loop import Trainer
+    from .bench.quality.hooks import evaluate, save_galleries
+    from .model import distributed
+    from .train.trainer import Trainer
 
     run = out or Path("runs") / settings.name
-    trainer = Trainer(settings, run, _device(device), on_sample=save_galleries, on_evaluate=evaluate)
+    trainer = Trainer(settings, run, choose_device(device), on_sample=save_galleries, on_evaluate=evaluate)
     screen = console if distributed.is_main() else Console(quiet=True)
     screen.print(f"resuming {run} at step {trainer.step}" if trainer.step else trainer.started_from, soft_wrap=True)
     trainer.run()
@@ -119,15 +120,16 @@ def sample(
 
     The same command goes on where it stopped; under torchrun the ranks share the work.
     """
-    from .train import distributed
-    from .train.conditions import Source
-    from .train.generate import Request, generate
+    from .model import distributed
+    from .sample.conditions import Source
+    from .sample.generate import Request, generate
+    from .train.data.load import read_rows
 
     known = [(m, value if separator else None) for m, separator, value in (g.partition("=") for g in given or [])]
-    source = Source(known, dict(_pairs("--level", level)), prompts, data, split, limit, context_limit, repeat_text)
-    kinds = dict(_pairs("--sampler", sampler))
+    source = Source(known, dict(parse_pairs("--level", level)), prompts, data, split, limit, context_limit, repeat_text)
+    kinds = dict(parse_pairs("--sampler", sampler))
     request = Request(source, n, steps, guidance, final_time, interval, kinds, seed, chunk, trajectory, precision)
-    sheet = generate(checkpoint, request, out, weights, _device(device), force)
+    sheet = generate(checkpoint, request, out, weights, choose_device(device), force, read_rows)
     if distributed.is_main():
         console.print(f"wrote {sheet}")
     distributed.stop()
@@ -149,14 +151,15 @@ def import_official(
 ) -> None:
     """Read weights of the official code; `anystate sample`, or `table sample`, takes the result like any other."""
     if table is not None:
-        from .cli_table import needs_pandas
+        from .bench.table.commands import needs_pandas
 
         needs_pandas()
-        from .train.import_table import import_table
+        from .model.official.import_table import import_table
+        from .train.data.bundled import BUNDLED
 
-        report = import_table(Path(source), out, table, weights, override or [])
+        report = import_table(Path(source), out, BUNDLED.get(table, table), weights, override or [])
     else:
-        from .train.import_official import import_official as read
+        from .model.official.import_text_image import import_official as read
 
         if override or weights is not None:
             raise ValueError("settings and --weights belong to --table")
@@ -199,16 +202,16 @@ def evaluate(
     """Measure a trained model in every direction; the same command goes on where it stopped."""
     from json import dumps
 
-    from .train import distributed
-    from .train.evaluate import Request
-    from .train.evaluate import evaluate as measure
-    from .train.files import write_whole
+    from .bench.quality.evaluate import Request
+    from .bench.quality.evaluate import evaluate as measure
+    from .model import distributed
+    from .model.storage import atomic_write
 
     families = tuple(metrics.split(","))
     request = Request(data, families, n, steps, guidance, seed, features, reference, clip, repeats, precision)
-    results = measure(checkpoint, request, out, weights, _device(device), console)
+    results = measure(checkpoint, request, out, weights, choose_device(device), console)
     if json and distributed.is_main():
-        write_whole(json, dumps(results, indent=1) + "\n")
+        atomic_write(json, dumps(results, indent=1) + "\n")
     distributed.stop()
 
 
@@ -233,23 +236,23 @@ def score(
     """FID and CLIP score of a folder of pictures, whatever made them."""
     from json import dumps
 
-    from .train.evaluate import table
-    from .train.files import write_whole
-    from .train.score import Request
-    from .train.score import score as measure
+    from .bench.quality.evaluate import table
+    from .bench.quality.score import Request
+    from .bench.quality.score import score as measure
+    from .model.storage import atomic_write
 
     request = Request(pictures, reference, captions, save, features, clip, size)
-    values = measure(request, _device(device))
+    values = measure(request, choose_device(device))
     if values:
         console.print(table(str(pictures), values))
     if json:
-        write_whole(json, dumps(values, indent=1) + "\n")
+        atomic_write(json, dumps(values, indent=1) + "\n")
 
 
 @app.command()
 def verify() -> None:
     """Check every kernel against float64: one line each, exit code 1 if one fails."""
-    from .bench.verify import verify as check
+    from .bench.speed.verify import verify as check
 
     raise typer.Exit(0 if check() else 1)
 
@@ -261,8 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from typer.main import get_command
 
-    from .train.checkpoint import CheckpointError
-    from .train.loop import NonFiniteLoss
+    from .configs.runs import CheckpointError
+    from .train.trainer import NonFiniteLoss
 
     try:
         code = get_command(app)(args=argv, prog_name="anystate", standalone_mode=False)
@@ -283,30 +286,3 @@ def main(argv: list[str] | None = None) -> None:
 def _fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
-
-
-def _device(name: str | None):
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # streams and graphs are made on the current one
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # where Triton launches kernels, and graphs are captured, whatever tensors say
-    return device
-
-
-def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
-    pairs = []
-    for value in values or []:
-        name, separator, rest = value.partition("=")
-        if not separator or not name:
-            raise ValueError(f"{option} {value!r} is not of the form NAME=VALUE")
-        pairs.append((name, rest))
-    return pairs

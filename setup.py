@@ -6,7 +6,9 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 VERSION = next(
-    line.split('"')[1] for line in (ROOT / "__init__.py").read_text().splitlines() if line.startswith("__version__")
+    line.split('"')[1]
+    for line in (ROOT / "configs" / "version.py").read_text().splitlines()
+    if line.startswith("__version__")
 )
 TOP = ["kernels", "diffusion", "model", "sample", "train", "bench", "configs"]
 FOLDERS = sorted(".".join(p.parent.relative_to(ROOT).parts) for top in TOP for p in (ROOT / top).rglob("__init__.py"))
@@ -39,8 +41,8 @@ setup(
     package_data={
         "anystate.configs": ["*.yaml", "*/*.yaml"],
         "anystate.kernels": ["tiles.json"],
-        "anystate.train": ["*.html", "data/adult/*"],
-        "anystate.bench": ["*.html", "*.json", "*.yaml"],
+        "anystate.train": ["data/adult/*"],
+        "anystate.bench": ["*/*.html", "*/*.json", "*/*.yaml"],
     },
     install_requires=[
         "torch>=2.11",

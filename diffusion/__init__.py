@@ -4,7 +4,7 @@ from .guidance import Guidance
 from .processes import Gaussian, Masked, Process, Uniform
 from .schedules import GAUSSIAN_SCHEDULES, Cosine, Linear, LogLinear, LogSNR, ScaledLinear
 from .space import Space
-from .times import Times, grid
+from .training_times import Times, grid
 from .weighting import WEIGHTINGS, Weighting
 
 __all__ = [

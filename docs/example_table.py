@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from anystate import TableSynthesizer
-from anystate.train.synthesizer import load_bundled
+from anystate.train.data.bundled import load_bundled
 
 FOLDER = Path("runs/example_table")
 

@@ -2,14 +2,14 @@
 
 from .adaln import adaln_modulate, gated_residual
 from .attention import joint_attention
-from .draws import normal, uniform
 from .eps_mse import eps_mse
 from .heun import dpmpp_2m, heun_correct, heun_predict, sde_step
+from .lazy_logits import Logits, Places
 from .linear_cross_entropy import linear_cross_entropy
-from .logits import Logits, Places
 from .perturb import gaussian_perturb, mask_perturb, uniform_perturb
 from .philox import Draw, Rng
 from .qk_norm import qk_norm_pack
+from .random import normal, uniform
 from .tau_leap import tau_leap, tau_leap_uniform
 from .tau_leap_linear import tau_leap_linear
 

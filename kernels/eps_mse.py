@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import block_size, check_floating, check_keys, custom_op, jit, tl, triton, use_triton, warps
-from .draws import normals_block
+from .random import normals_block
 
 BLOCK = 1024
 

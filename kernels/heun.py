@@ -22,7 +22,7 @@ from .backend import (
     use_triton,
     warps,
 )
-from .draws import normals_block
+from .random import normals_block
 
 
 @jit

@@ -23,7 +23,7 @@ from .backend import (
     use_triton,
     warps,
 )
-from .draws import normals_block, to_uniform, words_block
+from .random import normals_block, to_uniform, words_block
 
 
 @jit

@@ -27,8 +27,8 @@ from .backend import (
     use_triton,
     warps,
 )
-from .draws import log_exponential, uniforms_at, words_at, words_block
-from .race import RULES, add_exponentials, largest_total, log_sum, move_bound, move_probability
+from .jump import RULES, add_exponentials, largest_total, log_sum, move_bound, move_probability
+from .random import log_exponential, uniforms_at, words_at, words_block
 
 BLOCK = 2048
 

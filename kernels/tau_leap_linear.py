@@ -28,8 +28,8 @@ from .backend import (
     use_triton,
     warps,
 )
-from .draws import log_exponential, uniforms_at, words_block
-from .race import largest_total, log_sum, move_bound, move_probability
+from .jump import largest_total, log_sum, move_bound, move_probability
+from .random import log_exponential, uniforms_at, words_block
 from .tau_leap import check_leap
 from .tiles import measured
 

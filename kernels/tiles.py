@@ -1,6 +1,6 @@
 """Block sizes that were measured to be the fastest on a GPU: {(operation, width, dtype): {launch argument: number}}.
 
-`tiles.json` beside this file holds them; `python -m anystate.bench.gpu_sweep RESULTS` writes it from a measured sweep.
+`tiles.json` beside this file holds them; `python -m anystate.bench.gpu.sweep RESULTS` writes it from a measured sweep.
 It is empty until then. Launchers lay an entry over what they would choose themselves.
 """
 

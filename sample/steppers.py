@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..diffusion.processes import Gaussian, Masked, Process, Uniform
-from ..diffusion.times import grid
+from ..diffusion.training_times import grid
 from ..kernels import Draw, Logits, Rng
 
 

@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 
 from safetensors.torch import load_file
 
-from anystate.configs import schema
+from anystate.configs.load import load_config
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
@@ -98,7 +98,7 @@ TINY = [
 @pytest.fixture(scope="session")
 def tiny():
     """tiny("train.steps=3") → Config."""
-    return lambda *overrides: schema.load("digits", [*TINY, *overrides])
+    return lambda *overrides: load_config("digits", [*TINY, *overrides])
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import gzip
 import pandas as pd
 import pytest
 
-from anystate.train.synthesizer import load_bundled
+from anystate.train.data.bundled import load_bundled
 
 TINY = [
     "network.width=16",

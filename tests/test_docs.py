@@ -11,8 +11,9 @@ import typer.main
 
 import anystate
 from anystate.cli import app
-from anystate.configs import schema
-from anystate.configs.table_schema import TableConfig
+from anystate.configs.config import Config
+from anystate.configs.load import load_config
+from anystate.configs.table import TableConfig
 
 ROOT = Path(anystate.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,10 +51,10 @@ def test_shown_commands_exist(page, words):
     parameters = command.make_context(command.name, list(rest), resilient_parsing=False).params
     if command.name not in ("train", "fit"):
         return
-    model = schema.Config if command.name == "train" else TableConfig
+    model = Config if command.name == "train" else TableConfig
     config = parameters["config"]
     if Path(config).suffix == "":  # a shipped one
-        schema.load(config, parameters["override"], model)
+        load_config(config, parameters["override"], model)
 
 
 def settings(text: str, sections: list[str]) -> list[str]:
@@ -65,8 +66,8 @@ def test_settings_named_in_tables_exist():
     """Of the page for users of the official code: first text and images, then tables."""
     pairs, tables = (ROOT / "docs/from-official.md").read_text(encoding="utf-8").split("\n## Tables\n")
     for page, config in (
-        (pairs, schema.load("text_image/stage2")),
-        (tables, schema.load("table/paper", model=TableConfig)),
+        (pairs, load_config("text_image/stage2")),
+        (tables, load_config("table/paper", model=TableConfig)),
     ):
         names = settings(page, list(type(config).model_fields))
         assert len(names) > 10

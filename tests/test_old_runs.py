@@ -11,16 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anystate.configs import schema
-from anystate.configs.table_schema import TableConfig
-from anystate.model.table_files import read_table
+from anystate.configs.config import Config
+from anystate.configs.load import dump_config, load_config
+from anystate.configs.table import TableConfig
+from anystate.model.codecs.table.files import read_table
 from anystate.sample import Given, Sampler
-from anystate.train.checkpoint import load_system
-from anystate.train.loop import Trainer
-from anystate.train.synthesizer import TableSynthesizer, load_bundled
+from anystate.sample.pipeline import Pipeline
+from anystate.train.data.bundled import load_bundled
+from anystate.train.synthesizer import TableSynthesizer
+from anystate.train.trainer import Trainer
 
 OLD = Path(__file__).parent / "old_runs"
-MODELS = {"digits": schema.Config, "table": TableConfig}
+MODELS = {"digits": Config, "table": TableConfig}
 TOLERANCE = 1e-5
 KINDS = {
     "heun_tau_leap": {"image": Sampler("heun"), "text": Sampler("tau_leap")},
@@ -36,7 +38,7 @@ def run(request, tmp_path):
         folder = tmp_path / name
         shutil.copytree(OLD / name, folder)
         for file in folder.rglob("config.yaml") if request.param == "new names" else ():
-            file.write_text(schema.dump(schema.load(file, model=MODELS[name])))
+            file.write_text(dump_config(load_config(file, model=MODELS[name])))
         return folder
 
     return copy
@@ -55,18 +57,18 @@ def conditions(old, case: str) -> dict:
 
 
 def test_digits_gives_the_same_samples(run, old):
-    system = load_system(run("digits") / "step_00000060")
+    system = Pipeline.from_pretrained(run("digits") / "step_00000060")
     cases = dict.fromkeys(name.split("/")[0] for name in old if "/" in name)
     assert len(cases) == 7
     for case in cases:
         other = {"samplers": KINDS[case], "steps": 6} if case in KINDS else {}
-        for m, x in system.draw(conditions(old, case), n=5, seed=7, **other).items():
+        for m, x in system.sample(conditions(old, case), n=5, seed=7, **other).items():
             torch.testing.assert_close(x, old[f"{case}/{m}"], rtol=0, atol=TOLERANCE)
 
 
 def test_digits_resumes(run):
     folder = run("digits")
-    trainer = Trainer(schema.load(folder / "config.yaml"), folder, "cpu", quiet=True)
+    trainer = Trainer(load_config(folder / "config.yaml"), folder, "cpu", quiet=True)
     assert trainer.step == 60
     trainer.run()
     same_training(folder, "digits")

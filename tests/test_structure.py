@@ -1,8 +1,10 @@
-"""The house keeps its order: imports run one way, files stay about one thing."""
+"""The folders form one tower: imports run one way, never in a circle, and files stay about one thing."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,51 +12,78 @@ import pytest
 import anystate
 
 ROOT = Path(anystate.__file__).parent
-ALLOWED = {  # folder: the folders it may import
-    "kernels": set(),
-    "configs": set(),
-    "diffusion": {"kernels"},
-    "model": {"kernels", "configs"},
-    "sample": {"kernels", "diffusion"},
-    "train": {"kernels", "diffusion", "model", "sample", "configs"},
-    "bench": {"kernels", "diffusion", "model", "sample", "train", "configs"},
-}
-FILES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]
+TOWER = ["configs", "kernels", "diffusion", "model", "sample", "train", "bench"]  # a folder imports those before it
+FILES = [path for folder in TOWER for path in sorted((ROOT / folder).rglob("*.py"))]
+TOP = [ROOT / "cli.py", ROOT / "__main__.py", ROOT / "__init__.py"]
 
 
-def imported_folders(path: Path) -> set[str]:
-    """Top-level folders of ours that a file imports, relative and absolute imports alike."""
-    found = set()
-    parts = path.relative_to(ROOT).parts
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, root: Path = ROOT) -> set[Path]:
+    """The files of the package that a file imports, at its top or inside functions."""
+    parts, found = path.relative_to(root).parts, set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             if node.level:
-                base = list(parts[: len(parts) - node.level])
-                target = base + (node.module.split(".") if node.module else [])
-                names = [target[0]] if target else [alias.name for alias in node.names]
+                base = root.joinpath(*parts[: len(parts) - node.level])
+            elif node.module == "anystate" or node.module.startswith("anystate."):
+                base = root
             else:
-                names = node.module.split(".")[1:2] if node.module.startswith("anystate.") else []
-            found.update(names)
+                continue
+            names = (node.module or "").removeprefix("anystate").strip(".").split(".")
+            base = base.joinpath(*[name for name in names if name])
+            found |= {file_of(base / alias.name) or file_of(base) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("anystate."))
-    return found & set(ALLOWED)
+            ours = [alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("anystate.")]
+            found |= {file_of(root.joinpath(*name)) for name in ours}
+    return found - {None}
+
+
+def file_of(place: Path) -> Path | None:
+    """The file behind a module's place, if it is one."""
+    for file in (place.with_name(place.name + ".py"), place / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def floor(path: Path, root: Path = ROOT) -> int:
+    """The place of a file in the tower; the command line stands on top of it."""
+    folder = path.relative_to(root).parts[0]
+    return TOWER.index(folder) if folder in TOWER else len(TOWER)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    folder = path.relative_to(ROOT).parts[0]
-    assert imported_folders(path) <= ALLOWED[folder] | {folder}
+def test_imports_run_down_the_tower(path):
+    assert not [str(other.relative_to(ROOT)) for other in imports(path) if floor(other) > floor(path)]
 
 
-def test_the_check_sees_imports(tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    (tmp_path / "kernels").mkdir()
-    file = tmp_path / "kernels" / "bad.py"
-    file.write_text("from ..diffusion import Space\nfrom .. import model\nimport anystate.train.loop\n")
-    assert imported_folders(file) == {"diffusion", "model", "train"}
+def test_no_files_import_each_other_in_a_circle():
+    # a folder's __init__ gathers the names of its files, which do not import it back
+    graph = {path: imports(path) for path in [*FILES, *TOP]}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
-def test_no_grab_bags_and_no_giants():
+def test_the_check_sees_imports(tmp_path):
+    for folder in TOWER:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    file, other = tmp_path / "kernels" / "bad.py", tmp_path / "train" / "trainer.py"
+    other.touch()
+    file.write_text(
+        "from ..diffusion import Space\ndef f():\n    from .. import model\n    import anystate.train.trainer\n"
+    )
+    assert imports(file, tmp_path) == {tmp_path / "diffusion/__init__.py", tmp_path / "model/__init__.py", other}
+    assert floor(other, tmp_path) > floor(file, tmp_path)
+
+
+def test_files_and_functions_are_short():
     assert not [path for path in FILES if path.stem in ("utils", "helpers", "common", "misc")]
-    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 500}
-    assert not long
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > 400 and "kernels" not in path.parts}
+    assert sum(n for path, n in lines.items() if path.relative_to(ROOT).parts[0] == "train") <= 4500
+    functions = (
+        node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert statistics.median(functions) <= 8

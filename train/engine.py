@@ -9,56 +9,22 @@ rounding. The sampling half of `plain` is `sample.plain`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Logits, Rng
 from ..kernels.backend import forced
-from ..model import float8
-from ..model.compiling import compile_net, forward_flops, pays
+from ..model import distributed, float8
+from ..model.compilation import compile_net, pays
+from ..model.cpu_memory import keep_memory
 from ..sample.plain import every_head
-from . import distributed, graphed, sharded
+from . import graph_step as graphed
+from . import sharded
 
 if TYPE_CHECKING:
-    from .loop import Trainer
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def sample_flops(system) -> int:
-    """FLOPs of the network's matrix products and attentions for one sample, forward, all logits included."""
-    space, device = system.space, next(system.net.parameters()).device
-    rng = Rng.for_batch(0, 1, device=device)
-    t = {m: torch.ones(1, dtype=torch.float64, device=device) for m in space}
-
-    def evaluate() -> None:
-        for out in space.evaluate(system.net, space.prior(rng), t).values():
-            Logits.of(out).values()  # a head's product waits until somebody asks for it
-
-    return forward_flops(evaluate)
-
-
-def keep_memory() -> None:
-    """Make glibc keep freed memory: by default it hands large blocks back and asks for them again, zeroed page by page,
-    in a later operation (measured in digits training: a tenth of the time). Other systems are left alone."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(M_MMAP_THRESHOLD, 2**30)
-
-
-def prepare_sampling(system, evaluations: float) -> None:
-    """Compile a system's network before it is asked about so many samples in all, where that pays."""
-    config, device = system.config, next(system.net.parameters()).device
-    ENGINES[config.engine].settle(device)
-    if config.engine == "fast" and pays(config.compile, device, lambda: sample_flops(system) * evaluations):
-        compile_net(system.net, device, config.compile == "always", dynamic=True)
+    from .trainer import Trainer
 
 
 @contextlib.contextmanager

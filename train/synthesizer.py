@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,16 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from ..configs import schema as settings
-from ..configs.table_schema import TableConfig
-from ..model.table_codec import Encoding, TableCodec, check_columns
-from ..model.table_files import read_table
-from ..model.table_schema import Schema, infer
-from . import checkpoint
-from .table import TableSystem, TableTrainer, load_table
-from .table_expect import expected
-from .table_generate import Generator
-
-BUNDLED = {"adult": Path(__file__).parent / "data" / "adult"}
+from ..configs.load import load_config
+from ..configs.runs import resolve
+from ..configs.table import TableConfig
+from ..model.codecs.table.codec import Encoding, TableCodec, check_columns
+from ..model.codecs.table.columns import Schema, infer
+from ..model.storage import save_checkpoint
+from ..sample.table.imputation import expected
+from ..sample.table.pipeline import TablePipeline
+from ..sample.table.rows import Generator
+from .table_trainer import TableTrainer
 
 
 class TableSynthesizer(BaseEstimator):
@@ -62,7 +60,7 @@ class TableSynthesizer(BaseEstimator):
         if not isinstance(table, pd.DataFrame):
             raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
         overrides = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
-        config = settings.load(self.config, overrides, TableConfig)
+        config = load_config(self.config, overrides, TableConfig)
         schema = self.schema if isinstance(self.schema, Schema) else None
         if schema is None:
             schema = infer(table) if self.schema is None else Schema.load(self.schema)
@@ -71,7 +69,7 @@ class TableSynthesizer(BaseEstimator):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if self.out is None else self.out)
             trainer = TableTrainer(config, folder, codec, *coded, device=self.device, quiet=not self.verbose)
-            self.system_: TableSystem = trainer.run()
+            self.system_: TablePipeline = trainer.run()
             self._files = trainer.files()
         self.schema_, self.n_features_in_ = schema, len(schema.columns)
         self.feature_names_in_ = [column.name for column in schema.columns]
@@ -124,22 +122,22 @@ class TableSynthesizer(BaseEstimator):
         self._fitted()
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        return checkpoint.save_checkpoint(folder, self.system_.config.train.steps, self._files, keep=1)
+        return save_checkpoint(folder, self.system_.config.train.steps, self._files, keep=1)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "ema", device: str | None = None) -> TableSynthesizer:
         """The model of a run folder, of a checkpoint, or of what `save` wrote."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        folder = checkpoint.resolve(path)
+        folder = resolve(path)
         made = cls(device=device)
-        made.system_ = load_table(folder, weights, device)
+        made.system_ = TablePipeline.from_pretrained(folder, weights, device)
         made._files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         made.schema_ = made.system_.codec.schema
         made.feature_names_in_ = [column.name for column in made.schema_.columns]
         made.n_features_in_ = len(made.feature_names_in_)
         return made
 
-    def _fitted(self) -> TableSystem:
+    def _fitted(self) -> TablePipeline:
         if not hasattr(self, "system_"):
             raise NotFittedError("this TableSynthesizer is not fitted: call fit or load first")
         return self.system_
@@ -147,19 +145,3 @@ class TableSynthesizer(BaseEstimator):
     def _generator(self, seed: int | None, steps: int | None) -> Generator:
         system = self._fitted()
         return Generator(system, steps, system.config.seed if seed is None else seed, self.verbose)
-
-
-def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and test rows of a data set that comes with the package."""
-    if name not in BUNDLED:
-        raise ValueError(f"data set {name!r} is not bundled; there are {', '.join(BUNDLED)}")
-    return tuple(read_table(BUNDLED[name] / f"{part}.csv.gz") for part in ("train", "test"))
-
-
-def find_table(source: str) -> Path:
-    """The file of that path, or the training rows of a bundled set of that name."""
-    path = Path(source)
-    if not path.is_file() and source in BUNDLED:
-        return BUNDLED[source] / "train.csv.gz"
-    below = Path(os.environ.get("ANYSTATE_DATA", ".")) / source
-    return below if below.is_file() and not path.is_file() else path

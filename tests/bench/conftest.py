@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import anystate
-from anystate.bench.table_columns import read_table, roles_of
+from anystate.bench.table.columns import read_table, roles_of
 
 NEAR = Path(anystate.__file__).resolve().parent.parent / "shared" / "data"
 

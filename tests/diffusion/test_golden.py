@@ -8,7 +8,7 @@ import torch
 from anystate import kernels
 from anystate.diffusion import Guidance, LogLinear, ScaledLinear
 from anystate.kernels import Rng, reference
-from anystate.model.official import load_official
+from anystate.model.official.text_image import load_official
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anystate.bench import kernels as bench
-from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of, trajectory
-from anystate.bench.verify import verify
+from anystate.bench.speed import kernels as bench
+from anystate.bench.speed.kernel_cases import CASES, SIZES, Inputs, operation_of, trajectory
+from anystate.bench.speed.verify import verify
 from anystate.kernels import reference
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import json
-from anystate.bench.compile_only import table
+from anystate.bench.speed.compile_only import table
 print(json.dumps(table(targets=({target},))))
 """
 
@@ -31,7 +31,7 @@ def test_no_spills(target):
 
 SIGNATURES = """
 import json
-from anystate.bench import compile_only
+from anystate.bench.speed import compile_only
 with compile_only.recorded() as launches:
     for op in ("adaln_modulate", "gated_residual"):
         compile_only.cases()[op]()
@@ -56,7 +56,7 @@ def test_compiled_kernels_have_the_dtypes_of_training():
 
 OFFSETS = """
 import json, re
-from anystate.bench import compile_only
+from anystate.bench.speed import compile_only
 from anystate.kernels.backend import triton
 products = []
 with compile_only.recorded() as launches:

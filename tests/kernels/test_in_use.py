@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anystate.bench.kernel_cases import CASES, SIZES, Inputs, operation_of
-from anystate.bench.kernels import runs
+from anystate.bench.speed.kernel_cases import CASES, SIZES, Inputs, operation_of
+from anystate.bench.speed.kernels import runs
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from anystate.kernels import Rng
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from anystate.kernels import Draw, Rng, draws, normal, reference, uniform
+from anystate.kernels import Draw, Rng, normal, reference, uniform
+from anystate.kernels import random as draws
 from anystate.kernels.backend import jit, tl
 
 # counter words, key words, answer: Random123, tests/kat_vectors, philox4x32 10

@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
-from anystate.configs import schema
-from anystate.configs.table_schema import TableConfig
+from anystate.configs.load import load_config
+from anystate.configs.table import TableConfig
 from anystate.model import MMDiT, Patches, Tokens, float8
-from anystate.train import checkpoint
-from anystate.train.loop import Trainer
+from anystate.model.storage import read_tensors
+from anystate.sample.pipeline import Pipeline
+from anystate.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 MISSING = importlib.util.find_spec("torchao") is None
@@ -80,11 +81,11 @@ def test_losses_stay_near_and_the_checkpoint_tells_nothing(emulated, tiny, tmp_p
     assert all(torch.isfinite(p).all() for p in trainer.parameters)
     one, two = trainer.save(), other.save()
     for name in ("model.safetensors", "ema.safetensors", "train_state/optimizer.safetensors"):
-        a, b = (checkpoint.read_tensors(folder / name) for folder in (one, two))
+        a, b = (read_tensors(folder / name) for folder in (one, two))
         assert {key: (x.shape, x.dtype) for key, x in a.items()} == {key: (x.shape, x.dtype) for key, x in b.items()}
     monkeypatch.setitem(sys.modules, "torchao", None)  # reading it needs no torchao, nor going on in bf16
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    assert checkpoint.load_system(tmp_path / "fp8").config.train.precision == "fp8"
+    assert Pipeline.from_pretrained(tmp_path / "fp8").config.train.precision == "fp8"
     again = Trainer(tiny(*settings, "train.precision=bf16"), tmp_path / "fp8", "cpu", quiet=True)
     assert again.step == 30
     with pytest.raises(ValueError, match=r"needs torchao: pip install 'anystate\[fp8\]'"):
@@ -155,4 +156,4 @@ def test_fp8_is_for_the_fast_engine_and_for_pictures_and_text(tiny):
     with pytest.raises(ValueError, match="fp8 is for engine=fast"):
         tiny("train.precision=fp8", "engine=plain")
     with pytest.raises(ValueError, match="fp8 is for text and images"):
-        schema.load("table/default", ["train.precision=fp8"], TableConfig)
+        load_config("table/default", ["train.precision=fp8"], TableConfig)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anystate.diffusion import Guidance
-from anystate.model.official import load_official
+from anystate.model.official.text_image import load_official
 from anystate.sample import sample
 
 

@@ -8,8 +8,11 @@ import os
 import pytest
 import torch
 
+from anystate.configs.runs import WEIGHTS, CheckpointError, latest
+from anystate.model.storage import read_tensors
+from anystate.sample.pipeline import Pipeline
 from anystate.train import checkpoint
-from anystate.train.loop import Trainer
+from anystate.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -19,33 +22,33 @@ def run(tiny, tmp_path):
 
 
 def test_loads_averaged_weights_by_default_and_raw_on_request(run):
-    for weights, file in checkpoint.WEIGHTS.items():
-        net = checkpoint.load_system(run, weights).net
-        saved = checkpoint.read_tensors(run / "step_00000003" / file)
+    for weights, file in WEIGHTS.items():
+        net = Pipeline.from_pretrained(run, weights).net
+        saved = read_tensors(run / "step_00000003" / file)
         assert all(torch.equal(value, saved[key]) for key, value in net.state_dict().items())
     assert not torch.equal(
-        checkpoint.load_system(run).net.head["text"].linear.bias,
-        checkpoint.load_system(run, "raw").net.head["text"].linear.bias,
+        Pipeline.from_pretrained(run).net.head["text"].linear.bias,
+        Pipeline.from_pretrained(run, "raw").net.head["text"].linear.bias,
     )
 
 
 def test_missing(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at"):
-        checkpoint.load_system(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        Pipeline.from_pretrained(tmp_path / "nothing")
 
 
 def test_truncated(run):
     file = run / "step_00000003/ema.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(checkpoint.CheckpointError, match=r"ema\.safetensors is truncated or damaged"):
-        checkpoint.load_system(run)
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is truncated or damaged"):
+        Pipeline.from_pretrained(run)
 
 
 def test_another_architecture(run):
     config = run / "step_00000003/config.yaml"
     config.write_text(config.read_text().replace("depth: 1", "depth: 2"))
-    with pytest.raises(checkpoint.CheckpointError, match=r"another architecture: trunk\.1"):
-        checkpoint.load_system(run)
+    with pytest.raises(CheckpointError, match=r"another architecture: trunk\.1"):
+        Pipeline.from_pretrained(run)
 
 
 def test_disk_full_leaves_the_last_good_checkpoint(tiny, run, monkeypatch):
@@ -60,9 +63,7 @@ def test_disk_full_leaves_the_last_good_checkpoint(tiny, run, monkeypatch):
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"No space left on device; the last good one is step_00000003"
-    ):
+    with pytest.raises(CheckpointError, match=r"No space left on device; the last good one is step_00000003"):
         trainer.run()
     assert {path: path.read_bytes() for path in run.rglob("step_*/**/*") if path.is_file()} == before
     assert not list(run.glob(".step_*"))
@@ -70,12 +71,12 @@ def test_disk_full_leaves_the_last_good_checkpoint(tiny, run, monkeypatch):
 
 def test_an_unfinished_folder_is_not_a_checkpoint(run):
     (run / ".step_00000009.1.tmp").mkdir()
-    assert checkpoint.latest(run).name == "step_00000003"
+    assert latest(run).name == "step_00000003"
 
 
 def test_optimizer_state_survives(tiny, run):
     again = Trainer(tiny(), run, quiet=True)
-    saved = checkpoint.read_tensors(run / "step_00000003/train_state/optimizer.safetensors")
+    saved = read_tensors(run / "step_00000003/train_state/optimizer.safetensors")
     restored = checkpoint.optimizer_tensors(again.optimizer)
     assert saved.keys() == restored.keys()
     assert all(torch.equal(saved[key], restored[key]) for key in saved)

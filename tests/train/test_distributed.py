@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from anystate.model import float8
-from anystate.train import checkpoint, distributed
-from anystate.train.loop import Trainer
+from anystate.model import distributed, float8
+from anystate.model.storage import read_tensors
+from anystate.train.trainer import Trainer
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EXTRA = ["network.depth=2", "train.accumulate=2", "modalities.text.loss.weighting=learned"]
@@ -97,7 +97,7 @@ def test_recomputing_changes_nothing(tiny, tmp_path):
     runs = [Trainer(tiny(f"train.recompute={r}"), tmp_path / r, "cpu", quiet=True) for r in ("true", "false")]
     for trainer in runs:
         trainer.run(stop=2)
-    first, second = (checkpoint.read_tensors(t.save() / "model.safetensors") for t in runs)
+    first, second = (read_tensors(t.save() / "model.safetensors") for t in runs)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anystate.configs import schema
-from anystate.configs.table_schema import TableConfig
-from anystate.model import compiling
+from anystate.configs.load import load_config
+from anystate.configs.table import TableConfig
+from anystate.model import compilation as compiling
 from anystate.sample import sample
-from anystate.train.loop import Trainer
+from anystate.train.trainer import Trainer
 
 
 def trained(config, folder, steps: int = 3):
@@ -97,7 +97,7 @@ def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
     assert on_gpu() == on_gpu("train.precision=bf16") == "bf16"
     assert on_gpu("train.precision=fp32") == on_gpu("sample.precision=fp32") == "fp32"
     with pytest.raises(ValueError, match="tables are drawn in fp32"):
-        schema.load("table/default", ["sample.precision=bf16"], TableConfig)
+        load_config("table/default", ["sample.precision=bf16"], TableConfig)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["whole", "blocks"])

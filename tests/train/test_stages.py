@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anystate.configs import schema
-from anystate.configs.schema import ConfigError
-from anystate.train import checkpoint
-from anystate.train.build import build
-from anystate.train.loop import Trainer
+from anystate.configs.load import ConfigError, load_config
+from anystate.configs.runs import CheckpointError, latest
+from anystate.model.storage import read_tensors
+from anystate.sample.pipeline import build_pipeline
+from anystate.train.trainer import Trainer
 
 FIRST = ["modalities.text.stream={width: 16, tower: 0, head: false}"]
 
@@ -29,8 +29,8 @@ def state(trainer) -> dict[str, torch.Tensor]:
 def test_the_next_stage_starts_from_the_average_and_keeps_new_weights_as_drawn(tiny, first, tmp_path):
     config = tiny(f"init.checkpoint={first}")
     trainer = Trainer(config, tmp_path, "cpu", quiet=True)
-    before, fresh = state(trainer), build(config).net.state_dict()
-    average = checkpoint.read_tensors(checkpoint.latest(first) / "ema.safetensors")
+    before, fresh = state(trainer), build_pipeline(config).net.state_dict()
+    average = read_tensors(latest(first) / "ema.safetensors")
     assert set(average) < set(before)
     for name, value in before.items():
         assert torch.equal(value, average.get(name, fresh[name])), name
@@ -86,10 +86,10 @@ def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
 
 
 def test_wrong_starts_are_named(tiny, first, tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at"):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
         Trainer(tiny("init.checkpoint=nowhere"), tmp_path, "cpu", quiet=True)
     wide = tiny("modalities.image.stream.width=32", f"init.checkpoint={first}")
-    with pytest.raises(checkpoint.CheckpointError, match=r"another architecture: embed.*has shape"):
+    with pytest.raises(CheckpointError, match=r"another architecture: embed.*has shape"):
         Trainer(wide, tmp_path, "cpu", quiet=True)
     with pytest.raises(ConfigError, match=r"train.freeze names 'trunk'; allowed: joint, image, text"):
         tiny("train.freeze=[trunk]")
@@ -97,7 +97,7 @@ def test_wrong_starts_are_named(tiny, first, tmp_path):
 
 def test_the_three_official_stages():
     """Sizes and optimizer of the paper; what changes between stages is the text tower, the frozen part, the start."""
-    one, two, three = (schema.load(f"text_image/stage{i}") for i in (1, 2, 3))
+    one, two, three = (load_config(f"text_image/stage{i}") for i in (1, 2, 3))
     assert (one.network.depth, one.network.heads * one.network.head_dim) == (8, 512)
     assert not one.modalities["text"].stream.head
     assert one.init is None
@@ -117,10 +117,10 @@ def test_the_three_official_stages():
 def test_bases(tmp_path):
     (tmp_path / "a.yaml").write_text("base: digits\nname: a\ntrain: {lr: 0.5}\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\n")
-    config, shipped = schema.load(tmp_path / "b.yaml", ["seed=3"]), schema.load("digits")
+    config, shipped = load_config(tmp_path / "b.yaml", ["seed=3"]), load_config("digits")
     assert (config.name, config.seed, config.train.lr) == ("b", 3, 0.5)
     assert config.train.steps == shipped.train.steps
     assert config.modalities == shipped.modalities
     (tmp_path / "c.yaml").write_text("base: c.yaml\nname: c\n")
     with pytest.raises(ConfigError, match="base leads back"):
-        schema.load(tmp_path / "c.yaml")
+        load_config(tmp_path / "c.yaml")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ... import kernels
+from ...configs.locate import locate, not_found
 from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
 from .epochs import batch_rows
-from .locate import locate, not_found
 
 
 @dataclasses.dataclass(frozen=True)

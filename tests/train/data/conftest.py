@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anystate.train.data.open import open_source
-from anystate.train.data.pack import Settings, pack
+from anystate.train.data.packing.open import open_source
+from anystate.train.data.packing.pack import Settings, pack
 
 N, TEST = 70, 10
 WORDS = ("red", "green", "blue", "old", "new", "small", "big")

@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 
-from anystate.train.build import build, load_data
-from anystate.train.data.check import check
-from anystate.train.data.open import open_source
-from anystate.train.data.pack import Settings, pack
-from anystate.train.data.shards import Manifest
-from anystate.train.loop import Trainer
+from anystate.sample.pipeline import build_pipeline
+from anystate.train.data.load import load_data
+from anystate.train.data.packed.shards import Manifest
+from anystate.train.data.packing.check import check
+from anystate.train.data.packing.open import open_source
+from anystate.train.data.packing.pack import Settings, pack
+from anystate.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def config(tiny, packed):
 
 
 def test_a_config_that_fits_loads_both_parts(config):
-    system = build(config())
+    system = build_pipeline(config())
     train, test = load_data(system)
     assert (len(train), len(test)) == (60, 10)
     batch = train.batch(0, 0, range(6), 6)
@@ -71,7 +72,7 @@ def test_training_resumes_bit_for_bit(config, tmp_path):
 )
 def test_configs_that_do_not_fit(config, override, words):
     with pytest.raises(ValueError, match=words):
-        load_data(build(config(override)))
+        load_data(build_pipeline(config(override)))
 
 
 def test_a_data_set_without_a_held_out_part(config, source, tmp_path, packed):
@@ -80,7 +81,7 @@ def test_a_data_set_without_a_held_out_part(config, source, tmp_path, packed):
     del raw["splits"]["test"]
     (copy / "dataset.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"no split 'test'.*--test-share"):
-        load_data(build(config(f"data.path={copy}")))
+        load_data(build_pipeline(config(f"data.path={copy}")))
 
 
 def test_another_tokenizer_than_it_was_packed_with(tiny, source, tmp_path):
@@ -90,14 +91,14 @@ def test_another_tokenizer_than_it_was_packed_with(tiny, source, tmp_path):
     image = ["modalities.image.channels=3", "modalities.image.size=4", "modalities.image.pixel_max=255"]
     data = ["data.name=packed", f"data.path={out}", "modalities.text.alphabet=null", *image]
     overrides = [*data, f"modalities.text.tokenizer={json.dumps(tokens)}", f"modalities.text.length={text['length']}"]
-    load_data(build(tiny(*overrides)))
+    load_data(build_pipeline(tiny(*overrides)))
     other = json.loads((out / "tokenizer.json").read_text())
     first, second = other["model"]["merges"][:2]
     other["model"]["merges"][:2] = [second, first]
     (tmp_path / "other.json").write_text(json.dumps(other))
     tokens["path"] = str(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"other.json is not the tokenizer that .* was packed with"):
-        load_data(build(tiny(*overrides, f"modalities.text.tokenizer={json.dumps(tokens)}")))
+        load_data(build_pipeline(tiny(*overrides, f"modalities.text.tokenizer={json.dumps(tokens)}")))
 
 
 # data check

@@ -1,0 +1,247 @@
+"""`anystate bench train`: samples per second, step times, MFU and memory of both engines side by side.
+
+MFU is the share of the measured matmul rate, in the precision of training, that the FLOPs of the model's products take
+(three times those of a forward pass; recomputation and padding do not count). Both engines get the same batches, times
+and noise, and where both are measured no speed of the second is printed before their losses agreed. `fp8` puts
+train.precision=fp8 beside bf16 instead: rows of speed and of the losses after the same steps, and an error where those
+part; MFU is then of bf16's rate for both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ...model import float8
+from ...sample.pipeline import sample_flops
+from ...train.trainer import Trainer
+from .kernels import Limits
+from .rows import Rows, in_turns, quantile, workers
+from .systems import Bench, config_of
+
+TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
+FP8_TOLERANCE = 0.02  # relative, of the mean losses over the second half of the steps
+ORDER = ("fast", "plain")  # in this order: what a time limit cuts off is the comparison
+
+MOST_PARTS = 64
+
+
+def train(
+    size: str,
+    device: torch.device,
+    rows: Rows,
+    compile: str = "always",
+    steps: int = 30,
+    batch: int | None = None,
+    trace: Path | None = None,
+    parts: Mapping[str, int] | None = None,
+) -> None:
+    """Measure one size of image-text training.
+
+    Args:
+        compile: of the fast engine: always, never or auto.
+        steps: timed steps of each engine.
+        trace: folder for the profiler's table and trace of the fast engine.
+        parts: see `measure`.
+    """
+    settings = asked(size, compile, batch)
+    measure(f"train {size}", text_image, (size, settings), device, rows, steps, trace, parts)
+
+
+def fp8(
+    size: str,
+    device: torch.device,
+    rows: Rows,
+    compile: str = "always",
+    steps: int = 30,
+    batch: int | None = None,
+) -> None:
+    """Measure fp8 beside bf16: speed and memory, and the losses after the same steps from the same seed.
+
+    Raises:
+        ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
+    """
+    float8.check(device)
+    settings = [*asked(size, compile, batch), "train.warmup=0"]  # a short run learns nothing while it warms up
+    name = f"train {size}, fp8"
+    ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
+    found: dict[str, Timed] = {}
+    for group in timed({p: (text_image, device, "fast", args, None, 1) for p, args in ways.items()}, device, steps):
+        report(name, group, device, rows, steps)
+        found |= group
+    parted = []
+    for m, value in found["bf16"].losses.items():
+        apart = abs(found["fp8"].losses[m] / value - 1.0)
+        about = {"apart": apart, "tolerance": FP8_TOLERANCE, "agrees": apart <= FP8_TOLERANCE, "steps": steps}
+        rows.add(f"{name}: loss of {m} near step {steps}", {p: f.losses[m] for p, f in found.items()}, "", **about)
+        parted += [] if apart <= FP8_TOLERANCE else [f"that of {m} by {apart:.1%}"]
+    if parted:
+        raise ValueError(f"{name}: losses differ from bf16's, {', '.join(parted)}; allowed {FP8_TOLERANCE:.0%}")
+
+
+def asked(size: str, compile: str, batch: int | None) -> list[str]:
+    """The user's settings of a size; errors in them come before any process."""
+    settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
+    config_of(size, settings)
+    return settings
+
+
+def text_image(device: torch.device, engine: str, settings: list[str], size: str) -> Trainer:
+    return Bench(config_of(size, [*settings, f"engine={engine}"]), device)
+
+
+def measure(
+    name: str,
+    make: Callable[..., Trainer],
+    args: tuple,
+    device: torch.device,
+    rows: Rows,
+    steps: int,
+    trace: Path | None,
+    parts: Mapping[str, int] | None = None,
+) -> None:
+    """Both engines of `make(device, engine, settings, …)`, or those of `parts`.
+
+    Args:
+        parts: {engine: parts of a batch to begin with}; default one part of each engine.
+
+    Raises:
+        ValueError: an engine's losses in its first step are not those of the other, also of one measured before.
+    """
+    parts = dict.fromkeys(ORDER, 1) if parts is None else parts
+    folder = trace and trace / name.replace(" ", "-")
+    each = {e: (make, device, e, args, folder if e == "fast" else None, n) for e, n in parts.items()}
+    for found in timed(each, device, steps):
+        for m in next(iter(found.values())).facts["losses"]:
+            about = f"{name}: loss of {m} in the first step"
+            rows.add(about, {engine: f.facts["losses"][m] for engine, f in found.items()}, "")
+            check_losses(about, rows.find(about), TOLERANCE[device.type])
+        report(name, found, device, rows, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Seconds of every timed step, what `start` told, mean losses of the last steps, GB of one (None on the CPU)."""
+
+    seconds: list[float]
+    facts: dict
+    losses: dict[str, float]
+    memory: float | None
+
+
+def timed(each: dict[str, tuple], device: torch.device, steps: int) -> Iterator[dict[str, Timed]]:
+    """Trainers made by `calls(*args)`, in turns, all in one result; on a GPU one after the other, each with the memory
+    alone and as soon as it is measured."""
+    with workers(calls, each, together=device.type == "cpu") as groups:
+        for group in groups:
+            facts = {way: worker("start").result for way, worker in group.items()}
+            in_turns(group, "step", 3)
+            seconds, found = in_turns(group, "step", steps), {}
+            for way, worker in group.items():
+                memory, losses = worker("step").memory, worker("losses").result
+                found[way] = Timed(seconds[way], facts[way], losses, memory)
+            yield found
+            for worker in group.values():
+                worker("profile")
+
+
+@functools.cache
+def matmul_rate(kind: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large product on this machine; its memory is given back to those who train beside this process."""
+    rate = Limits.measure(kind, dtype).flop_per_s
+    torch.cuda.empty_cache()
+    return rate
+
+
+def report(name: str, found: dict[str, Timed], device: torch.device, rows: Rows, steps: int) -> None:
+    """The rows of speed and memory."""
+    facts = {way: f.facts for way, f in found.items()}
+    first = next(iter(facts.values()))
+    batch, flops = first["batch"], first["flops"]
+    about = {"batch": batch, "parts": {way: values["parts"] for way, values in facts.items()}, "steps": steps}
+    median = {way: quantile(f.seconds, 0.5) for way, f in found.items()}
+    rows.add(f"{name}: samples per second", {w: batch / s for w, s in median.items()}, "1/s", **about)
+    rate = matmul_rate(device.type, first["dtype"])
+    of = {"flops": flops, "flop_per_s": rate, "dtype": str(first["dtype"]).removeprefix("torch.")}
+    rows.add(f"{name}: MFU", {w: flops / s / rate for w, s in median.items()}, "", **of)
+    for share in (0.2, 0.5, 0.8):
+        values = {w: 1000 * quantile(f.seconds, share) for w, f in found.items()}
+        rows.add(f"{name}: step, {share:.0%} of times below", values, "ms", False, **about)
+    rows.add(f"{name}: first step, compiler included", {w: v["first"] for w, v in facts.items()}, "s", False)
+    if device.type == "cuda":
+        rows.add(f"{name}: peak memory", {w: f.memory for w, f in found.items()}, "GB", False, **about)
+
+
+def calls(
+    make: Callable[..., Trainer], device: torch.device, engine: str, args: tuple, folder: Path | None, parts: int
+):
+    """What a measuring process can do with a trainer."""
+    size, settings = args
+    state: dict = {"losses": []}
+
+    def start(parts: int = parts) -> dict:
+        """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
+        while parts <= MOST_PARTS:
+            trainer = make(device, engine, [*settings, f"train.accumulate={parts}"], size)
+            config = trainer.config.train
+            facts = {"batch": config.batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.system) * config.batch}
+            facts["dtype"] = torch.bfloat16 if trainer.in_bf16() else torch.float32
+            began = time.perf_counter()
+            try:
+                losses = {m: float(value) for m, value in trainer.update().items()}
+            except torch.OutOfMemoryError:
+                losses = None  # and no more here: the error holds the step's memory until this block ends
+            if losses is None:
+                del trainer
+                torch._dynamo.reset()  # what was compiled for other parts counts against the limit of kinds
+                gc.collect()
+                torch.cuda.empty_cache()
+                parts *= 2
+                continue
+            state["trainer"] = trainer
+            seconds = time.perf_counter() - began  # the clock of the wall: compilers are other processes
+            trainer.step += 1
+            return {"losses": losses, "first": seconds, **facts}
+        raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")
+
+    def step() -> None:
+        state["losses"].append(state["trainer"].update())
+        state["trainer"].step += 1
+
+    def losses() -> dict[str, float]:
+        """Means over the second half of the steps so far."""
+        kept = state["losses"][len(state["losses"]) // 2 :]
+        return {m: float(torch.stack([values[m] for values in kept]).mean()) for m in kept[0]}
+
+    return {"start": start, "step": step, "losses": losses, "profile": lambda: profile(step, device, folder)}, device
+
+
+def check_losses(name: str, losses: dict[str, float], tolerance: float) -> None:
+    """Raise ValueError unless both engines, where both are measured, had the same loss."""
+    if not set(ORDER) <= set(losses):
+        return
+    ours, plain = losses["fast"], losses["plain"]
+    if abs(ours - plain) > tolerance * max(abs(plain), 1e-3):
+        raise ValueError(f"the engines disagree: {name} is {ours:.6g}, plain {plain:.6g}")
+
+
+def profile(step: Callable[[], None], device: torch.device, folder: Path | None) -> None:
+    """Where the time goes: a table of operations, and a trace for chrome://tracing or Perfetto; None is not asked."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=kinds) as profiler:
+        for _ in range(3):
+            step()
+    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=80)
+    (folder / "profile.txt").write_text(table + "\n")
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))

@@ -1,0 +1,249 @@
+"""Every setting of a run, typed and documented; unknown keys are refused.
+
+A config is a YAML file of these models plus `key=value` overrides, read by `configs.load`. The resolved config is
+written beside every checkpoint and builds the same space, network and codecs again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Schedule(Section):
+    """A Gaussian noise schedule and its parameters (see `diffusion.schedules`)."""
+
+    name: Literal["scaled_linear", "linear", "linear_half", "cosine"] = "cosine"
+    options: dict[str, float] = Field({}, description="parameters of the schedule, e.g. {beta_max: 20}")
+
+
+class SamplerConfig(Section):
+    kind: str | None = Field(None, description="rule of a step; null is the process's default")
+    grid: Literal["linear", "rho", "logsnr"] = "linear"
+
+
+class Loss(Section):
+    scale: float = Field(1.0, ge=0, description="λ: factor on this modality's loss")
+    weighting: Literal["none", "elbo", "min_snr", "learned"] = "none"
+    gamma: float = Field(5.0, gt=0, description="γ of min_snr")
+
+
+class StreamConfig(Section):
+    """One modality's part of the network."""
+
+    width: int = Field(gt=0)
+    cond: int | None = Field(None, gt=0, description="width of the time conditioning; default the stream's width")
+    tower: int = Field(0, ge=0, description="blocks of its own after the joint trunk")
+    head: bool = Field(True, description="false: a pure condition without an output")
+    patch: int = Field(2, gt=0, description="side of a patch, pictures only")
+
+
+class Latents(Section):
+    """Pictures are diffused in the latent space of a variational autoencoder (`diffusers.AutoencoderKL`)."""
+
+    vae: str = Field("stabilityai/sd-vae-ft-mse", description="local folder or Hugging Face id")
+    scale: float = Field(0.18215, gt=0, description="factor that brings latents to about unit variance")
+
+
+class Image(Section):
+    """A picture under Gaussian diffusion: pixel values scaled to [−1, 1], or latents."""
+
+    process: Literal["gaussian"]
+    channels: int = Field(gt=0, description="of what is diffused: 4 for the usual latents")
+    size: int = Field(gt=0, description="side of what is diffused: 32 for latents of 256-pixel pictures")
+    pixel_max: float = Field(255.0, gt=0, description="raw pixels lie in [0, pixel_max]")
+    latents: Latents | None = Field(None, description="null: pixels")
+    schedule: Schedule = Schedule()
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    time_input: Literal["sigma", "time", "log_snr"] = "sigma"
+    predicts: Literal["eps", "v"] = Field("eps", description="what the network puts out (see `diffusion.Gaussian`)")
+    loss: Loss = Loss()
+    sampler: SamplerConfig = SamplerConfig()
+    stream: StreamConfig
+
+
+class Tokenizer(Section):
+    """A vocabulary in the format of the `tokenizers` library."""
+
+    kind: Literal["bpe", "clip"]
+    path: str = Field(description="tokenizer.json, a folder that holds it, or a Hugging Face id")
+    states: int = Field(gt=1, description="real states: every id the tokenizer gives, the pad included")
+    pad: int = Field(ge=0, description="id that fills a caption up to its length; official CLIP: 49407")
+    start: int | None = Field(None, ge=0, description="id put before every caption; official CLIP: 49406")
+    end: int | None = Field(None, ge=0, description="id put after every caption; official CLIP: 49407")
+
+    @model_validator(mode="after")
+    def _inside(self):
+        for name in ("pad", "start", "end"):
+            if (value := getattr(self, name)) is not None and value >= self.states:
+                raise ValueError(f"{name} = {value} lies outside the {self.states} states")
+        return self
+
+
+class Text(Section):
+    """A caption under masked or uniform diffusion: characters (state 0 is the pad, then the alphabet) or tokens."""
+
+    process: Literal["masked", "uniform"]
+    alphabet: str | None = Field(
+        None, min_length=1, description="the characters, in the order of their token ids 1, 2, …"
+    )
+    tokenizer: Tokenizer | None = Field(None, description="instead of an alphabet")
+    length: int = Field(gt=0)
+    mask_column: Literal["extra"] | None = Field(None, description="extra: the head has an unused column (official)")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
+    t_min: float = Field(1e-3, gt=0, lt=1)
+    counted: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
+    attend_pads: bool = Field(True, description="false: attention skips keys whose current token is the pad")
+    loss: Loss = Loss()
+    sampler: SamplerConfig = SamplerConfig()
+    stream: StreamConfig
+
+    @property
+    def states(self) -> int:
+        """Real states K, the pad included."""
+        return self.tokenizer.states if self.tokenizer else len(self.alphabet) + 1
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.pad if self.tokenizer else 0
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self):
+        if (self.alphabet is None) == (self.tokenizer is None):
+            raise ValueError("a text needs an alphabet or a tokenizer, one of the two")
+        if self.alphabet and len(set(self.alphabet)) < len(self.alphabet):
+            raise ValueError("alphabet repeats a character")
+        if self.mask_column and self.process == "uniform":
+            raise ValueError("mask_column is for the masked process")
+        return self
+
+
+Modality = Annotated[Image | Text, Field(discriminator="process")]
+
+
+class Network(Section):
+    depth: int = Field(gt=0, description="joint blocks")
+    heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    time_scale: float = Field(1.0, gt=0, description="factor on the time before its sinusoids; official 1")
+
+
+class TimesConfig(Section):
+    draw: Literal["decoupled", "unified"] = "decoupled"
+    low_discrepancy: bool = True
+    skew: dict[str, float] = Field({}, description="s >= 1 per modality: t = 1 - (1 - u)^s looks more at noisy times")
+    hold: dict[str, float] = Field(
+        {}, description="share of samples in which a modality is a clean condition; {text: 1} is the official stage 1"
+    )
+
+
+class Data(Section):
+    name: Literal["digits", "npz", "packed"] = Field(
+        description="digits: scikit-learn's; npz: arrays images, captions[, split]; packed: made by anystate data pack"
+    )
+    path: str | None = Field(
+        None, description="the .npz file or packed folder; relative paths are also looked up in $ANYSTATE_DATA"
+    )
+    test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
+    split_seed: int = 0
+    held_out: int = Field(5000, gt=0, description="packed: at most so many held-out pairs are kept in memory")
+    loader: Literal["auto", "dali", "webdataset"] = Field("auto", description="packed: auto is DALI where installed")
+    flip: bool = Field(False, description="packed: half of the pictures mirrored")
+    bad_share: float = Field(0.01, ge=0, le=1, description="packed: a larger share of unreadable samples stops the run")
+
+
+class Init(Section):
+    """Weights to start from, say the stage before; the optimizer starts fresh."""
+
+    checkpoint: str = Field(description="a run folder (its newest checkpoint) or a checkpoint folder")
+    weights: Literal["ema", "raw"] = "ema"
+
+
+class Train(Section):
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0, description="samples per optimizer step, over all accumulation steps and ranks")
+    accumulate: int = Field(1, gt=0, description="the batch is computed in this many parts")
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="course of lr after the warm-up")
+    clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        "auto",
+        description="auto: fp32; text and images on a GPU bf16 autocast; fp8: bf16, large layers in fp8 (model.float8)",
+    )
+    freeze: list[str] = Field(
+        [], description="joint: embedders, time embedders and trunk; a modality's name: everything of its own"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="under torchrun: whole copies, or sharded weights")
+    recompute: bool = Field(False, description="activation checkpointing: blocks are run again in the backward pass")
+    nonfinite: Literal["stop", "zero"] = Field("stop", description="zero: such entries of the gradient become 0")
+    log_every: int = Field(50, gt=0)
+    save_every: int = Field(1000, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints kept")
+    sample_every: int | None = Field(None, gt=0, description="steps between galleries; null is never")
+    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null is never")
+    tensorboard: bool = False
+    wandb: str | None = Field(None, description="project name; null is off")
+
+
+class GuidanceConfig(Section):
+    scale: float | dict[str, float] = Field(1.0, description="w for all, or per modality; 1 is no guidance")
+    final_time: float = Field(1.0, gt=0, le=1)
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        low, high = self.interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"interval needs 0 <= start <= end <= 1, got [{low}, {high}]")
+        return self
+
+
+class Sampling(Section):
+    steps: int = Field(50, gt=0)
+    guidance: GuidanceConfig = GuidanceConfig()
+    joint_guidance: GuidanceConfig | None = Field(None, description="guidance when nothing is given; default the same")
+    chunk: int = Field(128, gt=0, description="samples per batch")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the network; auto: bf16 autocast on a GPU unless train.precision=fp32, else fp32"
+    )
+
+
+Engine = Literal["fast", "plain"]
+Compile = Literal["auto", "always", "never"]
+ENGINE = Field("fast", description="plain: the straightforward way, in eager PyTorch; same results, for comparison")
+COMPILE = Field("auto", description="torch.compile; auto: where the run is long enough to pay for the compiler")
+
+
+class Config(Section):
+    name: str
+    seed: int = 0
+    engine: Engine = ENGINE
+    compile: Compile = COMPILE
+    data: Data
+    modalities: dict[str, Modality] = Field(min_length=1)
+    network: Network
+    times: TimesConfig = TimesConfig()
+    init: Init | None = Field(None, description="null: fresh weights")
+    train: Train
+    sample: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _freeze_known(self):
+        if unknown := sorted(set(self.train.freeze) - {"joint", *self.modalities}):
+            raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {', '.join(self.modalities)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_fast(self):
+        if self.train.precision == "fp8" and self.engine == "plain":
+            raise ValueError("train.precision=fp8 is for engine=fast; the plain engine takes fp32 or bf16")
+        return self

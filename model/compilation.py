@@ -1,0 +1,100 @@
+"""torch.compile, where it pays for itself.
+
+On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
+not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
+which compiling fails; hence `MMDiT.whole_blocks`, and a limit far above the few kinds that are left. On the CPU, whose
+models are small, the whole network is one piece, which saves the passes over memory between blocks. Shapes are static,
+for a run has one batch size; only blocks that draw samples on a GPU are compiled for batches of any size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..kernels.backend import forced
+
+log = logging.getLogger(__name__)
+KINDS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
+WORTH = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times as long as the compiler, about a minute
+
+
+def pays(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
+    """Whether to compile: the setting, or for "auto" whether the run's FLOPs, which `work` counts, are worth it.
+
+    A function of the configuration alone, never of a clock, so a resumed run decides as the first one did.
+    """
+    if setting == "auto":
+        return device.type in WORTH and work() >= WORTH[device.type] and compiler_missing(device) is None
+    return setting == "always"
+
+
+def forward_flops(evaluate: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and attentions of one call, the same on every device and for compiled networks.
+
+    Attention is counted as the two products that it consists of: the counter does not know every fused kernel.
+    """
+    eager, products = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), eager, products, forced("reference"), FlopCounterMode(display=False) as counter:
+        evaluate()
+    return counter.get_total_flops()
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine, or None."""
+    if device.type != "cpu":
+        return None if torch.utils._triton.has_triton() else "Triton"
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception as error:  # torch raises its own, undocumented kinds
+        log.info("no C++ compiler: %s", error)
+        return "a C++ compiler (g++ or clang++)"
+    return None
+
+
+def compile_net(
+    net: nn.Module,
+    device: torch.device,
+    demanded: bool = False,
+    dynamic: bool = False,
+    sharded: bool = False,
+    backend: str | Callable = "inductor",
+) -> bool:
+    """Compile a network in place; returns whether it was. Without a compiler it runs eagerly and says so.
+
+    dynamic: the number of samples changes from call to call, as it does where sampling leaves out those that rest.
+    sharded: the blocks will be gathered and freed by hooks, which must stay outside what is compiled.
+    backend: of torch.compile; tests count what it is asked for.
+
+    Raises:
+        ValueError: `demanded`, and this machine has no compiler.
+    """
+    missing = compiler_missing(device)
+    if missing and demanded:
+        raise ValueError(f"compile=always needs {missing}, which this machine lacks; set compile=never")
+    if missing:
+        log.warning("running without torch.compile: %s is missing", missing)
+        return False
+    torch._dynamo.config.recompile_limit = max(KINDS, torch._dynamo.config.recompile_limit)
+    options = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}
+    if device.type == "cpu" and not sharded:
+        if backend == "inductor":
+            from .inductor_pass import BiasAfterwards  # Inductor takes a second to import
+
+            options["options"] = {"post_grad_custom_post_pass": BiasAfterwards()}
+        net.compile(**options)
+        return True
+    net.whole_blocks = True
+    for block in net.repeated():
+        if sharded:
+            block.forward = torch.compile(block.forward, **options)
+        else:
+            block.compile(**options)
+    return True

@@ -1,0 +1,146 @@
+"""Files that are whole or not there: atomic writes, safetensors, and the folders of checkpoints.
+
+    step_00001000/
+        model.safetensors   ema.safetensors   config.yaml
+        train_state/        optimizer.safetensors, weighting.safetensors, state.json
+                            sharded/, a file a rank, instead of the optimizer's file where weights are sharded
+
+A checkpoint is written under a temporary name, synced, then renamed, so that a kill at any moment leaves the last good
+one. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ..configs.runs import CheckpointError, checkpoints, latest
+from . import distributed
+
+SHARDS = "train_state/sharded"
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write under a temporary name, then rename: a kill leaves what was there before. Missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    run: Path, step: int, files: dict[str, bytes], keep: int, shards: Callable[[Path], None] | None = None
+) -> Path:
+    """Write `files` {relative name: content} as checkpoint `step` of a run and drop all but the newest `keep`.
+
+    Every rank calls this, the main one with all files. shards: writes each rank's part of the sharded state into the
+    folder it is given.
+
+    Raises:
+        CheckpointError: the disk refused; what was there before is untouched.
+    """
+    final = run / f"step_{step:08d}"
+    temporary = run / f".{final.name}.{'shards' if shards else os.getpid()}.tmp"
+    try:
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            _write(temporary, files)
+        if shards:
+            distributed.barrier()
+            shards(temporary / SHARDS)
+            distributed.barrier()
+        if distributed.is_main():
+            if final.exists():  # a rerun of the same step: the new one takes its place
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync_folder(run)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = latest(run)
+        raise CheckpointError(
+            f"cannot save checkpoint {final}: {error.strerror or error}; "
+            + (f"the last good one is {last.name}" if last else "there is no earlier one")
+        ) from None
+    if distributed.is_main():
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for stale in run.glob(".step_*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+    distributed.barrier()
+    return final
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Fill a module from a safetensors file; every name and shape must agree.
+
+    Raises:
+        CheckpointError: missing or truncated file, or weights of another architecture.
+    """
+    state = read_tensors(file)
+    check_shapes(file, module.state_dict(), state)
+    module.load_state_dict(state)
+
+
+def check_shapes(file: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless the tensors of a file are a network's own, name by name and shape by shape."""
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        key = wrong[0]
+        here = f"shape {tuple(own[key].shape)}" if key in own else "no such tensor"
+        there = f"shape {tuple(state[key].shape)}" if key in state else "no such tensor"
+        raise CheckpointError(
+            f"{file} is of another architecture: {key} has {there} in the file, {here} in the model"
+            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+        )
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint file {file} is missing") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint file {file} is truncated or damaged ({error})") from None
+
+
+def pack(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file."""
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def pack_json(values: dict) -> bytes:
+    return json.dumps(values, indent=1).encode()
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,40 @@
+"""What the compiler is told to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+from anystate.model import compilation as compiling
+
+pytestmark = pytest.mark.skipif(compiling.compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
+
+
+class FeedForward(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gelu = torch.nn.functional.gelu
+        return gelu(self.narrow(gelu(self.wide(x))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_biases_are_added_with_what_comes_next(training):
+    """Without gradients none is written out before its product; what a backward pass needs is left alone."""
+    torch._dynamo.reset()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = FeedForward()
+        x = torch.randn(4, 8)
+    assert compiling.compile_net(net, torch.device("cpu"), demanded=True)
+    with torch.set_grad_enabled(training):
+        y, code = run_and_get_code(net, x)
+        expected = net.forward(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    assert ("addmm(" in code[0]) == training
+    if training:
+        found, wanted = (torch.autograd.grad(out.square().sum(), list(net.parameters())) for out in (y, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

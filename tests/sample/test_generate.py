@@ -1,0 +1,480 @@
+"""Sampling into folders: chunk by chunk, taken up again, shared by ranks, under conditions from files and data."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anystate.configs.load import load_config
+from anystate.sample import background as overlap
+from anystate.sample import generate as module
+from anystate.sample import sample
+from anystate.sample.conditions import Source, conditions
+from anystate.sample.folder import SampleFolder
+from anystate.sample.generate import Request, generate
+from anystate.sample.pipeline import Pipeline, build_pipeline
+from anystate.train.data.load import load_data, read_rows
+from anystate.train.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A tiny digits run; its chunk is 8, its steps 3."""
+    out = tmp_path_factory.mktemp("run")
+    Trainer(tiny(), out, "cpu", quiet=True).run()
+    return out
+
+
+@pytest.fixture(scope="module")
+def system(run):
+    return Pipeline.from_pretrained(run)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """The (first, n) of every call of the engine."""
+    seen = []
+
+    def counting(*args, **kwargs):
+        seen.append((kwargs["first"], kwargs["n"]))
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(module, "sample", counting)
+    return seen
+
+
+def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks):
+    """20 samples in chunks of 8: the engine never holds more than a chunk, the files are those of a single call."""
+    sheet = generate(run, Request(n=20, seed=5), tmp_path)
+    assert chunks == [(0, 8), (8, 8), (16, 4)]
+    drawn = sample(
+        system.net,
+        system.space,
+        n=20,
+        steps=3,
+        guidance=system.guidance(False),
+        seed=5,
+        samplers=system.samplers,
+        chunk=8,
+    )
+    pictures = system.codecs["image"].decode(drawn["image"])
+    for i, expected in enumerate(pictures):
+        found = np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L"))
+        assert np.array_equal(found, expected[..., 0]), i
+    assert (tmp_path / "text.txt").read_text() == "".join(c + "\n" for c in system.codecs["text"].decode(drawn["text"]))
+    assert sheet == tmp_path / "sheet.png"
+    assert {p.name for p in tmp_path.iterdir()} == {"image", "text.txt", "sheet.png", "manifest.json"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["samples"], manifest["complete"], manifest["weights"]) == (20, True, "ema")
+    assert manifest["request"]["seed"] == 5
+
+
+def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monkeypatch, chunks):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    generate(run, Request(n=20, trajectory=True), whole)
+    write = SampleFolder.write
+
+    def failing(self, samples, values):
+        if samples.start == 8:
+            (self.out / "image").mkdir(exist_ok=True)
+            (self.out / "image/000008.png").write_bytes(b"half a pict")
+            raise KeyboardInterrupt
+        write(self, samples, values)
+
+    chunks.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            generate(run, Request(n=20, trajectory=True), parts)
+    assert not json.loads((parts / "manifest.json").read_text())["complete"]
+    assert chunks == [(0, 8), (8, 8)]
+    chunks.clear()
+    generate(run, Request(n=20, trajectory=True), parts)
+    assert chunks == [(8, 8), (16, 4)]
+    assert files(parts) == files(whole)
+    chunks.clear()
+    generate(run, Request(n=20, trajectory=True), parts)  # complete: nothing to do
+    assert chunks == []
+    assert files(parts) == files(whole)
+
+
+@pytest.fixture
+def overlapped(monkeypatch):
+    """Lets the CPU decode in a thread; the names of the threads in which chunks were written."""
+    monkeypatch.setattr(overlap, "DEVICES", ("cpu", "cuda"))
+    seen, write = [], SampleFolder.write
+
+    def noting(self, samples, values):
+        seen.append(threading.current_thread().name)
+        write(self, samples, values)
+
+    monkeypatch.setattr(SampleFolder, "write", noting)
+    return seen
+
+
+def test_overlapped_decoding_writes_the_same_files(run, tmp_path, monkeypatch, overlapped, chunks):
+    """Byte for byte, in order, with at most one chunk under way while the next is drawn."""
+    generate(run, Request(n=20, trajectory=True), tmp_path / "behind")
+    assert overlapped == ["decoding_0"] * 3
+    monkeypatch.setattr(overlap, "DEVICES", ())
+    generate(run, Request(n=20, trajectory=True), tmp_path / "at_once")
+    assert overlapped[3:] == ["MainThread"] * 3
+    assert files(tmp_path / "behind") == files(tmp_path / "at_once")
+
+
+def test_no_more_than_one_chunk_waits(run, tmp_path, monkeypatch, overlapped):
+    """The third is not drawn before the first is written: how much memory is held does not grow."""
+    events, write, draw = [], SampleFolder.write, sample
+
+    def slow(self, samples, values):
+        time.sleep(0.3)
+        write(self, samples, values)
+        events.append(("written", samples.start))
+
+    def drawing(*args, **kwargs):
+        events.append(("draws", kwargs["first"]))
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(SampleFolder, "write", slow)
+    monkeypatch.setattr(module, "sample", drawing)
+    generate(run, Request(n=32), tmp_path)
+    assert events.index(("draws", 8)) < events.index(("written", 0)) < events.index(("draws", 16))
+    assert [start for what, start in events if what == "written"] == [0, 8, 16, 24]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_errors_of_overlapped_decoding_surface(run, tmp_path, monkeypatch, overlapped, call, refused, last):
+    """A full disk in the second or the last chunk: one line, exit code 2, and the same command goes on."""
+    write = SampleFolder.write
+
+    def full(self, samples, values):
+        if samples.start == (16 if last else 8):
+            raise OSError(28, "No space left on device")
+        write(self, samples, values)
+
+    command = ["sample", run, "--n", 24, "--device", "cpu", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write", full)
+        assert "No space left on device" in refused(*command)
+    assert not call(*command)
+    generate(run, Request(n=24), tmp_path / "whole")
+    assert files(tmp_path / "out") == {**files(tmp_path / "whole"), **manifest_of(tmp_path / "out")}
+
+
+def manifest_of(folder) -> dict[str, bytes]:
+    return {"manifest.json": (folder / "manifest.json").read_bytes()}
+
+
+def test_interrupted_while_a_chunk_is_written(run, tmp_path, monkeypatch, overlapped):
+    """Ctrl-C while the second chunk is drawn: the first one is finished, and nothing is drawn again but the second."""
+    draw = sample
+
+    def interrupted(*args, **kwargs):
+        if kwargs["first"] == 8:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(run, Request(n=20), tmp_path / "parts")
+    assert [p.name for p in (tmp_path / "parts/.chunks").iterdir()] == ["00000000.json"]
+    generate(run, Request(n=20), tmp_path / "parts")
+    generate(run, Request(n=20), tmp_path / "whole")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_a_folder_takes_one_request(run, tmp_path, chunks):
+    generate(run, Request(n=9), tmp_path)
+    before = files(tmp_path)
+    other = {
+        "samples": Request(n=10),
+        "seed": Request(n=9, seed=1),
+        "steps": Request(n=9, steps=2),
+        "guidance": Request(n=9, guidance=2.0),
+        "chunk": Request(n=9, chunk=4),
+        "given": Request(Source([("text", "zero")]), n=9),
+        "samplers": Request(n=9, sampler={"image": "heun"}),
+    }
+    for what, request in other.items():
+        with pytest.raises(ValueError, match=f"another request .{what} differs.*--force"):
+            generate(run, request, tmp_path)
+    with pytest.raises(ValueError, match="weights differs"):
+        generate(run, Request(n=9), tmp_path, weights="raw")
+    assert files(tmp_path) == before
+    (tmp_path / "notes.md").write_text("mine")
+    generate(run, Request(n=3, seed=1), tmp_path, force=True)
+    assert len(list((tmp_path / "image").iterdir())) == 3
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+def test_a_request_that_failed_before_its_first_samples_does_not_block_the_folder(run, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise ValueError("no head")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample", failing)
+        with pytest.raises(ValueError, match="no head"):
+            generate(run, Request(n=2), tmp_path)
+    generate(run, Request(n=3), tmp_path)
+    assert len(list((tmp_path / "image").iterdir())) == 3
+
+
+def test_what_a_model_does_not_generate_must_be_given(tiny, tmp_path):
+    """The first training stage has no head for captions."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    Trainer(tiny("modalities.text.stream={width: 16, head: false}", "train.steps=1"), run, "cpu", quiet=True).run()
+    with pytest.raises(ValueError, match="does not generate 'text': give it, --given text="):
+        generate(run, Request(n=1), out)
+    assert not out.exists()
+    generate(run, Request(Source([("text", "zero")]), n=1), out)
+
+
+def test_foreign_folders_and_files_are_left_alone(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="not empty"):
+        generate(run, Request(n=2), tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        generate(run, Request(n=2), tmp_path / "thesis.tex")
+    assert files(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_two_ranks_write_what_one_does(run, tmp_path):
+    """20 samples in three chunks: rank 0 makes two, rank 1 one. (torchrun would take --n for an option of its own.)"""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = [
+        "-n",
+        "20",
+        "--device",
+        "cpu",
+        "--given",
+        "text=a seven",
+        "--trajectory",
+    ]  # torchrun wants --n for itself
+    result = subprocess.run(
+        [*launch, "-m", "anystate", "sample", str(run), *options, "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote ") == 1
+    generate(run, Request(Source([("text", "a seven")]), n=20, trajectory=True), tmp_path / "one")
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert list(one) == list(two)
+    for name, content in one.items():
+        assert two[name] == content, name
+
+
+def test_four_ranks_share_the_missing_chunks(run, tmp_path, monkeypatch, chunks):
+    """One after the other here; all have looked at what is missing before the first one writes."""
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "missing", lambda self: [range(k, k + 8) for k in (0, 8, 16, 24, 32)])
+        patch.setattr(SampleFolder, "finish", lambda self: None)
+        patch.setattr(module.distributed, "world", lambda: 4)
+        for rank in range(4):
+            patch.setattr(module.distributed, "rank", lambda rank=rank: rank)
+            patch.setattr(module.distributed, "is_main", lambda rank=rank: rank == 0)
+            generate(run, Request(n=40), parts)
+    assert chunks == [(0, 8), (32, 8), (8, 8), (16, 8), (24, 8)]
+    generate(run, Request(n=40), parts)
+    assert len(chunks) == 5
+    generate(run, Request(n=40), whole)
+    assert files(parts) == files(whole)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A file of prompts as the official code reads it."""
+
+    def write(content):
+        (tmp_path / "prompts.json").write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path / "prompts.json"
+
+    return write
+
+
+def test_prompts_from_a_file(run, system, prompts, tmp_path):
+    path = prompts({"text": ["a seven", "zero", "the digit 1"], "ids": [4, 5, 6]})
+    out = tmp_path / "out"
+    generate(run, Request(Source(prompts=path)), out)
+    assert (out / "text.txt").read_text() == "a seven\nzero\nthe digit 1\n"
+    assert len(list((out / "image").iterdir())) == 3
+    twice = conditions(system, Source(prompts=path, limit=2), n=2)
+    assert twice.total == 4
+    assert system.codecs["text"].decode(twice.rows(range(1, 4))["text"].x) == ["a seven", "zero", "zero"]
+
+
+def test_context_limit_and_repeated_text(system, prompts):
+    path = prompts({"text": ["two", "number seven"]})
+
+    def decoded(**options):
+        x = conditions(system, Source(prompts=path, **options), None).given["text"].x
+        assert x.shape == (2, 12)
+        return system.codecs["text"].decode(x)
+
+    assert decoded() == ["two", "number seven"]
+    assert decoded(context_limit=5) == ["two", "numbe"]
+    assert decoded(repeat_text=2) == ["two two", "number seven"]
+    assert decoded(repeat_text=10, context_limit=6) == ["two tw", "number"]
+
+
+def test_a_context_limit_equals_a_shorter_context_where_pads_are_not_attended(golden):
+    """What the official code does is to hand the network fewer tokens: the pictures' outputs are the same."""
+    from anystate.model.official.text_image import load_official
+
+    net, pad, limit = load_official(golden.below("weights/"))[0], 30, 5
+    space = golden.official_space(pad_id=pad, attend_pads=False)
+    tokens = golden["precond/tokens"].clamp(max=29)
+    x, t = golden["precond/x"], torch.full((len(tokens),), 0.4, dtype=torch.float64)
+    padded = tokens.clone()
+    padded[:, limit:] = pad
+    times = {"text": torch.zeros_like(t), "image": t}
+    with torch.no_grad():
+        ours = space.evaluate(net, {"text": padded, "image": x}, times, ["image"])["image"]
+        short = space.evaluate(net, {"text": tokens[:, :limit], "image": x}, times, ["image"])["image"]
+        full = space.evaluate(net, {"text": tokens, "image": x}, times, ["image"])["image"]
+    torch.testing.assert_close(ours, short, rtol=0, atol=1e-5)
+    assert (full - short).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("known", ["image", "text"])
+def test_rows_of_a_data_set_either_way(run, system, tmp_path, known):
+    """The known part of each row is written as it is, the other one is drawn for it."""
+    test = load_data(system)[1]
+    generate(run, Request(Source([(known, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows)
+    found = np.stack([np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L")) for i in range(11)])
+    same = np.array_equal(found, system.codecs["image"].decode(test.images[:11])[..., 0])
+    lines = (tmp_path / "text.txt").read_text().splitlines()
+    assert same == (known == "image")
+    assert (lines == system.codecs["text"].decode(test.captions[:11, 0])) == (known == "text")
+    assert len(lines) == 11
+
+
+def test_rows_of_the_training_part_and_their_context(system):
+    rows = conditions(
+        system, Source([("text", None)], data="digits", split="train", limit=3, context_limit=4), 2, read_rows
+    )
+    assert rows.total == 6
+    assert rows.rows(range(5, 6))["text"].x.shape == (1, 12)
+    assert (rows.given["text"].x[:, 4:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def packed(call, tmp_path_factory):
+    """Twelve pictures of one grey each, with captions, packed; every third is held out."""
+    folder = tmp_path_factory.mktemp("packed")
+    images = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2) * 20
+    captions = [f"number {c}" for c in "zothfsnegaux"]
+    split = np.where(np.arange(12) % 3 == 0, "test", "train")
+    np.savez(folder / "pairs.npz", images=images, captions=np.array(captions), split=split)
+    command = ["data", "pack", folder / "pairs.npz", "--out", folder / "set", "--channels", 1, "--length", 12]
+    alphabet = load_config("digits").modalities["text"].alphabet
+    assert call(*command, "--text", "characters", "--alphabet", alphabet) == 0
+    return folder / "set"
+
+
+@pytest.mark.parametrize("known", ["image", "text"])
+def test_rows_of_a_packed_data_set(tiny, packed, known):
+    """The held-out pictures or captions, in the order of the shards; `limit` takes the first ones."""
+    system = build_pipeline(tiny("modalities.image.pixel_max=255"))
+    rows = conditions(system, Source([(known, None)], data=str(packed)), None, read_rows).given[known].x
+    if known == "image":
+        greys = system.codecs["image"].decode(rows)[:, 3, 4, 0]
+        assert sorted(greys.tolist()) == [0, 60, 120, 180]
+    else:
+        assert sorted(system.codecs["text"].decode(rows)) == sorted(f"number {c}" for c in "zhna")
+    first = conditions(system, Source([(known, None)], data=str(packed), limit=3), 2, read_rows)
+    assert torch.equal(first.given[known].x, rows[:3])
+    assert first.total == 6
+    train = conditions(system, Source([(known, None)], data=str(packed), split="train"), None, read_rows)
+    assert train.total == 8
+
+
+def test_a_packed_data_set_that_does_not_fit_is_refused(system, packed):
+    with pytest.raises(ValueError, match="pixel_max"):
+        conditions(system, Source([("text", None)], data=str(packed)), None, read_rows)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Source([("text", None)]), "NAME=VALUE"),
+        (Source([("text", "zero")], data="digits"), "give the name alone"),
+        (Source(data="digits"), "--data needs --given NAME"),
+        (Source([("text", None)], data="gone"), "'gone' not found"),
+        (Source([("text", None)], data="digits", split="valid"), "train or test, got 'valid'"),
+        (Source([("text", None)], data="digits", repeat_text=3), "--repeat-text works on captions"),
+        (Source([("text", None)], data="digits", limit=0), "--limit"),
+        (Source([("image", None), ("text", None)], data="digits"), "nothing to generate"),
+        (Source(limit=3), "--limit"),
+        (Source(context_limit=3), "need a caption"),
+        (Source([("image", None)], data="digits", context_limit=3), "need a caption"),
+        (Source([("text", "zero")], context_limit=13), "must lie in 1 … 12, got 13"),
+        (Source([("text", "zero")], repeat_text=0), "at least 1, got 0"),
+        (Source([("text", "zero"), ("text", "one"), ("image", "x.png")]), "equally many"),
+        (Source([("text", "zero")], level={"image": "0.5"}), "nothing of that modality is given"),
+    ],
+)
+def test_conditions_that_make_no_sense(system, source, words):
+    with pytest.raises(ValueError, match=words.replace("…", ".")):
+        conditions(system, source, None, read_rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "should look like"),
+        ({"captions": ["zero"]}, "should look like"),
+        ({"text": []}, "one caption at least"),
+        ({"text": ["zero", 7]}, "one caption at least"),
+        ({"text": ["zero!"]}, "outside the vocabulary"),
+        ({"text": ["a zero and a one"]}, "characters, the model takes 12"),
+    ],
+)
+def test_prompts_that_make_no_sense(system, prompts, content, words):
+    with pytest.raises(ValueError, match=words):
+        conditions(system, Source(prompts=prompts(content)), None)
+
+
+def test_prompt_files_that_cannot_be_read(system, tmp_path):
+    with pytest.raises(ValueError, match=r"'.*gone.json' not found"):
+        conditions(system, Source(prompts=tmp_path / "gone.json"), None)
+    (tmp_path / "cut.json").write_text('{"text": ["a"')
+    with pytest.raises(ValueError, match="not readable JSON"):
+        conditions(system, Source(prompts=tmp_path / "cut.json"), None)
+    with pytest.raises(ValueError, match="one source of conditions at a time"):
+        conditions(system, Source([("text", "zero")], prompts=tmp_path / "cut.json"), None)
+
+
+def test_the_command_line(call, run, prompts, tmp_path, capsys):
+    call = functools.partial(call, "sample", run, "--device", "cpu")
+    path = prompts({"text": ["two", "a seven"]})
+    out = ["--out", tmp_path / "out", "--prompts", path, "--repeat-text", 3, "--context-limit", 9, "--chunk", 2]
+    assert call(*out, "--n", 3) == 0
+    assert (tmp_path / "out/text.txt").read_text().splitlines() == ["two two t"] * 3 + ["a seven a"] * 3
+    assert call(*out, "--n", 3) == 0
+    capsys.readouterr()
+    assert call(*out, "--n", 2) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert call(*out, "--n", 2, "--force") == 0
+    assert (
+        call("--data", "digits", "--split", "test", "--given", "image", "--limit", 2, "--out", tmp_path / "rows") == 0
+    )
+    assert len((tmp_path / "rows/text.txt").read_text().splitlines()) == 2
+    assert call("--chunk", 0, "--out", tmp_path / "no") == 2

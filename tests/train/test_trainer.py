@@ -1,0 +1,187 @@
+"""Training: resuming, killing, accumulating, averaging, diverging."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from anystate.bench.quality.hooks import evaluate, save_galleries
+from anystate.configs.runs import CheckpointError, checkpoints, latest
+from anystate.model.storage import read_tensors
+from anystate.sample import cuda_graphs as graphs
+from anystate.sample.pipeline import build_pipeline
+from anystate.train import trainer as loop
+from anystate.train.trainer import NonFiniteLoss, Trainer
+
+
+def losses(run) -> list[tuple]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss/image"], row["loss/text"], row["lr"]) for row in rows]
+
+
+def test_resumed_run_has_the_losses_of_one_never_stopped(tiny, tmp_path):
+    Trainer(tiny(), tmp_path / "whole", quiet=True).run()
+    Trainer(tiny(), tmp_path / "parts", quiet=True).run(stop=3)
+    resumed = Trainer(tiny(), tmp_path / "parts", quiet=True)
+    assert resumed.step == 3
+    resumed.run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (read_tensors(tmp_path / run / "step_00000006/ema.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_output_to_a_file_shows_progress_line_by_line(tiny, tmp_path, capsys):
+    Trainer(tiny(), tmp_path).run(stop=2)
+    Trainer(tiny(), tmp_path).run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == [f"step {step}/{2 if step <= 2 else 6}" for step in range(1, 7)]
+    assert lines[-1].split(", ")[1].startswith("0:00:00 left: image ")
+
+
+def test_resuming_keeps_learned_weightings(tiny, tmp_path):
+    config = tiny("modalities.image.loss.weighting=learned", "modalities.text.loss.weighting=learned")
+    Trainer(config, tmp_path / "whole", quiet=True).run()
+    Trainer(config, tmp_path / "parts", quiet=True).run(stop=3)
+    Trainer(config, tmp_path / "parts", quiet=True).run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_kill_9_and_the_same_command_again(tiny, tiny_overrides, tmp_path):
+    """A process killed in mid-run, then the same command: the losses of a run never stopped."""
+    overrides = [*tiny_overrides, "train.steps=60", "train.save_every=5"]
+    command = [sys.executable, "-m", "anystate", "train", "digits", *overrides, "--device", "cpu", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (latest(tmp_path / "killed")) and time.time() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    step = int(latest(tmp_path / "killed").name.removeprefix("step_"))
+    assert 0 < step < 60, "the run was killed too late to test anything"
+    for run in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / run)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".step_*"))
+
+
+def test_accumulation_gives_the_same_step(tiny, tmp_path):
+    whole = Trainer(tiny(), tmp_path / "a", quiet=True)
+    parts = Trainer(tiny("train.accumulate=4"), tmp_path / "b", quiet=True)
+    first, second = whole.update(), parts.update()
+    for m, value in first.items():
+        torch.testing.assert_close(value, second[m], rtol=1e-5, atol=1e-6)
+    for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_average_follows_the_weights(tiny, tmp_path):
+    trainer = Trainer(tiny("train.ema=0.5"), tmp_path, quiet=True)
+    before = [p.clone() for p in trainer.ema.parameters()]
+    trainer.step = 100  # past the short memory of the beginning
+    trainer.update()
+    for old, ema, new in zip(before, trainer.ema.parameters(), trainer.net.parameters(), strict=True):
+        torch.testing.assert_close(ema, 0.5 * old + 0.5 * new)
+
+
+def test_the_network_is_initialized_once(tiny, tmp_path, monkeypatch):
+    """Its average begins as a copy: at official size, each initialization takes 13 seconds of a CPU."""
+    made = []
+    monkeypatch.setattr(loop, "build_pipeline", lambda config: made.append(build_pipeline(config)) or made[-1])
+    trainer = Trainer(tiny(), tmp_path, quiet=True)
+    assert len(made) == 1
+    for (name, a), (_, b) in zip(trainer.ema.state_dict().items(), trainer.net.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+        assert a.data_ptr() != b.data_ptr(), name
+    assert not any(p.requires_grad for p in trainer.ema.parameters())
+    assert all(p.requires_grad for p in trainer.net.parameters())
+
+
+def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
+    """Those of the averaged network, which galleries and evaluations make on a GPU, go before training goes on."""
+    trainer = Trainer(tiny("train.sample_every=1"), tmp_path, quiet=True, on_sample=lambda t: seen.append(graph(t)))
+    seen = []
+
+    def graph(trainer):
+        return graphs.graphed(trainer.averaged().net)
+
+    assert not trainer.averaged().net.training
+    trainer.run(stop=2)
+    assert len(seen) == 2
+    assert trainer.ema not in graphs._GRAPHED
+    assert seen[0] is not seen[1]
+
+
+def test_learning_rate_course(tiny, tmp_path):
+    trainer = Trainer(
+        tiny("train.lr=1.0", "train.warmup=4", "train.steps=8", "train.decay=cosine"), tmp_path, quiet=True
+    )
+    assert [trainer.lr(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert trainer.lr(4) == 1.0
+    assert trainer.lr(6) == pytest.approx(0.5)
+    assert trainer.lr(8) == pytest.approx(0.0)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path):
+    trainer = Trainer(tiny("train.save_every=2"), tmp_path, quiet=True)
+    trainer.run(stop=4)
+    good = (tmp_path / "step_00000004/model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match=r"last good checkpoint is .*step_00000004"):
+        trainer.run()
+    assert latest(tmp_path).name == "step_00000004"
+    assert (tmp_path / "step_00000004/model.safetensors").read_bytes() == good
+
+
+def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
+    Trainer(tiny(), tmp_path, quiet=True).run(stop=3)
+    with pytest.raises(CheckpointError, match="another 'seed'"):
+        Trainer(tiny("seed=5"), tmp_path, quiet=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
+    Trainer(tiny("train.save_every=1", "train.keep=2"), tmp_path, quiet=True).run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
+
+
+def test_held_modalities_do_not_learn(tiny, tmp_path):
+    """With text always held as a clean condition its head gets no gradient, whatever the image learns."""
+    trainer = Trainer(tiny("times.hold={text: 1.0}"), tmp_path, quiet=True)
+    trainer.backward(trainer.train_data.batch(0, 0, range(16), 16), range(16))
+    assert all(p.grad is None or not p.grad.any() for p in trainer.net.head["text"].parameters())
+    assert any(p.grad.any() for p in trainer.net.head["image"].parameters())
+
+
+def test_training_lowers_the_losses(tiny, tmp_path):
+    trainer = Trainer(tiny("train.steps=80", "train.lr=5e-3", "train.batch=32"), tmp_path, quiet=True)
+    trainer.run()
+    rows = losses(tmp_path)
+    start, end = rows[0], [sum(r[i] for r in rows[-10:]) / 10 for i in range(3)]
+    assert end[1] < 0.8 * start[1]
+    assert end[2] < 0.8 * start[2]
+
+
+def test_galleries_evaluations_and_tensorboard_on_schedule(tiny, tmp_path):
+    config = tiny("train.sample_every=3", "train.eval_every=3", "train.tensorboard=true")
+    Trainer(config, tmp_path, on_sample=save_galleries, on_evaluate=evaluate, quiet=True).run()
+    names = {f"{step:08d}_{case}.png" for step in (3, 6) for case in ("joint", "given_image", "given_text")}
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == names
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if "held_out/image" in row]
+    assert [row["step"] for row in evaluated] == [3, 6]
+    assert all(0.0 <= row["quality/text_to_image"] <= 1.0 for row in evaluated)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_service_that_is_not_installed_says_how_to_get_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install anystate\[log\]"):
+        Trainer(tiny("train.wandb=project"), tmp_path, quiet=True).run()
