@@ -23,13 +23,13 @@ class Schedule(Section):
 
 
 class SamplerConfig(Section):
-    kind: str | None = Field(None, description="rule of a step; null is the process's default")
-    grid: Literal["linear", "rho", "logsnr"] = "linear"
+    method: str | None = Field(None, description="rule of a step; null is the process's default")
+    time_grid: Literal["linear", "rho", "logsnr"] = "linear"
 
 
 class Loss(Section):
     scale: float = Field(1.0, ge=0, description="λ: factor on this modality's loss")
-    weighting: Literal["none", "elbo", "min_snr", "learned"] = "none"
+    weighting: Literal["none", "elbo", "balanced", "min_snr", "learned"] = "none"
     gamma: float = Field(5.0, gt=0, description="γ of min_snr")
 
 
@@ -38,8 +38,8 @@ class StreamConfig(Section):
 
     width: int = Field(gt=0)
     cond: int | None = Field(None, gt=0, description="width of the time conditioning; default the stream's width")
-    tower: int = Field(0, ge=0, description="blocks of its own after the joint trunk")
-    head: bool = Field(True, description="false: a pure condition without an output")
+    single_stream_depth: int = Field(0, ge=0, description="blocks of its own after the joint trunk")
+    output: bool = Field(True, description="false: a pure condition, never predicted")
     patch: int = Field(2, gt=0, description="side of a patch, pictures only")
 
 
@@ -60,8 +60,10 @@ class Image(Section):
     latents: Latents | None = Field(None, description="null: pixels")
     schedule: Schedule = Schedule()
     t_min: float = Field(1e-3, gt=0, lt=1)
-    time_input: Literal["sigma", "time", "log_snr"] = "sigma"
-    predicts: Literal["eps", "v"] = Field("eps", description="what the network puts out (see `diffusion.Gaussian`)")
+    time_conditioning: Literal["sigma", "time", "log_snr"] = "sigma"
+    prediction_type: Literal["epsilon", "v_prediction"] = Field(
+        "epsilon", description="what the network predicts (see `diffusion.Gaussian`)"
+    )
     loss: Loss = Loss()
     sampler: SamplerConfig = SamplerConfig()
     stream: StreamConfig
@@ -94,10 +96,12 @@ class Text(Section):
     )
     tokenizer: Tokenizer | None = Field(None, description="instead of an alphabet")
     length: int = Field(gt=0)
-    mask_column: Literal["extra"] | None = Field(None, description="extra: the head has an unused column (official)")
+    mask_logit: Literal["ignored"] | None = Field(
+        None, description="ignored: the head has a logit for the mask, which sampling leaves out (official)"
+    )
     delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
     t_min: float = Field(1e-3, gt=0, lt=1)
-    counted: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
+    loss_on: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
     attend_pads: bool = Field(True, description="false: attention skips keys whose current token is the pad")
     loss: Loss = Loss()
     sampler: SamplerConfig = SamplerConfig()
@@ -118,8 +122,8 @@ class Text(Section):
             raise ValueError("a text needs an alphabet or a tokenizer, one of the two")
         if self.alphabet and len(set(self.alphabet)) < len(self.alphabet):
             raise ValueError("alphabet repeats a character")
-        if self.mask_column and self.process == "uniform":
-            raise ValueError("mask_column is for the masked process")
+        if self.mask_logit and self.process == "uniform":
+            raise ValueError("mask_logit is for the masked process")
         return self
 
 
@@ -136,8 +140,8 @@ class Network(Section):
 class TimesConfig(Section):
     draw: Literal["decoupled", "unified"] = "decoupled"
     low_discrepancy: bool = True
-    skew: dict[str, float] = Field({}, description="s >= 1 per modality: t = 1 - (1 - u)^s looks more at noisy times")
-    hold: dict[str, float] = Field(
+    time_skew: dict[str, float] = Field({}, description="s >= 1 per modality: t = 1 - (1 - u)^s looks more at noisy times")
+    condition_prob: dict[str, float] = Field(
         {}, description="share of samples in which a modality is a clean condition; {text: 1} is the official stage 1"
     )
 
@@ -167,13 +171,13 @@ class Init(Section):
 class Train(Section):
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, description="samples per optimizer step, over all accumulation steps and ranks")
-    accumulate: int = Field(1, gt=0, description="the batch is computed in this many parts")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="the batch is computed in this many parts")
     lr: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="course of lr after the warm-up")
-    clip: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="course of lr after the warm-up")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         "auto",
@@ -183,11 +187,11 @@ class Train(Section):
         [], description="joint: embedders, time embedders and trunk; a modality's name: everything of its own"
     )
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="under torchrun: whole copies, or sharded weights")
-    recompute: bool = Field(False, description="activation checkpointing: blocks are run again in the backward pass")
-    nonfinite: Literal["stop", "zero"] = Field("stop", description="zero: such entries of the gradient become 0")
+    activation_checkpointing: bool = Field(False, description="activation checkpointing: blocks are run again in the backward pass")
+    on_nonfinite_grad: Literal["stop", "zero"] = Field("stop", description="zero: such entries of the gradient become 0")
     log_every: int = Field(50, gt=0)
     save_every: int = Field(1000, gt=0)
-    keep: int = Field(2, gt=0, description="checkpoints kept")
+    keep_last: int = Field(2, gt=0, description="checkpoints kept")
     sample_every: int | None = Field(None, gt=0, description="steps between galleries; null is never")
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null is never")
     tensorboard: bool = False
@@ -211,22 +215,19 @@ class Sampling(Section):
     steps: int = Field(50, gt=0)
     guidance: GuidanceConfig = GuidanceConfig()
     joint_guidance: GuidanceConfig | None = Field(None, description="guidance when nothing is given; default the same")
-    chunk: int = Field(128, gt=0, description="samples per batch")
+    batch_size: int = Field(128, gt=0, description="samples per batch")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the network; auto: bf16 autocast on a GPU unless train.precision=fp32, else fp32"
     )
 
 
-Engine = Literal["fast", "plain"]
 Compile = Literal["auto", "always", "never"]
-ENGINE = Field("fast", description="plain: the straightforward way, in eager PyTorch; same results, for comparison")
 COMPILE = Field("auto", description="torch.compile; auto: where the run is long enough to pay for the compiler")
 
 
 class Config(Section):
     name: str
     seed: int = 0
-    engine: Engine = ENGINE
     compile: Compile = COMPILE
     data: Data
     modalities: dict[str, Modality] = Field(min_length=1)
@@ -240,10 +241,4 @@ class Config(Section):
     def _freeze_known(self):
         if unknown := sorted(set(self.train.freeze) - {"joint", *self.modalities}):
             raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {', '.join(self.modalities)}")
-        return self
-
-    @model_validator(mode="after")
-    def _fp8_is_fast(self):
-        if self.train.precision == "fp8" and self.engine == "plain":
-            raise ValueError("train.precision=fp8 is for engine=fast; the plain engine takes fp32 or bf16")
         return self

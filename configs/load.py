@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .aliases import modernize
 from .config import Config, Image, Latents, Loss, SamplerConfig, Schedule, Section, StreamConfig, Text, Tokenizer
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None, model: t
     path = find_config(source)
     raw = _read(path)
     for override in overrides or []:
-        _override(raw, override)
+        raw = _override(raw, override)
     return parse_config(raw, str(path), model)
 
 
@@ -42,18 +43,19 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
+    raw = _modernize(raw, str(path))
     base = raw.pop("base", None)
     if base is None:
         return raw
     if path in seen:
         raise ConfigError(f"{path}: base leads back to this file")
     beside = path.parent / base
-    return _over(_read(beside if beside.is_file() else find_config(base), (*seen, path)), raw)
+    return _merge(_read(beside if beside.is_file() else find_config(base), (*seen, path)), raw)
 
 
-def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `base`, section by section."""
-    both = {k: _over(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    both = {k: _merge(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **own, **both}
 
 
@@ -67,9 +69,9 @@ def find_config(source: str | Path) -> Path:
 
 
 def parse_config(raw: dict[str, Any], where: str, model: type[Section] = Config):
-    """A config from plain data; `where` names its origin in errors."""
+    """A config from plain data, under today's names of settings or earlier ones; `where` names its origin in errors."""
     try:
-        return model.model_validate(raw)
+        return model.model_validate(_modernize(raw, where))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
 
@@ -79,20 +81,41 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _modernize(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return modernize(raw)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    """`raw` with the setting of a `key.key=value` replaced."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
-    *parents, last = key.split(".")
-    node = raw
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
     try:
-        node[last] = yaml.safe_load(value)
+        new = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {value!r} is not valid YAML") from None
+    parts = key.split(".")
+    for part in reversed(parts):
+        new = {part: new}
+    new = _modernize(new, f"override {override!r}")
+    try:
+        return _replace(raw, new, len(parts))
+    except TypeError as error:
+        raise ConfigError(f"override {override!r}: {error} is not a section") from None
+
+
+def _replace(raw: dict[str, Any], new: dict[str, Any], depth: int) -> dict[str, Any]:
+    """`raw` with the values that lie `depth` keys deep in `new`; TypeError where a key on the way holds no section."""
+    out = dict(raw)
+    for key, value in new.items():
+        inner = raw.get(key, {})
+        if depth > 1 and not isinstance(inner, dict):
+            raise TypeError(repr(key))
+        out[key] = _replace(inner, value, depth - 1) if depth > 1 else value
+    return out
 
 
 def _first_problem(error: ValidationError, model: type[Section]) -> str:

@@ -8,9 +8,7 @@ from pydantic import Field, model_validator
 
 from .config import (
     COMPILE,
-    ENGINE,
     Compile,
-    Engine,
     Init,
     Loss,
     SamplerConfig,
@@ -25,35 +23,35 @@ from .config import (
 class EncodingConfig(Section):
     """How columns become tokens and numbers (see `model.table_codec`)."""
 
-    discrete: int = Field(128, ge=0, description="numerical columns with at most so many values are tokens; 0 is none")
-    spike: float = Field(0.05, gt=0, description="share of rows from which one value is split off; above 1 is none")
-    most: int = Field(256, ge=2, description="states of a categorical column; rarer categories are pooled")
-    knots: int = Field(2000, ge=2, description="points of a quantile curve")
-    ends: float = Field(
+    max_discrete_values: int = Field(128, ge=0, description="numerical columns with at most so many values are tokens; 0 is none")
+    spike_share: float = Field(0.05, gt=0, description="share of rows from which one value is split off; above 1 is none")
+    max_categories: int = Field(256, ge=2, description="states of a categorical column; rarer categories are pooled")
+    n_quantiles: int = Field(2000, ge=2, description="points of a quantile curve")
+    tail_rows: float = Field(
         2.0, ge=2, description="rows that get a number's smallest value, and largest, if sampled as many as in training"
     )
 
 
-class NumbersConfig(Section):
+class NumericalConfig(Section):
     """Numerical columns: Gaussian diffusion of normal scores."""
 
     schedule: Schedule = Schedule()
     t_min: float = Field(1e-3, gt=0, lt=1)
-    time_input: Literal["sigma", "time", "log_snr"] = "time"
-    predicts: Literal["eps", "v"] = "eps"
+    time_conditioning: Literal["sigma", "time", "log_snr"] = "time"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     loss: Loss = Field(Loss(), description="scale is per column: a group's loss is the sum over its columns")
     sampler: SamplerConfig = SamplerConfig()
 
 
-class TokensConfig(Section):
+class CategoricalConfig(Section):
     """Categorical columns: masked diffusion."""
 
     delta: float = Field(1e-3, gt=0, lt=1, description="δ of the log-linear schedule")
     t_min: float = Field(1e-3, gt=0, lt=1)
-    counted: Literal["all", "masked", "balanced"] = Field(
-        "all", description="positions in the loss; balanced: the ELBO with less variance, goes with loss.weighting none"
+    loss_on: Literal["all", "masked"] = Field("all", description="positions in the loss")
+    mask_logit: Literal["kept"] | None = Field(
+        None, description="kept: the head has a logit for the mask, whose share lowers the reverse rate (official)"
     )
-    mask_column: Literal["leak"] | None = Field(None, description="leak: official heads, which put out the mask too")
     loss: Loss = Field(Loss(), description="scale is per column")
     sampler: SamplerConfig = SamplerConfig()
 
@@ -64,7 +62,7 @@ class TableNetwork(Section):
     heads: int = Field(gt=0)
     mlp: int = Field(4, gt=0, description="factor of the feed-forward width")
     deep_heads: bool = Field(True, description="three layers per categorical column (official) instead of one")
-    clocks: list[Literal["num", "cat"]] = Field(
+    time_conditioning: list[Literal["num", "cat"]] = Field(
         ["num"], min_length=1, description="groups whose times the network sees; those the table lacks are dropped"
     )
     time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
@@ -72,7 +70,7 @@ class TableNetwork(Section):
 
 
 class TableSampling(Sampling):
-    chunk: int | None = Field(
+    batch_size: int | None = Field(
         None, gt=0, description="rows per batch; null: 4,096, on a GPU up to 65,536, fewer for tables of many states"
     )
 
@@ -80,17 +78,16 @@ class TableSampling(Sampling):
 class TableConfig(Section):
     name: str
     seed: int = 0
-    engine: Engine = ENGINE
     compile: Compile = COMPILE
     missing: list[str] = Field([""], min_length=1, description="texts that mean an empty cell of a CSV")
     encoding: EncodingConfig = EncodingConfig()
-    numbers: NumbersConfig = NumbersConfig()
-    tokens: TokensConfig = TokensConfig()
+    numerical: NumericalConfig = NumericalConfig()
+    categorical: CategoricalConfig = CategoricalConfig()
     network: TableNetwork
     times: TimesConfig = TimesConfig()
-    known: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
-    draws: Literal["independent", "sobol"] = Field(
-        "independent", description="sobol: noise and tokens of the rows of a seed are spread evenly, which varies less"
+    conditioning_prob: float = Field(0.0, ge=0, le=1, description="share of rows in which random columns are given, for conditions")
+    noise: Literal["iid", "sobol"] = Field(
+        "iid", description="sobol: noise and tokens of the rows of a seed are spread evenly, which varies less"
     )
     init: Init | None = Field(None, description="null: fresh weights")
     train: Train
@@ -98,14 +95,12 @@ class TableConfig(Section):
 
     @model_validator(mode="after")
     def _no_parts(self):
-        if self.train.freeze or self.train.recompute:
-            raise ValueError("train.freeze and train.recompute are for text and images, not for tables")
+        if self.train.freeze or self.train.activation_checkpointing:
+            raise ValueError("train.freeze and train.activation_checkpointing are for text and images, not for tables")
         if self.train.precision == "fp8":
             raise ValueError("train.precision=fp8 is for text and images: a table's layers are too narrow to gain")
         if self.sample.precision == "bf16":
             raise ValueError("sample.precision=bf16 is for text and images: tables are drawn in fp32")
-        if self.tokens.counted == "balanced" and self.tokens.loss.weighting != "none":
-            raise ValueError("tokens.counted: balanced weighs by itself: set tokens.loss.weighting: none")
-        if self.draws == "sobol" and self.tokens.sampler.kind != "first_hitting":
-            raise ValueError("draws: sobol needs tokens.sampler.kind: first_hitting; or set draws: independent")
+        if self.noise == "sobol" and self.categorical.sampler.method != "first_hitting":
+            raise ValueError("noise: sobol needs categorical.sampler.method: first_hitting; or set noise: iid")
         return self

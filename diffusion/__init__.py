@@ -4,7 +4,7 @@ from .guidance import Guidance
 from .processes import Gaussian, Masked, Process, Uniform
 from .schedules import GAUSSIAN_SCHEDULES, Cosine, Linear, LogLinear, LogSNR, ScaledLinear
 from .space import Space
-from .training_times import Times, grid
+from .training_times import TimeSampler, grid
 from .weighting import WEIGHTINGS, Weighting
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Process",
     "ScaledLinear",
     "Space",
-    "Times",
+    "TimeSampler",
     "Uniform",
     "Weighting",
     "grid",

@@ -25,12 +25,12 @@ def build_table_space(config: TableConfig, numerical: int, states: Sequence[int]
     """
     processes: dict[str, Process] = {}
     if numerical:
-        n = config.numbers
-        processes["num"] = Gaussian((numerical,), gaussian_schedule(n.schedule), n.t_min, n.time_input, n.predicts)
+        n = config.numerical
+        processes["num"] = Gaussian((numerical,), gaussian_schedule(n.schedule), n.t_min, n.time_conditioning, n.predicts)
     if states:
-        c = config.tokens
+        c = config.categorical
         schedule = LogLinear(c.delta)
-        processes["cat"] = Masked(len(states), max(states), schedule, c.t_min, c.counted, c.mask_column)
+        processes["cat"] = Masked(len(states), max(states), schedule, c.t_min, c.counted, c.mask_logit)
     return Space(processes)
 
 
@@ -49,8 +49,8 @@ def gaussian_schedule(c: Schedule) -> GaussianSchedule:
 def _process(c: Image | Text) -> Process:
     if isinstance(c, Image):
         schedule = gaussian_schedule(c.schedule)
-        return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_input, c.predicts)
+        return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_conditioning, c.predicts)
     schedule = LogLinear(c.delta)
     if c.process == "uniform":
         return Uniform(c.length, c.states, schedule, c.t_min)
-    return Masked(c.length, c.states, schedule, c.t_min, c.counted, c.mask_column, c.pad, c.attend_pads)
+    return Masked(c.length, c.states, schedule, c.t_min, c.counted, c.mask_logit, c.pad, c.attend_pads)

@@ -75,4 +75,4 @@ class Guidance:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The condition noised afresh to time σ, and its times, (B,) each."""
         later = {m: t[m].clamp(min=self.final_time) for m in condition}
-        return {m: space[m].renoise(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE)) for m in condition}, later
+        return {m: space[m].transition(x[m], t[m], later[m], rng.keys(m, Draw.GUIDANCE)) for m in condition}, later

@@ -1,8 +1,8 @@
-"""Diffusion of one state space: how it is noised, what its network learns, what pure noise looks like.
+"""Diffusion of one state space: how it is noised, what its network loss_mask, what pure noise looks like.
 
 A process knows the shape of one sample, its schedule and its earliest time t_min; it is handed noise keys
 (see `kernels.philox`) and per-sample times (B,). The network's answer reaches it as `out`: ε̂ for Gaussian
-data, `Logits` (or a plain tensor of logits) for discrete data.
+data, `LazyLogits` (or a plain tensor of logits) for discrete data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import Logits
+from ..kernels import LazyLogits
 from .schedules import GaussianSchedule, LogLinear
 
 
@@ -39,7 +39,7 @@ class Process(abc.ABC):
         """(n, *shape) of pure noise, time 1."""
 
     @abc.abstractmethod
-    def renoise(self, x: Tensor, s: Tensor, t: Tensor, keys: Tensor) -> Tensor:
+    def transition(self, x: Tensor, s: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """Carry x from noise level s to level t ≥ s, both (B,); level 0 is clean data."""
 
     @abc.abstractmethod
@@ -55,9 +55,9 @@ class Process(abc.ABC):
 
     def perturb(self, x0: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """Draw x_t given x₀; t (B,)."""
-        return self.renoise(x0, torch.zeros_like(t), t, keys)
+        return self.transition(x0, torch.zeros_like(t), t, keys)
 
-    def time_input(self, t: Tensor) -> Tensor:
+    def time_conditioning(self, t: Tensor) -> Tensor:
         """(B,) float32: what the network is told about the time."""
         return t.float()
 
@@ -80,7 +80,7 @@ class Gaussian(Process):
 
     Args:
         shape: (C, H, W) or (features,).
-        time_input: what conditions the network: "sigma" (official text+image), "time", or "log_snr"
+        time_conditioning: what conditions the network: "sigma" (official text+image), "time", or "log_snr"
             (scaled by 1/8 to about [−1, 1]).
         predicts: what the network puts out. "eps" (official), or "v" = α ε − σ x₀ (arXiv 2202.00512), read as
             ε̂ = σ x + α v̂: near pure noise ε̂ then follows x by itself and the network's error counts α times.
@@ -89,14 +89,14 @@ class Gaussian(Process):
     discrete = False
 
     def __init__(
-        self, shape, schedule: GaussianSchedule, t_min: float = 1e-5, time_input: str = "sigma", predicts: str = "eps"
+        self, shape, schedule: GaussianSchedule, t_min: float = 1e-5, time_conditioning: str = "sigma", predicts: str = "eps"
     ):
         self.shape, self.schedule, self.t_min, self.predicts = tuple(shape), schedule, t_min, predicts
-        if time_input not in ("sigma", "time", "log_snr"):
-            raise ValueError(f"time_input must be sigma, time or log_snr, got {time_input!r}")
+        if time_conditioning not in ("sigma", "time", "log_snr"):
+            raise ValueError(f"time_conditioning must be sigma, time or log_snr, got {time_conditioning!r}")
         if predicts not in ("eps", "v"):
             raise ValueError(f"predicts must be eps or v, got {predicts!r}")
-        self._time_input = time_input
+        self._time_conditioning = time_conditioning
 
     def answer(self, out, x, t):
         if self.predicts == "eps":
@@ -112,14 +112,14 @@ class Gaussian(Process):
     def prior(self, n, keys):
         return kernels.normal(keys, math.prod(self.shape)).view(n, *self.shape)
 
-    def renoise(self, x, s, t, keys):
+    def transition(self, x, s, t, keys):
         b = self.schedule.integral(t) - self.schedule.integral(s)
         return kernels.gaussian_perturb(x, torch.exp(-b), torch.sqrt(-torch.expm1(-2.0 * b)), keys)
 
-    def time_input(self, t):
-        if self._time_input == "sigma":
+    def time_conditioning(self, t):
+        if self._time_conditioning == "sigma":
             return self.schedule.sigma(t).float()
-        if self._time_input == "log_snr":
+        if self._time_conditioning == "log_snr":
             return (self.schedule.log_snr(t) / 8.0).float()
         return t.float()
 
@@ -155,7 +155,7 @@ class Discrete(Process):
         if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < self.states):
             raise ValueError(f"{name}: tokens must lie in [0, {self.states}), got {int(x.min())} to {int(x.max())}")
 
-    def _renoised_prob(self, s: Tensor, t: Tensor) -> Tensor:
+    def _transition_prob(self, s: Tensor, t: Tensor) -> Tensor:
         """Probability that a position untouched at level s is noised by level t."""
         return -torch.expm1(self.schedule.total(s) - self.schedule.total(t))
 
@@ -167,7 +167,7 @@ class Masked(Discrete):
         counted: positions in the loss: "all" (official), "masked", or "balanced": the masked ones with the mean of the
             ELBO's weight over all times at which so many are masked, (n + 1)/k for k of the n that are not given. The
             same objective as "masked" under the ELBO's weight 1/t, without its variance; it takes no further weight.
-        mask_column: how a head with K + 1 columns is read. None: the head has K columns.
+        mask_logit: how a head with K + 1 columns is read. None: the head has K columns.
             "extra" (official text+image): p is normalized over the K real states and the mask logit m only adds
             log(1 + eᵐ) to the loss. "leak" (official tables): p is normalized over K + 1 columns and the share of
             the mask lowers the total rate.
@@ -181,18 +181,18 @@ class Masked(Discrete):
         schedule: LogLinear,
         t_min: float = 1e-5,
         counted: str = "all",
-        mask_column: str | None = None,
+        mask_logit: str | None = None,
         pad_id: int | None = None,
         attend_pads: bool = True,
     ):
         super().__init__(length, states, schedule, t_min)
         if counted not in ("all", "masked", "balanced"):
             raise ValueError(f"counted must be all, masked or balanced, got {counted!r}")
-        if mask_column not in (None, "extra", "leak"):
-            raise ValueError(f"mask_column must be null, extra or leak, got {mask_column!r}")
+        if mask_logit not in (None, "extra", "leak"):
+            raise ValueError(f"mask_logit must be null, extra or leak, got {mask_logit!r}")
         if not attend_pads and pad_id is None:
             raise ValueError("attend_pads: false needs a pad_id")
-        self.counted, self.mask_column, self.pad_id, self.attend_pads = counted, mask_column, pad_id, attend_pads
+        self.counted, self.mask_logit, self.pad_id, self.attend_pads = counted, mask_logit, pad_id, attend_pads
 
     @property
     def mask_id(self) -> int:
@@ -201,8 +201,8 @@ class Masked(Discrete):
     def prior(self, n, keys):
         return torch.full((n, *self.shape), self.mask_id, dtype=torch.int64, device=keys.device)
 
-    def renoise(self, x, s, t, keys):
-        return kernels.mask_perturb(x, self._renoised_prob(s, t), keys, self.mask_id)
+    def transition(self, x, s, t, keys):
+        return kernels.mask_perturb(x, self._transition_prob(s, t), keys, self.mask_id)
 
     def key_mask(self, x):
         return None if self.attend_pads else x != self.pad_id
@@ -210,9 +210,9 @@ class Masked(Discrete):
     def loss(self, out, x0, xt, keys, given=None):
         target = x0 if self.counted == "all" else torch.where(xt == self.mask_id, x0, -1)
         target = target if given is None else torch.where(given, -1, target)
-        out = Logits.of(out)
-        rows = out.cross_entropy(target, self.states + (self.mask_column == "leak"))
-        if self.mask_column == "extra":
+        out = LazyLogits.wrap(out)
+        rows = out.cross_entropy(target, self.states + (self.mask_logit == "kept"))
+        if self.mask_logit == "ignored":
             rows = rows + torch.where(target < 0, 0.0, torch.nn.functional.softplus(out.column(self.states)))
         if self.counted == "balanced":
             free = rows.shape[1] if given is None else (~given).sum(1)
@@ -233,8 +233,8 @@ class Uniform(Discrete):
         tokens = torch.zeros(n, *self.shape, dtype=torch.int64, device=keys.device)
         return kernels.uniform_perturb(tokens, torch.ones(n, device=keys.device), keys, self.states)
 
-    def renoise(self, x, s, t, keys):
-        return kernels.uniform_perturb(x, self._renoised_prob(s, t), keys, self.states)
+    def transition(self, x, s, t, keys):
+        return kernels.uniform_perturb(x, self._transition_prob(s, t), keys, self.states)
 
     def odds(self, t: Tensor) -> Tensor:
         """a K/(1 − a) with a = e^{−s}: how much likelier the clean state is than any other one, minus 1."""
@@ -242,7 +242,7 @@ class Uniform(Discrete):
 
     def loss(self, out, x0, xt, keys, given=None):
         target = x0 if given is None else torch.where(given, -1, x0)
-        return Logits.of(out).cross_entropy(target, self.states).mean(1)
+        return LazyLogits.wrap(out).cross_entropy(target, self.states).mean(1)
 
     def elbo_weight(self, t):
         raise ValueError("weighting elbo is not defined for the uniform process: choose none or learned")

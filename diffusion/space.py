@@ -44,7 +44,7 @@ class Space(dict[str, Process]):
         network that can leave rows out (see `MMDiT.forward`).
         """
         t = {m: t[m].clamp(min=self[m].t_min) for m in x}
-        times = {m: self[m].time_input(t[m]) for m in x}
+        times = {m: self[m].time_conditioning(t[m]) for m in x}
         masks = {m: self[m].key_mask(x[m]) for m in x}
         masks = {m: mask for m, mask in masks.items() if mask is not None}
         out = net(x, times, mask=masks or None, outputs=outputs)

@@ -16,7 +16,7 @@ GRIDS = ("linear", "rho", "logsnr")
 
 
 @dataclasses.dataclass(frozen=True)
-class Times:
+class TimeSampler:
     """How training times are drawn for a batch.
 
     Args:
@@ -35,26 +35,26 @@ class Times:
 
     def __post_init__(self):
         if any(s < 1.0 for s in self.skew.values()):
-            raise ValueError(f"times.skew must be at least 1, got {self.skew}")
+            raise ValueError(f"times.time_skew must be at least 1, got {self.skew}")
         if self.draw not in DRAWS:
             raise ValueError(f"times.draw must be one of {', '.join(DRAWS)}, got {self.draw!r}")
         if any(share < 0 for share in self.hold.values()) or sum(self.hold.values()) > 1.0 + 1e-9:
-            raise ValueError(f"times.hold shares must be >= 0 and sum to at most 1, got {self.hold}")
+            raise ValueError(f"times.condition_prob shares must be >= 0 and sum to at most 1, got {self.hold}")
 
     def __call__(self, space: dict[str, Process], rng: Rng) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Times {name: (B,) float64} and where a modality learns {name: (B,) float32 of 1, or 0 if held}."""
+        """Times {name: (B,) float64} and where a modality loss_mask {name: (B,) float32 of 1, or 0 if held}."""
         for what, names in (("hold", self.hold), ("skew", self.skew)):
             if unknown := sorted(set(names) - set(space)):
                 raise ValueError(f"times.{what} names unknown modality {unknown[0]!r}; there are {', '.join(space)}")
         u = self._uniforms(space, rng)
         held = self._held(list(space), rng)
-        times, learns = {}, {}
+        times, loss_mask = {}, {}
         for name, process in space.items():
             share = 1.0 - (1.0 - u[name]) ** self.skew.get(name, 1.0)
             t = process.t_min + (1.0 - process.t_min) * share
             times[name] = torch.where(held[name], process.t_min, t)
-            learns[name] = (~held[name]).float()
-        return times, learns
+            loss_mask[name] = (~held[name]).float()
+        return times, loss_mask
 
     def _uniforms(self, names, rng: Rng) -> dict[str, Tensor]:
         """(B,) float64 in [0, 1) per modality.
@@ -78,7 +78,7 @@ class Times:
         return out
 
     def _held(self, names: list[str], rng: Rng) -> dict[str, Tensor]:
-        u = kernels.uniform(rng.keys("all", Draw.HOLD), 1)[:, 0].double()
+        u = kernels.uniform(rng.keys("all", Draw.CONDITIONED), 1)[:, 0].double()
         held, low = {}, 0.0
         for name in names:
             high = low + self.hold.get(name, 0.0)

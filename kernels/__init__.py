@@ -4,7 +4,7 @@ from .adaln import adaln_modulate, gated_residual
 from .attention import joint_attention
 from .eps_mse import eps_mse
 from .heun import dpmpp_2m, heun_correct, heun_predict, sde_step
-from .lazy_logits import Logits, Places
+from .lazy_logits import LazyLogits, Places
 from .linear_cross_entropy import linear_cross_entropy
 from .perturb import gaussian_perturb, mask_perturb, uniform_perturb
 from .philox import Draw, Rng
@@ -15,7 +15,7 @@ from .tau_leap_linear import tau_leap_linear
 
 __all__ = [
     "Draw",
-    "Logits",
+    "LazyLogits",
     "Places",
     "Rng",
     "adaln_modulate",

@@ -45,7 +45,7 @@ _forced: list[str] = []
 
 
 @contextlib.contextmanager
-def forced(backend: str):
+def use_backend(backend: str):
     """Every operation inside that is not told a backend of its own runs this one."""
     _forced.append(backend)
     try:

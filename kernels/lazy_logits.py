@@ -37,19 +37,19 @@ class Places(NamedTuple):
         return self.rows[self.row]
 
 
-class Logits:
+class LazyLogits:
     """Unnormalized log p(x₀), (B, L, C) = hidden (B, L, D) · weightᵀ (C, D) + bias (C,).
 
     Losses and τ-leaping hand the three parts to fused kernels, so the (B, L, C) tensor need never exist.
-    `Logits.of` also wraps a plain tensor of logits.
+    `LazyLogits.wrap` also wraps a plain tensor of logits.
     """
 
     def __init__(self, hidden: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None):
         self.hidden, self.weight, self.bias = hidden, weight, bias
 
     @classmethod
-    def of(cls, out: Logits | Tensor) -> Logits:
-        return out if isinstance(out, Logits) else cls(out)
+    def of(cls, out: LazyLogits | Tensor) -> LazyLogits:
+        return out if isinstance(out, LazyLogits) else cls(out)
 
     def values(self) -> Tensor:
         """(B, L, C): every logit, in the dtype of the head."""
@@ -69,20 +69,20 @@ class Logits:
         values = self.values()[..., :columns]
         return torch.log_softmax(values if values.dtype == torch.float64 else values.float(), -1)
 
-    def chunk(self, n: int) -> list[Logits]:
+    def chunk(self, n: int) -> list[LazyLogits]:
         """Split along the batch, as torch.chunk does."""
-        return [Logits(hidden, self.weight, self.bias) for hidden in self.hidden.chunk(n)]
+        return [LazyLogits(hidden, self.weight, self.bias) for hidden in self.hidden.chunk(n)]
 
-    def spread(self, rows: Tensor, n: int) -> Logits:
+    def spread(self, rows: Tensor, n: int) -> LazyLogits:
         """The same for a batch of n, of which these are the rows `rows`; the others are meaningless."""
         whole = self.hidden.new_zeros(n, *self.hidden.shape[1:])
-        return Logits(whole.index_copy_(0, rows, self.hidden), self.weight, self.bias)
+        return LazyLogits(whole.index_copy_(0, rows, self.hidden), self.weight, self.bias)
 
-    def placed(self, places: Places, n: int, length: int) -> Logits:
+    def placed(self, places: Places, n: int, length: int) -> LazyLogits:
         """The same for n sequences, of which these, (R, 1, C), are `places`; the others are meaningless."""
         whole = self.hidden.new_zeros(n, length, self.hidden.shape[2])
         whole[places.samples, places.position] = self.hidden[:, 0]
-        return Logits(whole, self.weight, self.bias)
+        return LazyLogits(whole, self.weight, self.bias)
 
     def cross_entropy(self, target: Tensor, columns: int) -> Tensor:
         """(B, L) float32 of −log softmax(first `columns`)[target]; 0 where the target is −1."""
@@ -97,14 +97,14 @@ class Logits:
             rows = linear_cross_entropy(self.hidden.flatten(0, 1), self.weight[:columns], bias, target.flatten())
         return rows.view_as(target)
 
-    def tau_leap(self, tokens, rate, keys, states, rule, mask_column, uncond: Logits | None = None, guidance=1.0):
+    def tau_leap(self, tokens, rate, keys, states, rule, mask_logit, uncond: LazyLogits | None = None, guidance=1.0):
         """`kernels.tau_leap` from whatever this object holds; `uncond` is the second branch of guidance."""
         from . import tau_leap, tau_leap_linear
 
         if self.weight is not None and (uncond is None or uncond.weight is self.weight):
             hidden = None if uncond is None else uncond.hidden
             return tau_leap_linear(
-                self.hidden, self.weight, self.bias, tokens, rate, keys, states, rule, mask_column, hidden, guidance
+                self.hidden, self.weight, self.bias, tokens, rate, keys, states, rule, mask_logit, hidden, guidance
             )
         other = None if uncond is None else uncond.values()
-        return tau_leap(self.values(), tokens, rate, keys, states, rule, mask_column, other, guidance)
+        return tau_leap(self.values(), tokens, rate, keys, states, rule, mask_logit, other, guidance)

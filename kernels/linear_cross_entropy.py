@@ -54,7 +54,7 @@ def _fold_kernel(p_logits, p_target, p_lse, p_picked, first, width, BLOCK: tl.co
 
 @jit
 def _gradient_kernel(p_logits, p_target, p_lse, p_grad, first, width, z_loss, BLOCK: tl.constexpr):
-    """Logits → gradient of the logits in place: g [softmax (1 + 2 z lse) − onehot]; 0 in left-out rows."""
+    """LazyLogits → gradient of the logits in place: g [softmax (1 + 2 z lse) − onehot]; 0 in left-out rows."""
     i_row = tl.program_id(0).to(tl.int64)
     target = tl.load(p_target + i_row)
     lse = tl.load(p_lse + i_row)

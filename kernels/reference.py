@@ -235,12 +235,12 @@ def race(logits: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     return (logits - log_e).argmax(-1)
 
 
-def masked_log_scores(logits, uncond, guidance, states: int, mask_column: bool) -> tuple[Tensor, Tensor | float]:
+def masked_log_scores(logits, uncond, guidance, states: int, mask_logit: bool) -> tuple[Tensor, Tensor | float]:
     """Log p over the real states, guided, and the mass Σ_v p(v) (exactly 1.0 where that is known beforehand)."""
-    known = uncond is None and not mask_column
+    known = uncond is None and not mask_logit
 
     def log_p(values):
-        return torch.log_softmax(wide(values[..., : states + mask_column]), -1)[..., :states]
+        return torch.log_softmax(wide(values[..., : states + mask_logit]), -1)[..., :states]
 
     scores = log_p(logits)
     if uncond is not None:
@@ -258,7 +258,7 @@ def tau_leap(
     keys: Tensor,
     states: int,
     rule: str = "tau",
-    mask_column: bool = False,
+    mask_logit: bool = False,
     uncond: Tensor | None = None,
     guidance: Tensor | float = 1.0,
 ) -> Tensor:
@@ -269,7 +269,7 @@ def tau_leap(
 
     Args:
         logits: (B, L, C) of x₀, C ≥ states. Extra columns are ignored, unless
-        mask_column: column `states` is a mask logit that takes part in the softmax and is not renormalized away.
+        mask_logit: column `states` is a mask logit that takes part in the softmax and is not renormalized away.
         rate: (B,) h s′/(eˢ − 1), which is h/t for the log-linear schedule.
         uncond, guidance: second branch of logits and its weight, float or (B,): mixes log p, see `guide`.
     """
@@ -278,10 +278,10 @@ def tau_leap(
         b, i = rows.unbind(1)
         return logits[b, i], None if uncond is None else uncond[b, i]
 
-    return leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance)
+    return leap_rows(row_logits, tokens, rate, keys, states, rule, mask_logit, uncond is not None, guidance)
 
 
-def leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, guided: bool, guidance) -> Tensor:
+def leap_rows(row_logits, tokens, rate, keys, states, rule, mask_logit, guided: bool, guidance) -> Tensor:
     """`tau_leap` with `row_logits(rows)` → ((R, C) logits, those of the second branch or None), rows (R, 2)."""
     masked = tokens == states
     rows = masked.nonzero()
@@ -292,9 +292,9 @@ def leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, guided:
         weight = guidance
         if isinstance(guidance, Tensor) and guidance.ndim:
             weight = guidance.to(torch.float32)[rows_[:, 0], None]
-        return masked_log_scores(*row_logits(rows_), weight, states, mask_column)
+        return masked_log_scores(*row_logits(rows_), weight, states, mask_logit)
 
-    if not guided and not mask_column:  # the total rate is known: jump first, look later
+    if not guided and not mask_logit:  # the total rate is known: jump first, look later
         move = u <= move_probability(rule, rate_rows, 1.0)
         rows = rows[move]
         scores, _ = scores_of(rows)
@@ -308,13 +308,13 @@ def leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, guided:
 
 
 def tau_leap_linear(
-    hidden, weight, bias, tokens, rate, keys, states, rule="tau", mask_column=False, uncond=None, guidance=1.0
+    hidden, weight, bias, tokens, rate, keys, states, rule="tau", mask_logit=False, uncond=None, guidance=1.0
 ) -> Tensor:
     """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None; `uncond` is hidden too."""
     linear = torch.nn.functional.linear
     other = None if uncond is None else linear(uncond, weight, bias)
     logits = linear(hidden, weight, bias)
-    return tau_leap(logits, tokens, rate, keys, states, rule, mask_column, other, guidance)
+    return tau_leap(logits, tokens, rate, keys, states, rule, mask_logit, other, guidance)
 
 
 def tau_leap_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str = "tau"):

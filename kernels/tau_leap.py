@@ -206,12 +206,12 @@ def rows_of(logits: Tensor) -> Tensor:
     return logits if logits.stride(-1) == 1 else logits.contiguous()
 
 
-def launch_masked(logits, tokens, rate, keys, states: int, rule: str, mask_column: bool, uncond, guidance) -> Tensor:
+def launch_masked(logits, tokens, rate, keys, states: int, rule: str, mask_logit: bool, uncond, guidance) -> Tensor:
     tokens, logits = tokens.contiguous(), rows_of(logits)
     uncond = None if uncond is None else rows_of(uncond)
     out = torch.empty_like(tokens)
     if tokens.numel():
-        block = block_size(states + mask_column, BLOCK)
+        block = block_size(states + mask_logit, BLOCK)
         _masked_kernel[(tokens.numel(),)](
             logits,
             uncond,
@@ -228,7 +228,7 @@ def launch_masked(logits, tokens, rate, keys, states: int, rule: str, mask_colum
             0 if uncond is None else uncond.stride(1),
             RULE=rule,
             GUIDED=uncond is not None,
-            MASK_COLUMN=mask_column,
+            MASK_COLUMN=mask_logit,
             BLOCK=block,
             num_warps=warps(block),
         )
@@ -267,11 +267,11 @@ def _masked(
     keys: Tensor,
     states: int,
     rule: str,
-    mask_column: bool,
+    mask_logit: bool,
     uncond: Tensor | None,
     guidance: Tensor | None,
 ) -> Tensor:
-    return launch_masked(logits, tokens, rate, keys, states, rule, mask_column, uncond, guidance)
+    return launch_masked(logits, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
 
 
 @custom_op("tau_leap_uniform")
@@ -302,7 +302,7 @@ def tau_leap(
     keys: Tensor,
     states: int,
     rule: str = "tau",
-    mask_column: bool = False,
+    mask_logit: bool = False,
     uncond: Tensor | None = None,
     guidance: Tensor | float = 1.0,
     backend: str | None = None,
@@ -314,21 +314,21 @@ def tau_leap(
 
     Args:
         logits: (B, L, C) of x₀, C ≥ states. Extra columns are ignored, unless
-        mask_column: column `states` is a mask logit that takes part in the softmax and is not renormalized away.
+        mask_logit: column `states` is a mask logit that takes part in the softmax and is not renormalized away.
         rate: (B,) h s′/(eˢ − 1), which is h/t for the log-linear schedule.
         uncond, guidance: second branch of logits and its weight, float or (B,): mixes log p.
     """
     check_leap(tokens, rate, keys, states, rule, guidance)
     check_floating(logits=logits, uncond=uncond)
     check_device(tokens.device, logits=logits, uncond=uncond)
-    columns = states + mask_column
+    columns = states + mask_logit
     fits = logits.ndim == 3 and logits.shape[:2] == tokens.shape and logits.shape[2] >= columns
     check(fits, "logits", f"must be (*{tuple(tokens.shape)}, at least {columns}), got {tuple(logits.shape)}")
     check_shape("uncond", uncond, logits.shape)
     if use_triton(backend, tokens, logits=logits, uncond=uncond):
         weight = None if uncond is None else per_sample(guidance, tokens)
-        return _masked(logits, tokens, per_sample(rate, tokens), keys, states, rule, mask_column, uncond, weight)
-    return reference.tau_leap(logits, tokens, rate, keys, states, rule, mask_column, uncond, guidance)
+        return _masked(logits, tokens, per_sample(rate, tokens), keys, states, rule, mask_logit, uncond, weight)
+    return reference.tau_leap(logits, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
 
 
 def tau_leap_uniform(

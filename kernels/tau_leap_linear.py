@@ -216,7 +216,7 @@ def tile(dtype: torch.dtype, width: int, guided: bool) -> dict:
     return chosen | measured("tau_leap_linear_guided" if guided else "tau_leap_linear", width, dtype)
 
 
-def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mask_column: bool, uncond, guidance):
+def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mask_logit: bool, uncond, guidance):
     tokens, hidden, weight, keys = (value.contiguous() for value in (tokens, hidden, weight, keys))
     uncond = None if uncond is None else uncond.contiguous()
     out = tokens.clone()
@@ -224,10 +224,10 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
     if n == 0:
         return out
     device, guided = tokens.device, uncond is not None
-    sums = (guided or mask_column) and rule in ("tau", "euler")
+    sums = (guided or mask_logit) and rule in ("tau", "euler")
     shape = tile(hidden.dtype, width, guided)
     programs = shape.pop("programs", ROW_PROGRAMS)
-    n_tiles = triton.cdiv(states + mask_column, shape["BLOCK_V"])
+    n_tiles = triton.cdiv(states + mask_logit, shape["BLOCK_V"])
     rows = torch.empty(n, dtype=torch.int32, device=device)
     count = torch.zeros(1, dtype=torch.int32, device=device)
     score = torch.empty(n, n_tiles, device=device)
@@ -255,7 +255,7 @@ def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mas
         states,
         n,
         GUIDED=guided,
-        MASK_COLUMN=mask_column,
+        MASK_COLUMN=mask_logit,
         SUMS=sums,
         FLOAT32=hidden.dtype == torch.float32,
         **shape,
@@ -293,11 +293,11 @@ def _tau_leap_linear(
     keys: Tensor,
     states: int,
     rule: str,
-    mask_column: bool,
+    mask_logit: bool,
     uncond: Tensor | None,
     guidance: Tensor | None,
 ) -> Tensor:
-    return launch(hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, guidance)
+    return launch(hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
 
 
 @_tau_leap_linear.register_fake
@@ -314,7 +314,7 @@ def tau_leap_linear(
     keys: Tensor,
     states: int,
     rule: str = "tau",
-    mask_column: bool = False,
+    mask_logit: bool = False,
     uncond: Tensor | None = None,
     guidance: Tensor | float = 1.0,
     backend: str | None = None,
@@ -326,7 +326,7 @@ def tau_leap_linear(
     on logits rounded to the head's dtype, so draws agree one by one only in float32.
     """
     check_leap(tokens, rate, keys, states, rule, guidance)
-    columns = states + mask_column
+    columns = states + mask_logit
     check(
         hidden.ndim == 3 and hidden.shape[:2] == tokens.shape, "hidden", f"must be (B, L, D), got {tuple(hidden.shape)}"
     )
@@ -340,10 +340,10 @@ def tau_leap_linear(
     if use_triton(backend, tokens, hidden=hidden, bias=bias):
         branch = None if uncond is None else per_sample(guidance, tokens)
         rate = per_sample(rate, tokens)
-        return _tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, branch)
+        return _tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, branch)
     if is_reference(backend):
         return reference.tau_leap_linear(
-            hidden, weight, bias, tokens, rate, keys, states, rule, mask_column, uncond, guidance
+            hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, guidance
         )
 
     def row_logits(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -351,4 +351,4 @@ def tau_leap_linear(
         branches = (torch.nn.functional.linear(h[b, i], weight, bias) for h in (hidden, uncond) if h is not None)
         return next(branches), next(branches, None)
 
-    return reference.leap_rows(row_logits, tokens, rate, keys, states, rule, mask_column, uncond is not None, guidance)
+    return reference.leap_rows(row_logits, tokens, rate, keys, states, rule, mask_logit, uncond is not None, guidance)

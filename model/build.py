@@ -63,8 +63,8 @@ def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
             clocks[:1] if config.times.draw == "unified" else clocks,
             n.mlp,
             n.deep_heads,
-            config.tokens.mask_column is not None,
-            config.known > 0,
+            config.categorical.mask_logit is not None,
+            config.conditioning_prob > 0,
             n.time_scale,
             n.sinusoids,
         )
@@ -74,7 +74,7 @@ def _stream(c: Image | Text) -> Patches | Tokens:
     s = c.stream
     if isinstance(c, Image):
         return Patches(c.channels, c.size, s.patch, s.width, s.cond, s.tower, s.head)
-    columns = c.states + 1 if c.mask_column else None
+    columns = c.states + 1 if c.mask_logit else None
     return Tokens(c.length, c.states, s.width, columns, s.cond, s.tower, s.head)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..kernels.backend import forced
+from ..kernels.backend import use_backend
 
 log = logging.getLogger(__name__)
 KINDS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
@@ -40,7 +40,7 @@ def forward_flops(evaluate: Callable[[], object]) -> int:
     Attention is counted as the two products that it consists of: the counter does not know every fused kernel.
     """
     eager, products = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), eager, products, forced("reference"), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), eager, products, use_backend("reference"), FlopCounterMode(display=False) as counter:
         evaluate()
     return counter.get_total_flops()
 

@@ -36,7 +36,7 @@ def convert(net: nn.Module, device: torch.device, samples: int) -> list[str]:
     """
     check(device)
     if samples % MULTIPLE:
-        parts = "train.batch over ranks and train.accumulate"
+        parts = "train.batch over ranks and train.gradient_accumulation_steps"
         raise ValueError(f"train.precision=fp8 needs multiples of {MULTIPLE} samples at a time, got {samples}: {parts}")
     names = list(_large(net))
     if not names:

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import Logits
+from ..kernels import LazyLogits
 
 
 class TimeEmbedding(nn.Module):
@@ -95,7 +95,7 @@ class PatchHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """(B, L, D) → `Logits` over `columns` states."""
+    """(B, L, D) → `LazyLogits` over `columns` states."""
 
     def __init__(self, columns: int, width: int, cond: int):
         super().__init__()
@@ -104,9 +104,9 @@ class TokenHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Logits:
+    def forward(self, x: Tensor, c: Tensor) -> LazyLogits:
         hidden = self.modulate(x, c)
-        return Logits(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias)
+        return LazyLogits(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias)
 
 
 class StreamBlock(nn.Module):

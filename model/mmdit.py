@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import Logits, Places
+from ..kernels import LazyLogits, Places
 from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead, pick
 
 
@@ -120,12 +120,12 @@ class MMDiT(nn.Module):
         t: dict[str, Tensor],
         mask: dict[str, Tensor] | None = None,
         outputs: Iterable[str] | Mapping[str, slice | Tensor | Places | None] | None = None,
-    ) -> dict[str, Tensor | Logits]:
-        """ε̂ for pictures, `Logits` for tokens, for the modalities in `outputs` (default: all with a head).
+    ) -> dict[str, Tensor | LazyLogits]:
+        """ε̂ for pictures, `LazyLogits` for tokens, for the modalities in `outputs` (default: all with a head).
 
         Args:
             x: {name: (B, C, S, S) or (B, L)}, every stream of the model.
-            t: {name: (B,)}, what each time embedding is told (see `Process.time_input`).
+            t: {name: (B,)}, what each time embedding is told (see `Process.time_conditioning`).
             mask: {name: (B, L) bool, True = attend}; a missing name is attended to everywhere.
             outputs: names, or {name: rows}, a slice or indices of the samples whose output is wanted, None for all;
                 {name: Places} for the output at single positions, (R, 1, …).
@@ -186,7 +186,7 @@ class MMDiT(nn.Module):
             return rows.rows if self.tower[name] else (rows.samples, rows.position)
         return rows
 
-    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, places=None) -> Tensor | Logits:
+    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, places=None) -> Tensor | LazyLogits:
         """A modality's tower and head; places: of x, (R,) samples and (R,) positions, all if None."""
         x = self.trunk_norm[name](x)
         x = self._run_all(self.tower[name], {name: x}, {name: c}, mask, {name: places})[name]

@@ -92,10 +92,10 @@ class CategoryHead(nn.Module):
     The weights of all columns lie in one (ΣK, D) matrix without padding and are spread over a padded one when used.
 
     Args:
-        mask_column: every column has one more output, for the mask; it comes last, after the padding.
+        mask_logit: every column has one more output, for the mask; it comes last, after the padding.
     """
 
-    def __init__(self, states: tuple[int, ...], width: int, deep: bool, mask_column: bool):
+    def __init__(self, states: tuple[int, ...], width: int, deep: bool, mask_logit: bool):
         super().__init__()
         self.hidden = (
             nn.Sequential(
@@ -107,10 +107,10 @@ class CategoryHead(nn.Module):
             if deep
             else nn.Identity()
         )
-        self.columns, self.outputs = len(states), max(states) + mask_column
+        self.columns, self.outputs = len(states), max(states) + mask_logit
         slots = []
         for c, k in enumerate(states):
-            own = [*range(k), max(states)] if mask_column else range(k)
+            own = [*range(k), max(states)] if mask_logit else range(k)
             slots += [c * self.outputs + v for v in own]
         self.register_buffer("slots", torch.tensor(slots), persistent=False)
         self.weight = nn.Parameter(torch.zeros(len(slots), width))
@@ -154,7 +154,7 @@ class TableDiT(nn.Module):
         clocks: groups whose times condition the network. Official: one (all groups share a time) or two.
         mlp: factor of the feed-forward width.
         deep_heads: three layers per categorical column instead of one (official).
-        mask_column: categorical heads put out a mask logit as well (official).
+        mask_logit: categorical heads put out a mask logit as well (official).
         known: cells of `Numbers` may be marked as given, see `forward`; categorical cells need no mark, for a token
             that is not the mask is known.
         time_scale: factor on times before their sinusoids; official 1.
@@ -170,7 +170,7 @@ class TableDiT(nn.Module):
         clocks: list[str],
         mlp: int = 4,
         deep_heads: bool = True,
-        mask_column: bool = True,
+        mask_logit: bool = True,
         known: bool = False,
         time_scale: float = 1.0,
         sinusoids: int = 0,
@@ -199,7 +199,7 @@ class TableDiT(nn.Module):
         if states:
             self.token_table = nn.Parameter(0.02 * torch.randn(sum(states) + len(states), width))
             self.head.update(
-                {m: CategoryHead(groups[m].states, width, deep_heads, mask_column) for m in self.categories}
+                {m: CategoryHead(groups[m].states, width, deep_heads, mask_logit) for m in self.categories}
             )
             starts, sizes, masks, start = [], [], [], 0
             for m in self.categories:

@@ -66,7 +66,7 @@ def generate(
         raise ValueError(f"this model does not generate {silent[0]!r}: give it, --given {silent[0]}=…")
     settings = system.config.sample
     steps = settings.steps if request.steps is None else request.steps
-    chunk = settings.chunk if request.chunk is None else request.chunk
+    chunk = settings.batch_size if request.chunk is None else request.chunk
     for option, value in (("--steps: steps", steps), ("--chunk", chunk)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")

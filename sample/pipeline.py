@@ -14,7 +14,7 @@ from ..configs.load import load_config
 from ..configs.runs import WEIGHTS, resolve
 from ..diffusion import Guidance, Space
 from ..diffusion.build import build_space
-from ..kernels import Logits, Rng
+from ..kernels import LazyLogits, Rng
 from ..model.build import Codec, build_codecs, build_network, codec_files
 from ..model.compilation import compile_net, forward_flops, pays
 from ..model.cpu_memory import keep_memory
@@ -122,6 +122,6 @@ def sample_flops(pipeline: Pipeline) -> int:
 
     def evaluate() -> None:
         for out in space.evaluate(net, space.prior(rng), t).values():
-            Logits.of(out).values()  # a head's product waits until its logits are read
+            LazyLogits.wrap(out).values()  # a head's product waits until its logits are read
 
     return forward_flops(evaluate)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..diffusion.space import Net
-from ..kernels.backend import forced
+from ..kernels.backend import use_backend
 
 
 def every_head(net: Net) -> Net:
@@ -29,7 +29,7 @@ class PlainRun:
         super().__init__(every_head(net), *args)
 
     def update(self, k: int) -> dict[str, Tensor]:
-        with forced("reference"):
+        with use_backend("reference"):
             x = super().update(k)
         for value in x.values():
             value.flatten()[0].item()

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.guidance import Guidance
 from ..diffusion.processes import Gaussian
 from ..diffusion.space import Net, Space, expand_time, selects_rows
-from ..kernels import Draw, Logits, Places, Rng
+from ..kernels import Draw, LazyLogits, Places, Rng
 from .cuda_graphs import graphed
 from .plain import PlainRun
 from .steppers import Sampler, Stepper
@@ -151,7 +151,7 @@ class _Run:
         self.levels = {}
         for m, g in given.items():
             level = expand_time(g.level, n, device)
-            keys = rng.keys(m, Draw.GIVEN)
+            keys = rng.keys(m, Draw.CONDITION)
             self.x[m] = g.x if g.noised or g.level == 0.0 else space[m].perturb(g.x, level, keys)
             self.levels[m] = level
         self.x = {m: self.x[m] for m in space}
@@ -211,13 +211,13 @@ class _Run:
         places = {m: self.steppers[m].places(k) for m in moving if self.rng.samples.device.type == "cpu"}
         return {m: p for m, p in places.items() if p is not None}
 
-    def whole(self, name: str, out: Tensor | Logits, places: Places | None, rows: Tensor) -> Tensor | Logits:
+    def whole(self, name: str, out: Tensor | LazyLogits, places: Places | None, rows: Tensor) -> Tensor | LazyLogits:
         """A network's answer about some of the chunk's rows, or places of them, as one about the whole chunk."""
         n = len(self.rng.samples)
         if places is not None:
             places = places._replace(rows=rows[places.rows])
-            return Logits.of(out).placed(places, n, self.x[name].shape[1])
-        return out if len(rows) == n else Logits.of(out).spread(rows, n)
+            return LazyLogits.wrap(out).placed(places, n, self.x[name].shape[1])
+        return out if len(rows) == n else LazyLogits.wrap(out).spread(rows, n)
 
     def evaluate(self, k: int, x, t, outputs: list[str] | dict[str, Places | None], rng: Rng) -> tuple[dict, dict]:
         """The network's answers, and those of the second branch for the modalities that are guided at update k."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import kernels
 from ..diffusion.processes import Gaussian, Masked, Process, Uniform
 from ..diffusion.training_times import grid
-from ..kernels import Draw, Logits, Rng
+from ..kernels import Draw, LazyLogits, Rng
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,9 @@ class MaskedStepper(Stepper):
 
     def leap(self, k, x, out, uncond, guidance, rate, rule) -> Tensor:
         process = self.process
-        other = None if uncond is None else Logits.of(uncond)
-        return Logits.of(out).tau_leap(
-            x, rate, self.keys(k), process.states, rule, process.mask_column == "leak", other, guidance
+        other = None if uncond is None else LazyLogits.wrap(uncond)
+        return LazyLogits.wrap(out).tau_leap(
+            x, rate, self.keys(k), process.states, rule, process.mask_logit == "kept", other, guidance
         )
 
 
@@ -220,8 +220,8 @@ class UniformStepper(Stepper):
 
 def guided_log_probs(out, uncond, guidance: float, states: int) -> Tensor:
     """(B, L, K) log p of a network's answer, mixed with that of guidance's second branch if there is one."""
-    log_p = Logits.of(out).log_probs(states)
-    return log_p if uncond is None else guidance * log_p + (1.0 - guidance) * Logits.of(uncond).log_probs(states)
+    log_p = LazyLogits.wrap(out).log_probs(states)
+    return log_p if uncond is None else guidance * log_p + (1.0 - guidance) * LazyLogits.wrap(uncond).log_probs(states)
 
 
 KINDS: dict[type[Process], dict[str, type[Stepper]]] = {

@@ -47,7 +47,7 @@ class Golden:
         size, states = c["img_resolution"], c["vocab_size"] - 1
         return Space(
             {
-                "text": Masked(c["context_len"], states, LogLinear(1e-5), 1e-5, mask_column="extra", **text),
+                "text": Masked(c["context_len"], states, LogLinear(1e-5), 1e-5, mask_logit="ignored", **text),
                 "image": Gaussian((c["img_channels"], size, size), ScaledLinear(), 1e-5, "sigma"),
             }
         )
@@ -89,9 +89,9 @@ TINY = [
     "train.steps=6",
     "train.save_every=3",
     "train.log_every=1",
-    "train.warmup=2",
+    "train.warmup_steps=2",
     "sample.steps=3",
-    "sample.chunk=8",
+    "sample.batch_size=8",
 ]
 
 

@@ -17,7 +17,7 @@ TINY = [
     "train.batch=64",
     "train.steps=20",
     "sample.steps=16",
-    "sample.chunk=64",
+    "sample.batch_size=64",
 ]
 
 

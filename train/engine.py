@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..kernels.backend import forced
+from ..kernels.backend import use_backend
 from ..model import distributed, float8
 from ..model.compilation import compile_net, pays
 from ..model.cpu_memory import keep_memory
@@ -65,7 +65,7 @@ class Fast:
         """
         compiles, settings = pays(self.config.compile, self.device, work), self.config.train
         if settings.precision == "fp8":
-            float8.convert(net, self.device, settings.batch // settings.accumulate // distributed.world())
+            float8.convert(net, self.device, settings.batch // settings.gradient_accumulation_steps // distributed.world())
         if compiles:
             compile_net(net, self.device, self.config.compile == "always", sharded=shards)
 
@@ -107,7 +107,7 @@ class Plain(Fast):
         pass
 
     def running(self):
-        return forced("reference")
+        return use_backend("reference")
 
     def prepare(self, net, work, shards):
         pass

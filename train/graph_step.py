@@ -32,7 +32,7 @@ def suits(trainer: Trainer) -> bool:
     """Whether a trainer's step can be one graph."""
     settings = trainer.config.train
     small = sum(p.numel() for p in trainer.parameters) <= LARGEST
-    alone = distributed.world() == 1 and settings.accumulate == 1 and settings.nonfinite == "stop"
+    alone = distributed.world() == 1 and settings.gradient_accumulation_steps == 1 and settings.on_nonfinite_grad == "stop"
     return trainer.device.type in DEVICES and small and alone and isinstance(trainer.train_data, Rows)
 
 

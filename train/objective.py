@@ -21,10 +21,10 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.weighting, self.losses = net, weighting, losses
 
-    def forward(self, x0, t, learns, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x0, t, loss_mask, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over samples and modalities, and the detached unweighted losses."""
         losses = self.losses(x0, t, rng)
-        weighted = [(self.weighting[m](loss, t[m]) * learns[m]).sum() for m, loss in losses.items()]
+        weighted = [(self.weighting[m](loss, t[m]) * loss_mask[m]).sum() for m, loss in losses.items()]
         return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
 
 

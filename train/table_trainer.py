@@ -36,7 +36,7 @@ class TableTrainer(Trainer):
         return self.config.train.precision == "bf16"
 
     def weightings(self) -> nn.ModuleDict:
-        settings = {"num": self.config.numbers.loss, "cat": self.config.tokens.loss}
+        settings = {"num": self.config.numerical.loss, "cat": self.config.categorical.loss}
         return nn.ModuleDict(
             {
                 m: Weighting(process, settings[m].weighting, settings[m].scale * process.shape[0], settings[m].gamma)
@@ -48,7 +48,7 @@ class TableTrainer(Trainer):
         return list(self.system.space)
 
     def losses(self, x0, t, rng):
-        given = self.given(rng) if self.config.known > 0 else None
+        given = self.given(rng) if self.config.conditioning_prob > 0 else None
         return self.system.space.losses(self.engine.net(self.net), x0, t, rng, list(x0), given)
 
     def given(self, rng: Rng) -> dict[str, Tensor]:
@@ -57,8 +57,8 @@ class TableTrainer(Trainer):
         A column's token and its number are given together.
         """
         codec = self.codec
-        u = kernels.uniform(rng.keys("known", Draw.HOLD), len(codec.columns) + 2)
-        share = torch.where(u[:, :1] <= self.config.known, u[:, 1:2], 0.0)
+        u = kernels.uniform(rng.keys("known", Draw.CONDITIONED), len(codec.columns) + 2)
+        share = torch.where(u[:, :1] <= self.config.conditioning_prob, u[:, 1:2], 0.0)
         known = dict(zip(codec.columns, (u[:, 2:] <= share).unbind(1), strict=True))
         names = {"num": codec.numbers, "cat": codec.tokens}
         return {m: torch.stack([known[name] for name in names[m]], 1) for m in self.system.space}

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..configs.config import Config
 from ..configs.load import dump_config, load_config
 from ..configs.runs import CheckpointError, latest
-from ..diffusion import Times
+from ..diffusion import TimeSampler
 from ..kernels import Rng
 from ..model import distributed
 from ..model.storage import load_weights, pack, pack_json, read_tensors, save_checkpoint
@@ -73,13 +73,13 @@ class Trainer:
         self.net = self.system.net.to(self.device).train()
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.weighting = self.weightings().to(self.device)
-        self.times = Times(**config.times.model_dump())
+        self.times = TimeSampler(**config.times.model_dump())
         settings = config.train
         self.started_from = self._start()
         for name in settings.freeze:
             for module in self.net.part(name):
                 module.requires_grad_(False)
-        self.net.recompute = settings.recompute
+        self.net.recompute = settings.activation_checkpointing
         bf16 = self.in_bf16()
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.sharded = settings.parallel == "fsdp" and distributed.world() > 1
@@ -165,15 +165,15 @@ class Trainer:
         settings = self.config.train
         self.engine.set_lr(self.optimizer, self.lr(self.step))
         x0 = self.train_data.batch(self.config.seed, self.step, self.rows, settings.batch)
-        part = len(self.rows) // settings.accumulate
+        part = len(self.rows) // settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
-        for i in range(settings.accumulate):
+        for i in range(settings.gradient_accumulation_steps):
             rows = slice(i * part, (i + 1) * part)
-            last = i == settings.accumulate - 1
+            last = i == settings.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if last else self._without_sync():
                 for m, value in self.backward({m: x[rows] for m, x in x0.items()}, self.rows[rows]).items():
                     sums[m] = sums.get(m, 0.0) + value
-        if settings.nonfinite == "zero":
+        if settings.on_nonfinite_grad == "zero":
             for p in self.parameters:
                 if p.grad is not None:
                     torch.nan_to_num_(*sharded.local([p.grad]), nan=0.0, posinf=0.0, neginf=0.0)
@@ -184,7 +184,7 @@ class Trainer:
 
     def descend(self) -> Tensor:
         """Clip the gradients and let the optimizer step; returns the gradients' norm before."""
-        limit = math.inf if self.config.train.clip is None else self.config.train.clip
+        limit = math.inf if self.config.train.max_grad_norm is None else self.config.train.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
         return norm
@@ -194,32 +194,32 @@ class Trainer:
         config = self.config
         x0 = {m: value.to(self.device, non_blocking=True) for m, value in x0.items()}
         rng = rng or Rng(config.seed, torch.arange(rows.start, rows.stop, device=self.device), self.step)
-        t, learns = self.times(self.system.space, rng)
+        t, loss_mask = self.times(self.system.space, rng)
         with self.autocast:
-            total, losses = self.objective(x0, t, learns, rng)
+            total, losses = self.objective(x0, t, loss_mask, rng)
         total = total / config.train.batch
-        if config.train.nonfinite == "stop":
+        if config.train.on_nonfinite_grad == "stop":
             self.finite &= torch.isfinite(total.detach())
         (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
-        learning = {m: (loss * learns[m]).sum() for m, loss in losses.items()}
+        learning = {m: (loss * loss_mask[m]).sum() for m, loss in losses.items()}
         share = {m: config.train.batch * (1.0 - self.times.hold.get(m, 0.0)) for m in losses}
         return {m: value / share[m] for m, value in learning.items() if share[m] > 0}
 
     def lr(self, step: int) -> float:
         """Learning rate of the update that starts at `step`: linear warm-up, then the configured course."""
         settings = self.config.train
-        if step < settings.warmup:
-            return settings.lr * (step + 1) / settings.warmup
-        done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-        if settings.decay == "cosine":
+        if step < settings.warmup_steps:
+            return settings.lr * (step + 1) / settings.warmup_steps
+        done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+        if settings.lr_schedule == "cosine":
             return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-        return settings.lr * (max(1.0 - done, 0.0) if settings.decay == "linear" else 1.0)
+        return settings.lr * (max(1.0 - done, 0.0) if settings.lr_schedule == "linear" else 1.0)
 
     def save(self) -> Path:
         """Write a checkpoint of the current step; see `train.checkpoint`. Every rank must call this."""
         files = self.files()
         shards = (lambda folder: sharded.save(folder, self._tensors())) if self.sharded else None
-        return save_checkpoint(self.out, self.step, files, self.config.train.keep, shards)
+        return save_checkpoint(self.out, self.step, files, self.config.train.keep_last, shards)
 
     def files(self) -> dict[str, bytes]:
         """What a checkpoint holds, {relative name: content}; on the main rank alone, though all must call this."""
@@ -252,8 +252,8 @@ class Trainer:
     def _own_rows(self) -> range:
         """The rows of every batch that this rank computes."""
         settings, ranks = self.config.train, distributed.world()
-        if settings.batch % (ranks * settings.accumulate):
-            parts = f"train.accumulate = {settings.accumulate}" + (f" times {ranks} ranks" if ranks > 1 else "")
+        if settings.batch % (ranks * settings.gradient_accumulation_steps):
+            parts = f"train.gradient_accumulation_steps = {settings.gradient_accumulation_steps}" + (f" times {ranks} ranks" if ranks > 1 else "")
             raise ValueError(f"{parts} does not divide train.batch = {settings.batch}")
         return distributed.share(settings.batch)
 
@@ -353,7 +353,7 @@ class Trainer:
 
     def _check_finite(self, values: dict[str, float]) -> None:
         bad = distributed.sum_over_ranks((~self.finite).float())
-        if not bad and (self.config.train.nonfinite == "zero" or all(math.isfinite(v) for v in values.values())):
+        if not bad and (self.config.train.on_nonfinite_grad == "zero" or all(math.isfinite(v) for v in values.values())):
             return
         last = latest(self.out)
         where = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"

@@ -41,7 +41,7 @@ HEAD_TILES = tuple(
         (128, 64, 64, 8, 3, 2),
     )
 )
-RULE = {"rule": "tau", "mask_column": False, "uncond": None, "guidance": None}
+RULE = {"rule": "tau", "mask_logit": False, "uncond": None, "guidance": None}
 SLICES = (2048, 3072, 4096)  # states of the head at a time
 PRODUCTS = {  # rows, inner and outer width of products in the blocks and the head of the official network
     "official": (

@@ -55,7 +55,7 @@ def measure(
     """Sample every direction and judge it: n pictures of n captions, a caption per held-out picture, n joint pairs."""
     (image,), (text,) = system.images, system.texts
     codec = system.codecs[text]
-    common = {"seed": seed, "chunk": system.config.sample.chunk, "progress": progress}
+    common = {"seed": seed, "chunk": system.config.sample.batch_size, "progress": progress}
 
     asked = np.arange(n) % 10
     rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ...diffusion import Gaussian, Masked, Space
-from ...kernels import Draw, Logits, Rng, normal, uniform
+from ...kernels import Draw, LazyLogits, Rng, normal, uniform
 from ...kernels.philox import MASK32
 
 CHUNK = 128
@@ -128,8 +128,8 @@ def _masked(ask: _Conditioned, process: Masked, x0: Tensor, share: Tensor, rng: 
     """(B,) float64 nats; share (B,) of positions masked."""
     hidden = uniform(rng.keys(ask.name, Draw.NOISE), x0.shape[1]).double() < share[:, None]
     time = process.schedule.inverse_prob(share).clamp(max=1.0)
-    out = Logits.of(ask(torch.where(hidden, process.mask_id, x0), time))
-    rows = out.cross_entropy(torch.where(hidden, x0, -1), process.states + (process.mask_column == "leak"))
+    out = LazyLogits.wrap(ask(torch.where(hidden, process.mask_id, x0), time))
+    rows = out.cross_entropy(torch.where(hidden, x0, -1), process.states + (process.mask_logit == "kept"))
     return rows.double().sum(1) / share
 
 
@@ -153,7 +153,7 @@ def _gaussian(ask: _Conditioned, process: Gaussian, x0: Tensor, u: Tensor, rng: 
     if levels is None:
         rest = torch.full_like(prior, flat.shape[1] * float(0.5 * math.log(2.0 * math.pi * math.e) + torch.log(ratio)))
     else:
-        fresh = normal(rng.keys(ask.name, Draw.GIVEN), flat.shape[1]).double()
+        fresh = normal(rng.keys(ask.name, Draw.CONDITION), flat.shape[1]).double()
         rest = _levels_term(flat, flat + ratio * fresh, float(ratio), levels)
     return prior + diffusion + rest
 

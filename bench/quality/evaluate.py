@@ -106,7 +106,7 @@ def evaluate(
         "guidance": request.guidance or config.sample.guidance.model_dump(mode="json"),
         "joint_guidance": request.guidance or config.model_dump(mode="json")["sample"]["joint_guidance"],
         "samplers": {m: c.sampler.model_dump() for m, c in config.modalities.items()},
-        "chunk": config.sample.chunk,
+        "chunk": config.sample.batch_size,
         "precision": system.precision(request.precision),
         "seed": request.seed,
     }
@@ -162,7 +162,7 @@ class Measure:
             for name in self.system.net.head:
                 for given in (False, True):
                     args = (given, self.request.repeats, self.request.seed, levels.get(name))
-                    got = bound(net, space, data, name, *args, chunk=self.system.config.sample.chunk)
+                    got = bound(net, space, data, name, *args, chunk=self.system.config.sample.batch_size)
                     key = f"{name}_given" if given else f"{name}_alone"
                     values[key] = {"value": got.bits, "error": got.error, "unit": got.unit}
                     values[key]["per_sample"] = got.per_sample

@@ -28,7 +28,7 @@ def save_galleries(trainer: Trainer) -> None:
     cases = {"joint": {}, **{f"given_{m}": {m: x} for m, x in known.items()}}
     for name, given in cases.items():
         if not set(known) - set(given) <= set(trainer.learned()):
-            continue  # the first stage learns pictures alone: captions must be given
+            continue  # the first stage loss_mask pictures alone: captions must be given
         write_sheet(system, system.sample(given, n=16), trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
 
 

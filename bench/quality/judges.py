@@ -17,8 +17,8 @@ from .captions import Attributes, Grammar, attributes
 from .digits import Judge as DigitClassifier
 
 LEVELS = 8  # histogram bins per colour channel
-BLUR = 6.0 / 255.0  # noise on the copies that a tone classifier also learns from: samples are never quite clean
-FITTED = 10_000  # training pairs that a judge learns from, at most
+BLUR = 6.0 / 255.0  # noise on the copies that a tone classifier also loss_mask from: samples are never quite clean
+FITTED = 10_000  # training pairs that a judge loss_mask from, at most
 COMPONENTS = 200  # principal components for telling bases apart
 SHRINK = 0.03  # share of the mean variance added to each
 

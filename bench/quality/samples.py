@@ -45,7 +45,7 @@ class Samples:
     ):
         self.system, self.test, self.out, self.progress = system, test, out, progress
         self.seed, self.steps, self.guidance = settings["seed"], settings["steps"], guidance
-        self.chunk, self.precision = system.config.sample.chunk, settings["precision"]
+        self.chunk, self.precision = system.config.sample.batch_size, settings["precision"]
         if out is None:
             return
         file = out / "settings.json"

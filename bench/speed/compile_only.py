@@ -121,18 +121,18 @@ def cases() -> dict:
 
     def leaps(launch):
         for rule in ("tau", "ancestral"):
-            for mask_column in (False, True):
-                launch(rule, mask_column, None, None)
+            for mask_logit in (False, True):
+                launch(rule, mask_logit, None, None)
         launch("tau", False, True, rows())
         launch("tau", True, True, rows())
 
-    def masked(rule, mask_column, guided, guidance):
+    def masked(rule, mask_logit, guided, guidance):
         tau_leap.launch_masked(
-            logits, tokens, rate, keys, states, rule, mask_column, logits if guided else None, guidance
+            logits, tokens, rate, keys, states, rule, mask_logit, logits if guided else None, guidance
         )
 
-    def linear(rule, mask_column, guided, guidance, h=hidden, w=head, b=bias):
-        tau_leap_linear.launch(h, w, b, tokens, rate, keys, states, rule, mask_column, h if guided else None, guidance)
+    def linear(rule, mask_logit, guided, guidance, h=hidden, w=head, b=bias):
+        tau_leap_linear.launch(h, w, b, tokens, rate, keys, states, rule, mask_logit, h if guided else None, guidance)
 
     def linear_all():
         leaps(linear)

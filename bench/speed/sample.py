@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ...kernels import Logits
+from ...kernels import LazyLogits
 from ...model.compilation import compile_net
 from ...sample import sample
 from ...sample.pipeline import Pipeline, build_pipeline, sample_flops
@@ -42,7 +42,7 @@ def sampling(
         directions: what is given, default each modality.
     """
     config = config_of(size, [])
-    batches, steps = batches or [config.sample.chunk], steps or [config.sample.steps]
+    batches, steps = batches or [config.sample.batch_size], steps or [config.sample.steps]
     cases = [("joint", n, count) for n in batches for count in steps] + [("joint", 1, steps[-1])]
     cases += [(m, batches[-1], steps[-1]) for m in (directions or config.modalities)]
     each = {engine: (size, device, engine, compile, cases) for engine in ORDER}
@@ -136,7 +136,7 @@ def counting(system: Pipeline, calls: list[int]):
             else:
                 head = system.net.head[m].linear
                 hidden = head.weight.new_zeros(*value.shape, head.in_features)
-                out[m] = Logits(hidden, head.weight, head.bias)
+                out[m] = LazyLogits(hidden, head.weight, head.bias)
         return out if outputs is None else {m: out[m] for m in outputs}
 
     return zeros

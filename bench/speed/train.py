@@ -68,7 +68,7 @@ def fp8(
         ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
     """
     float8.check(device)
-    settings = [*asked(size, compile, batch), "train.warmup=0"]  # a short run learns nothing while it warms up
+    settings = [*asked(size, compile, batch), "train.warmup_steps=0"]  # a short run loss_mask nothing while it warms up
     name = f"train {size}, fp8"
     ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
     found: dict[str, Timed] = {}
@@ -188,7 +188,7 @@ def calls(
     def start(parts: int = parts) -> dict:
         """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
         while parts <= MOST_PARTS:
-            trainer = make(device, engine, [*settings, f"train.accumulate={parts}"], size)
+            trainer = make(device, engine, [*settings, f"train.gradient_accumulation_steps={parts}"], size)
             config = trainer.config.train
             facts = {"batch": config.batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.system) * config.batch}
             facts["dtype"] = torch.bfloat16 if trainer.in_bf16() else torch.float32

@@ -6,13 +6,13 @@ noise and number of steps:
 - decoupled: two independent uniform times, the whole square (the paper, arXiv 2506.07903).
 - unified: one uniform time for both, the square's diagonal.
 - image_only: only the picture may leave the common clock. Half of the samples lie on the diagonal, in the other half
-  the picture has a uniform time of its own while the caption is clean. So the model learns to draw jointly and from a
+  the picture has a uniform time of its own while the caption is clean. So the model loss_mask to draw jointly and from a
   caption, but a picture never is a clean condition.
 - text_only: the mirror image. Joint drawing and captions of clean pictures.
 
 With two modalities "one decoupled" cannot mean that one has a free time and the other has not: two times of which one
 is free are free of each other. What can differ is which departures from the diagonal a model has seen, hence the
-definition. A held modality has no loss, so in the last two the caption, or the picture, learns from half the samples.
+definition. A held modality has no loss, so in the last two the caption, or the picture, loss_mask from half the samples.
 The published summary of the ablation gives marks and no numbers; `CLAIMS` spells out what it asserts.
 
 Each model is only asked where it was trained: all modalities walk one linear grid of times, nothing is guided (the
@@ -107,7 +107,7 @@ class Replacing(Space):
         (free,) = set(x) - {self.held}
         low, low_held = self[free].t_min, self[self.held].t_min
         common = low_held + (1.0 - low_held) * (t[free] - low).clamp(min=0.0) / (1.0 - low)
-        keys = self.rng.at(self.asked).keys(self.held, Draw.GIVEN)
+        keys = self.rng.at(self.asked).keys(self.held, Draw.CONDITION)
         self.asked += 1
         noisy = self[self.held].perturb(x[self.held], common, keys)
         return super().evaluate(net, {**x, self.held: noisy}, {**t, self.held: common}, outputs)

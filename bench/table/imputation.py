@@ -2,7 +2,7 @@
 
 Numbers are judged by their root mean square error over the standard deviation of the column (1 is the mean of the
 held-out column itself), categories by the share that is right; a column's scores are over the same removed cells for
-all. Every filler learns from the training rows alone. The opponents: the column's mean or most frequent value, and
+all. Every filler loss_mask from the training rows alone. The opponents: the column's mean or most frequent value, and
 `IterativeImputer` (Bayesian ridge regression, the default) twice: categories as their numbers in sorted order, rounded
 when they come back; and one-hot, the largest of which is the category filled in. The latter leaves categories at their
 most frequent value, because the levels of one column tell each other and are missing together.

@@ -25,7 +25,7 @@ PAIRS_SHOWN = 12
 MEANING = {
     "Shape": "Each column on its own: do its values have the right frequencies? 100 is a perfect match.",
     "Trend": "Each pair of columns: do they go together as in the real table? 100 is a perfect match.",
-    "MLE": "A model learns to predict the target from the synthetic rows and is tested on real ones. Settings are "
+    "MLE": "A model loss_mask to predict the target from the synthetic rows and is tested on real ones. Settings are "
     "chosen on synthetic rows, never on the test rows.",
     "MLE, official pick": "The same with the papers' code, which keeps the best of its settings on the test rows: a "
     "little flattering, for comparison with published numbers.",

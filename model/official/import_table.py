@@ -71,7 +71,7 @@ def import_table(
         weights: "raw" or "ema" takes one of the two sets; by default each goes to its own place. (The official
             sampling script reads the raw set.)
         overrides: settings that the weights do not tell, on top of configs/table/paper.yaml, e.g. "network.heads=4",
-            or "numbers.schedule.name=linear_half" for a network trained with VP-LinearBeta2.
+            or "numerical.schedule.name=linear_half" for a network trained with VP-LinearBeta2.
 
     Raises:
         ValueError: nothing there, a damaged file or one that holds code, the network of another table; `out` has a

@@ -55,7 +55,7 @@ class TablePipeline:
     @property
     def samplers(self) -> dict[str, Sampler]:
         """{modality: its configured sampler}."""
-        settings = {"num": self.config.numbers.sampler, "cat": self.config.tokens.sampler}
+        settings = {"num": self.config.numerical.sampler, "cat": self.config.categorical.sampler}
         return {m: Sampler(settings[m].kind, settings[m].grid) for m in self.space}
 
     def files(self) -> dict[str, bytes]:

@@ -175,8 +175,8 @@ class Generator:
     def batch_rows(self, n: int) -> int:
         """How many of n rows are drawn at a time: what the config says, else a function of the device's type, the table
         and n alone, so that the same command draws the same rows."""
-        if self.system.config.sample.chunk is not None:
-            return min(self.system.config.sample.chunk, n)
+        if self.system.config.sample.batch_size is not None:
+            return min(self.system.config.sample.batch_size, n)
         if self.device.type == "cpu":
             return min(ROWS, n)
         logits = len(self.codec.tokens) * max(self.codec.states, default=0)
@@ -187,7 +187,7 @@ class Generator:
 
         A scrambled Sobol sequence: every point is uniform by itself and, as all draws, a function of (seed, row).
         """
-        if self.system.config.draws != "sobol":
+        if self.system.config.noise != "sobol":
             return None
         columns = [len(self.codec.numbers), len(self.codec.tokens)]
         points = torch.quasirandom.SobolEngine(sum(columns), scramble=True, seed=self.seed).fast_forward(first)
@@ -236,7 +236,7 @@ class Generator:
             given = {"num": cells.known}
         closed = None
         if forbidden is not None:
-            extra = self.space["cat"].mask_column is not None
+            extra = self.space["cat"].mask_logit is not None
             closed = torch.nn.functional.pad(forbidden.to(self.device), (0, int(extra)))
         if not given and closed is None:
             return net
@@ -312,7 +312,7 @@ def allowed_states(codec: ColumnCodec, condition: Condition) -> tuple[np.ndarray
         except ValueError:
             tokens = _spelled(codec, condition)
         if states[int(tokens[0])] == RARE:
-            raise ValueError(f"column {name!r}: {condition!r} is too rare, it is pooled with others (encoding.most)")
+            raise ValueError(f"column {name!r}: {condition!r} is too rare, it is pooled with others (encoding.max_categories)")
         allowed[int(tokens[0])] = True
         return allowed, None
     low, high = (_number(codec, v) for v in (condition if ranged else (condition, condition)))

@@ -63,7 +63,7 @@ def test_preconditioned_outputs(golden, close, model, section):
     t = {"text": golden[f"{section}/t_disc"].double(), "image": golden[f"{section}/t_cont"].double()}
     with torch.no_grad():
         out = space.evaluate(model, x, t)
-    close(space["image"].time_input(t["image"]), golden[f"{section}/image_time"], 1e-4, "time input")
+    close(space["image"].time_conditioning(t["image"]), golden[f"{section}/image_time"], 1e-4, "time input")
     close(out["image"], golden[f"{section}/out_cont"], 1e-4, "image")
     close(log_scores(out["text"], space["text"].states, t["text"]), golden[f"{section}/out_disc64"], 1e-4, "text")
 
@@ -99,7 +99,7 @@ def test_noisy_guidance_given_the_official_draws(golden, close, model, mode):
     condition, guided = ("image", "text") if mode == "discrete" else ("text", "image")
     x, t = {"text": g["tokens"], "image": g["x"]}, {"text": g["t_disc"].double(), "image": g["t_cont"].double()}
 
-    def renoise(value, s, later, keys):
+    def transition(value, s, later, keys):
         if condition == "text":
             prob = space["text"].schedule.prob(later.new_tensor(final_time))
             assert torch.equal(torch.where(g["u"] < prob, space["text"].mask_id, value), g["perturbed_tokens"])
@@ -107,7 +107,7 @@ def test_noisy_guidance_given_the_official_draws(golden, close, model, mode):
         vp, at = space["image"].schedule, later.new_tensor(final_time)
         return (vp.alpha(at) * value + vp.sigma(at) * g["noise"]).float()
 
-    space[condition].renoise = renoise
+    space[condition].transition = transition
     rng = Rng.for_batch(0, len(g["x"]))
     guidance = Guidance(c["scale"], final_time)
     t_condition = t[condition].clone()

@@ -22,7 +22,7 @@ from anystate.diffusion import (
     Uniform,
     Weighting,
 )
-from anystate.kernels import Draw, Logits, Rng, normal
+from anystate.kernels import Draw, LazyLogits, Rng, normal
 
 N = 20_000
 
@@ -63,11 +63,11 @@ def test_gaussian_perturbation(schedule, t):
 
 @pytest.mark.parametrize("levels", [(0.2, 0.5), (0.2, 1.0), (0.5, 0.5)])
 def test_gaussian_renoise_composes(levels):
-    """perturb(s) then renoise(s → t) is distributed as perturb(t)."""
+    """perturb(s) then transition(s → t) is distributed as perturb(t)."""
     s, t = levels
     process, x0 = Gaussian((2,), Linear()), rand(N, 2)
-    xs = process.perturb(x0, times(s), keys(N, Draw.GIVEN))
-    xt = process.renoise(xs, times(s), times(t), keys(N, Draw.GUIDANCE))
+    xs = process.perturb(x0, times(s), keys(N, Draw.CONDITION))
+    xt = process.transition(xs, times(s), times(t), keys(N, Draw.GUIDANCE))
     z = (xt.double() - process.schedule.alpha(times(t, 1)) * x0) / process.schedule.sigma(times(t, 1))
     assert kstest(z.flatten().numpy(), "norm").pvalue > 1e-4
     assert torch.equal(xs, xt) == (s == t)
@@ -100,8 +100,8 @@ def test_times_differ_between_samples_of_a_batch():
 def test_masked_renoise_composes(levels):
     s, t = levels
     process, x0 = Masked(4, 3, LogLinear(1e-3)), tokens(N, 4, 3)
-    xs = process.perturb(x0, times(s), keys(N, Draw.GIVEN))
-    xt = process.renoise(xs, times(s), times(t), keys(N, Draw.GUIDANCE))
+    xs = process.perturb(x0, times(s), keys(N, Draw.CONDITION))
+    xt = process.transition(xs, times(s), times(t), keys(N, Draw.GUIDANCE))
     p = (1 - 1e-3) * t
     assert abs((xt == 3).double().mean().item() - p) < 4 * math.sqrt(p * (1 - p) / (4 * N))
     assert bool((xt[xs == 3] == 3).all())
@@ -123,8 +123,8 @@ def test_uniform_renoise_composes():
     process, k = Uniform(3, 5, LogLinear(1e-3)), 5
     x0 = torch.full((N, 3), 2)
     direct = process.perturb(x0, times(0.6), keys(N))
-    halfway = process.perturb(x0, times(0.25), keys(N, Draw.GIVEN))
-    composed = process.renoise(halfway, times(0.25), times(0.6), keys(N, Draw.GUIDANCE))
+    halfway = process.perturb(x0, times(0.25), keys(N, Draw.CONDITION))
+    composed = process.transition(halfway, times(0.25), times(0.6), keys(N, Draw.GUIDANCE))
     table = torch.stack([torch.bincount(x.flatten(), minlength=k) for x in (direct, composed)])
     assert chi2_contingency(table.numpy()).pvalue > 1e-4
 
@@ -178,8 +178,8 @@ class TestCrossEntropy:
         self.xt = torch.where(rand(self.n, self.length) > 0, self.states, self.x0)
         self.hidden = self.xt == self.states
 
-    def head(self, columns: int) -> Logits:
-        return Logits(rand(self.n, self.length, 8, seed=1), rand(columns, 8, seed=2), rand(columns, seed=3))
+    def head(self, columns: int) -> LazyLogits:
+        return LazyLogits(rand(self.n, self.length, 8, seed=1), rand(columns, 8, seed=2), rand(columns, seed=3))
 
     def by_hand(self, values: torch.Tensor, columns: int) -> torch.Tensor:
         log_p = torch.log_softmax(values[..., :columns].double(), -1)
@@ -204,13 +204,13 @@ class TestCrossEntropy:
         values = self.head(5).values().double()
         rows = self.by_hand(values, 4) + torch.log1p(values[..., 4].exp())
         rows = rows * self.hidden if counted == "masked" else rows
-        self.check(Masked(self.length, self.states, LogLinear(), counted=counted, mask_column="extra"), 5, rows.mean(1))
+        self.check(Masked(self.length, self.states, LogLinear(), counted=counted, mask_logit="ignored"), 5, rows.mean(1))
 
     @pytest.mark.parametrize("counted", ["all", "masked"])
     def test_leaking_column(self, counted):
         rows = self.by_hand(self.head(5).values(), 5)
         rows = rows * self.hidden if counted == "masked" else rows
-        self.check(Masked(self.length, self.states, LogLinear(), counted=counted, mask_column="leak"), 5, rows.mean(1))
+        self.check(Masked(self.length, self.states, LogLinear(), counted=counted, mask_logit="kept"), 5, rows.mean(1))
 
     def test_uniform(self):
         self.xt = self.x0
@@ -219,10 +219,10 @@ class TestCrossEntropy:
 
 def test_space_losses_see_the_perturbed_pair_at_their_own_times():
     """The network is asked at x_t and the told times, and its answers are scored against the same noise."""
-    space = Space({"image": Gaussian((2,), Cosine(), time_input="log_snr"), "text": Masked(4, 3, LogLinear())})
+    space = Space({"image": Gaussian((2,), Cosine(), time_conditioning="log_snr"), "text": Masked(4, 3, LogLinear())})
     x0 = {"image": rand(9, 2), "text": tokens(9, 4, 3)}
     rng = Rng.for_batch(5, 9)
-    t, _ = Times()(space, rng)
+    t, _ = TimeSampler()(space, rng)
     seen = {}
 
     def net(x, told, mask=None, outputs=None):
@@ -260,7 +260,7 @@ def test_elbo_weighted_masked_loss_is_the_entropy(counted, weight):
         return {"text": torch.log(marginals.clamp(min=1e-30))}
 
     space, rng = Space({"text": process}), Rng.for_batch(0, n)
-    t, _ = Times()(space, rng)
+    t, _ = TimeSampler()(space, rng)
     loss = space.losses(net, {"text": x0}, t, rng)["text"]
     terms = 2 * Weighting(process, weight)(loss, t["text"]).double()
     entropy = -(prob * prob.log()).sum().item()
@@ -380,9 +380,9 @@ def test_impossible_processes_are_refused():
         lambda: Masked(0, 3, LogLinear()),
         lambda: Masked(3, 0, LogLinear()),
         lambda: Masked(3, 3, LogLinear(), counted="some"),
-        lambda: Masked(3, 3, LogLinear(), mask_column="other"),
+        lambda: Masked(3, 3, LogLinear(), mask_logit="other"),
         lambda: Masked(3, 3, LogLinear(), attend_pads=False),
-        lambda: Gaussian((2,), Linear(), time_input="clock"),
+        lambda: Gaussian((2,), Linear(), time_conditioning="clock"),
         lambda: Gaussian((2,), Linear(), predicts="x"),
         lambda: Space({}),
     ):

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from scipy.stats.qmc import discrepancy
 
-from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, Times, grid
+from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, TimeSampler, grid
 from anystate.kernels import Rng
 
 SPACE = {"image": Gaussian((2,), Cosine(), 1e-3), "text": Masked(3, 4, LogLinear(), 1e-3)}
@@ -27,13 +27,13 @@ def uniform(t: torch.Tensor, t_min: float = 1e-3) -> bool:
 @pytest.mark.parametrize("kind", ["decoupled", "unified"])
 def test_each_time_is_uniform(kind, low_discrepancy):
     """Over a batch, and, which low discrepancy must not spoil, for one sample over many steps."""
-    times = Times(kind, low_discrepancy)
-    batch, learns = draw(times, 4000)
+    times = TimeSampler(kind, low_discrepancy)
+    batch, loss_mask = draw(times, 4000)
     over_steps = [draw(times, 8, step=k)[0] for k in range(800)]
     for m in SPACE:
         assert uniform(batch[m])
         assert uniform(torch.stack([t[m][5] for t in over_steps]))
-        assert bool((learns[m] == 1).all())
+        assert bool((loss_mask[m] == 1).all())
         assert batch[m].dtype == torch.float64
         assert batch[m].min() >= 1e-3
         assert batch[m].max() <= 1.0
@@ -41,9 +41,9 @@ def test_each_time_is_uniform(kind, low_discrepancy):
 
 def test_unified_times_are_equal_and_decoupled_ones_independent():
     for spread in (False, True):
-        t, _ = draw(Times("unified", spread))
+        t, _ = draw(TimeSampler("unified", spread))
         assert torch.equal(t["image"], t["text"])
-        t, _ = draw(Times("decoupled", spread), 4000)
+        t, _ = draw(TimeSampler("decoupled", spread), 4000)
         corner = ((t["image"] < 0.5) & (t["text"] < 0.5)).double().mean()  # ¼ if independent; 4σ
         assert abs(corner - 0.25) < 4 * math.sqrt(0.1875 / 4000)
 
@@ -57,7 +57,7 @@ def test_low_discrepancy_spreads_better_than_chance(names):
         points = (torch.stack(list(draw(times, 128, step=k, space=space)[0].values()), 1) for k in range(20))
         return sum(discrepancy(p.clamp(0, 1).numpy(), method="CD") ** 0.5 for p in points) / 20
 
-    assert mean_discrepancy(Times()) < 0.5 * mean_discrepancy(Times(low_discrepancy=False))
+    assert mean_discrepancy(TimeSampler()) < 0.5 * mean_discrepancy(TimeSampler(low_discrepancy=False))
 
 
 def test_low_discrepancy_lowers_the_variance_of_a_mean():
@@ -67,7 +67,7 @@ def test_low_discrepancy_lowers_the_variance_of_a_mean():
         drawn = (draw(times, 64, step=k)[0] for k in range(300))
         return torch.stack([(torch.exp(-3 * t["image"]) + t["text"] ** 2 * t["image"]).mean() for t in drawn])
 
-    spread, chance = means(Times()), means(Times(low_discrepancy=False))
+    spread, chance = means(TimeSampler()), means(TimeSampler(low_discrepancy=False))
     assert 5 * spread.var() < chance.var()
     truth = (1 - math.exp(-3)) / 3 + 1 / 6
     assert abs(spread.mean() - truth) < 4 * spread.std() / math.sqrt(300) + 1e-3  # 1e-3: times start at t_min
@@ -76,7 +76,7 @@ def test_low_discrepancy_lowers_the_variance_of_a_mean():
 @pytest.mark.parametrize("low_discrepancy", [False, True])
 def test_ranks_agree_without_talking(low_discrepancy):
     """The times of a batch's rows do not depend on which rank holds them, held ones included."""
-    times = Times(low_discrepancy=low_discrepancy, hold={"image": 0.3, "text": 0.2})
+    times = TimeSampler(low_discrepancy=low_discrepancy, hold={"image": 0.3, "text": 0.2})
     whole = draw(times, 100, seed=3, step=7)
     parts = [draw(times, b - a, seed=3, step=7, start=a) for a, b in ((0, 30), (30, 31), (31, 100))]
     for m in SPACE:
@@ -85,7 +85,7 @@ def test_ranks_agree_without_talking(low_discrepancy):
 
 
 def test_steps_and_seeds_differ():
-    a, b, c = (draw(Times(), step=s, seed=seed)[0]["image"] for s, seed in ((0, 0), (1, 0), (0, 1)))
+    a, b, c = (draw(TimeSampler(), step=s, seed=seed)[0]["image"] for s, seed in ((0, 0), (1, 0), (0, 1)))
     assert not torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -93,21 +93,21 @@ def test_steps_and_seeds_differ():
 def test_held_modalities():
     """Shares within 4σ; a held one is at its t_min and does not learn; never two at once; others keep their law."""
     n, hold = 20_000, {"image": 0.25, "text": 0.5}
-    t, learns = draw(Times(hold=hold), n)
-    held = {m: learns[m] == 0 for m in SPACE}
+    t, loss_mask = draw(TimeSampler(hold=hold), n)
+    held = {m: loss_mask[m] == 0 for m in SPACE}
     for m, share in hold.items():
         assert abs(held[m].double().mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
         assert bool((t[m][held[m]] == SPACE[m].t_min).all())
         assert uniform(t[m][~held[m]])
     assert not bool((held["image"] & held["text"]).any())
-    _, learns = draw(Times(hold={"text": 1.0}), 50)
-    assert bool((learns["text"] == 0).all())
-    assert bool((learns["image"] == 1).all())
+    _, loss_mask = draw(TimeSampler(hold={"text": 1.0}), 50)
+    assert bool((loss_mask["text"] == 0).all())
+    assert bool((loss_mask["image"] == 1).all())
 
 
 def test_skewed_times_look_more_at_noise():
     """1 − (1 − t)^(1/s) is uniform; the other modality keeps its law."""
-    t, _ = draw(Times(skew={"image": 3.0}, low_discrepancy=False), 4000)
+    t, _ = draw(TimeSampler(skew={"image": 3.0}, low_discrepancy=False), 4000)
     assert uniform(1e-3 + (1 - 1e-3) * (1 - ((1 - t["image"]) / (1 - 1e-3)) ** (1 / 3)))
     assert not uniform(t["image"])
     assert t["image"].mean() > 0.7
@@ -122,11 +122,11 @@ def test_bad_times_are_refused():
         {"skew": {"text": 0.5}},
     ):
         with pytest.raises(ValueError, match="times"):
-            Times(**options)
+            TimeSampler(**options)
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
-        draw(Times(hold={"sound": 0.5}))
+        draw(TimeSampler(hold={"sound": 0.5}))
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
-        draw(Times(skew={"sound": 2.0}))
+        draw(TimeSampler(skew={"sound": 2.0}))
 
 
 # Grids

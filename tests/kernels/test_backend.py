@@ -48,7 +48,7 @@ def good(random, tokens, keys, device):
     }
 
 
-OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "Logits", "Places", "Rng"})
+OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "LazyLogits", "Places", "Rng"})
 
 # operation, argument, what it is replaced by
 BAD = [
@@ -74,7 +74,7 @@ BAD = [
     ("tau_leap", "states", lambda v: 0),
     ("tau_leap", "states", lambda v: 6),
     ("tau_leap", "logits", lambda v: v[:, :2]),
-    ("tau_leap", "mask_column", lambda v: True),
+    ("tau_leap", "mask_logit", lambda v: True),
     ("tau_leap", "tokens", lambda v: v + 9),
     ("tau_leap", "rate", lambda v: v[:1]),
     ("tau_leap", "uncond", lambda v: torch.zeros(2, 3, 4)),
@@ -105,7 +105,7 @@ BAD = [
     ("joint_attention", "key_mask", lambda v: torch.ones(2, 3)),
 ]
 # the argument that the message names, where the bad one is only bad for another
-NAMED = {("tau_leap", "states"): "logits", ("tau_leap", "mask_column"): "logits"}
+NAMED = {("tau_leap", "states"): "logits", ("tau_leap", "mask_logit"): "logits"}
 NAMED |= {("tau_leap_linear", "hidden"): "weight"}
 
 

@@ -31,13 +31,13 @@ def logits(states: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("mask_column", [False, True])
+@pytest.mark.parametrize("mask_logit", [False, True])
 @pytest.mark.parametrize("rule", ["tau", "euler", "ancestral", "last"])
-def test_tau_leap_follows_its_closed_form(rule, mask_column, guided):
+def test_tau_leap_follows_its_closed_form(rule, mask_logit, guided):
     """Masked: c(v) moves with P(move) Σc; R e^{−R} for tau, and so on."""
     states, rate, w = 7, 0.6, 1.7
     row, other = logits(states + 1), logits(states + 1, 1)
-    columns = states + mask_column
+    columns = states + mask_logit
     score = torch.log_softmax(row[:columns].double(), 0)[:states]
     if guided:
         score = w * score + (1 - w) * torch.log_softmax(other[:columns].double(), 0)[:states]
@@ -53,7 +53,7 @@ def test_tau_leap_follows_its_closed_form(rule, mask_column, guided):
         keys(1),
         states,
         rule,
-        mask_column,
+        mask_logit,
         other.expand(N, L, -1) if guided else None,
         w,
     )

@@ -24,14 +24,14 @@ def state(device, random, tokens):
 
 
 @pytest.mark.parametrize("guided", [None, 2.5, "rows"])
-@pytest.mark.parametrize("mask_column", [False, True])
+@pytest.mark.parametrize("mask_logit", [False, True])
 @pytest.mark.parametrize("rule", ["tau", "euler", "ancestral", "last"])
-def test_masked_matches_the_reference(rule, mask_column, guided, state, keys):
+def test_masked_matches_the_reference(rule, mask_logit, guided, state, keys):
     logits, uncond, x, rate = state
     weight = torch.tensor([0.3, 3.0], device=x.device) if guided == "rows" else guided
     guidance = {} if guided is None else {"uncond": uncond, "guidance": weight}
-    theirs = reference.tau_leap(logits, x, rate, keys(B), K, rule, mask_column, **guidance)
-    ours = tau_leap(logits, x, rate, keys(B), K, rule, mask_column, **guidance, backend="triton")
+    theirs = reference.tau_leap(logits, x, rate, keys(B), K, rule, mask_logit, **guidance)
+    ours = tau_leap(logits, x, rate, keys(B), K, rule, mask_logit, **guidance, backend="triton")
     assert torch.equal(ours, theirs)
     assert rule != "last" or (ours < K).all()
 

@@ -23,15 +23,15 @@ def state(device, random, tokens):
 
 
 @pytest.mark.parametrize("guided", [None, 2.5, "rows"])
-@pytest.mark.parametrize("mask_column", [False, True])
+@pytest.mark.parametrize("mask_logit", [False, True])
 @pytest.mark.parametrize("rule", ["tau", "euler", "ancestral", "last"])
-def test_matches_the_reference(rule, mask_column, guided, state, random, keys):
+def test_matches_the_reference(rule, mask_logit, guided, state, random, keys):
     hidden, weight, bias, x, rate = state
-    bias = bias if mask_column else None
+    bias = bias if mask_logit else None
     scale = torch.tensor([0.3, 3.0], device=x.device) if guided == "rows" else guided
     guidance = {} if guided is None else {"uncond": random(B, L, D), "guidance": scale}
-    theirs = reference.tau_leap_linear(hidden, weight, bias, x, rate, keys(B), K, rule, mask_column, **guidance)
-    ours = tau_leap_linear(hidden, weight, bias, x, rate, keys(B), K, rule, mask_column, **guidance, backend="triton")
+    theirs = reference.tau_leap_linear(hidden, weight, bias, x, rate, keys(B), K, rule, mask_logit, **guidance)
+    ours = tau_leap_linear(hidden, weight, bias, x, rate, keys(B), K, rule, mask_logit, **guidance, backend="triton")
     assert torch.equal(ours, theirs)
 
 

@@ -135,7 +135,7 @@ def test_losses_stay_near_on_a_gpu(tiny, tmp_path, monkeypatch):
         ([], None, "needs a GPU, not cpu; set train.precision=bf16"),
         ([], (8, 0), "needs compute capability 8.9 (Ada, Hopper or later), not 8.0"),
         (["train.batch=24"], (9, 0), "multiples of 16 samples at a time, got 24"),
-        (["train.accumulate=2"], (9, 0), "multiples of 16 samples at a time, got 8"),
+        (["train.gradient_accumulation_steps=2"], (9, 0), "multiples of 16 samples at a time, got 8"),
         ([], (9, 0), "no layer reaches K·N/(K + N) = 512"),
     ],
 )
@@ -148,7 +148,7 @@ def test_what_does_not_suit_is_said(tiny, tmp_path, monkeypatch, settings, capab
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         net = MMDiT({"image": Patches(1, 8, 4, 16), "text": Tokens(12, 31, 16)}, 1, 2, 8)
         with pytest.raises(ValueError) as error:
-            float8.convert(net, torch.device("cuda"), config.train.batch // config.train.accumulate)
+            float8.convert(net, torch.device("cuda"), config.train.batch // config.train.gradient_accumulation_steps)
     assert words in str(error.value)
 
 

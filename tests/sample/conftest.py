@@ -45,7 +45,7 @@ class Toy:
         self.std = 0.4 + 0.4 * torch.rand(size, generator=rng, dtype=torch.float64)
         self.space = Space(
             {
-                "image": Gaussian((2,), Linear(), t_min, time_input="time"),
+                "image": Gaussian((2,), Linear(), t_min, time_conditioning="time"),
                 "text": process(length, self.states, LogLinear(delta), t_min),
             }
         )

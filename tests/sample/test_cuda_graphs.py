@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anystate.kernels import Logits, Places, Rng
+from anystate.kernels import LazyLogits, Places, Rng
 from anystate.sample import cuda_graphs as graphs
 from anystate.sample import sample
 from anystate.sample import sampler as engine
@@ -67,7 +67,7 @@ def counted(monkeypatch):
 
 
 def tensors(answer) -> list[torch.Tensor]:
-    return [value.hidden if isinstance(value, Logits) else value for value in answer.values()]
+    return [value.hidden if isinstance(value, LazyLogits) else value for value in answer.values()]
 
 
 def draw(system, net, given):

@@ -221,7 +221,7 @@ def test_order_on_the_probability_flow(toy, kind, times, order):
 
 def test_dpmpp_extrapolates_over_uneven_steps():
     """A network whose x̂₀ is linear in λ = log α/σ: every update after the first takes x̂₀ at the middle of its step."""
-    process = Gaussian((2,), Linear(), 1e-3, time_input="log_snr")
+    process = Gaussian((2,), Linear(), 1e-3, time_conditioning="log_snr")
     times = torch.tensor([1.0, 0.7, 0.6, 0.2, 0.001, 0.0], dtype=torch.float64)
     alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
     lam = torch.log(alpha / sigma)

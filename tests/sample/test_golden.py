@@ -16,7 +16,7 @@ def test_heun_trajectory(golden, close, case):
     g, facts = golden.below(f"sampler/{case}/"), golden.config["facts"][f"sampler_{case}"]
     space, model = golden.official_space(), load_official(golden.below("weights/"))[0]
     conditions = iter(g.get("perturbed_tokens", []))
-    space["text"].renoise = lambda *_: next(conditions)
+    space["text"].transition = lambda *_: next(conditions)
     # the official interval is open, ours closed: shrink it, so that only times strictly inside count
     inside = [t for t in g["time_grid"].tolist() if facts["guidance_left"] < t < facts["guidance_right"]]
     guidance = Guidance(facts["cfg_scale"], facts["guidance_final_time"], (min(inside) - 1e-6, max(inside) + 1e-6))

@@ -203,9 +203,9 @@ def three_way() -> tuple[Space, object]:
     """A condition c that pushes a picture and a text: ε = x/2 − c, log p ∝ (c, 0, −c)."""
     space = Space(
         {
-            "picture": Gaussian((2,), Linear(), 1e-3, time_input="time"),
+            "picture": Gaussian((2,), Linear(), 1e-3, time_conditioning="time"),
             "text": Masked(4, 3, LogLinear(), 1e-3),
-            "c": Gaussian((1,), Linear(), 1e-3, time_input="time"),
+            "c": Gaussian((1,), Linear(), 1e-3, time_conditioning="time"),
         }
     )
 

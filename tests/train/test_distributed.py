@@ -16,7 +16,7 @@ from anystate.model.storage import read_tensors
 from anystate.train.trainer import Trainer
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-EXTRA = ["network.depth=2", "train.accumulate=2", "modalities.text.loss.weighting=learned"]
+EXTRA = ["network.depth=2", "train.gradient_accumulation_steps=2", "modalities.text.loss.weighting=learned"]
 
 
 def train(overrides, out, ranks: int = 1) -> subprocess.CompletedProcess:
@@ -54,7 +54,7 @@ def test_two_ranks_have_the_losses_of_one(one, tiny_overrides, tmp_path):
 
 def test_sharded_weights_and_recomputed_blocks_then_resumed_on_one_rank(one, tiny_overrides, tmp_path):
     """FSDP2 with activation checkpointing for half of the run, the other half on a single rank."""
-    settings = [*tiny_overrides, *EXTRA, "train.parallel=fsdp", "train.recompute=true"]
+    settings = [*tiny_overrides, *EXTRA, "train.parallel=fsdp", "train.activation_checkpointing=true"]
     result = train([*settings, "train.steps=3"], tmp_path, ranks=2)
     assert result.returncode == 0, result.stderr
     shards = tmp_path / "step_00000003/train_state/sharded"
@@ -75,7 +75,7 @@ def test_a_run_of_one_rank_goes_on_with_two(one, tiny, tiny_overrides, tmp_path)
 def test_what_ranks_cannot_do_is_said(tiny, tiny_overrides, tmp_path):
     result = train([*tiny_overrides, "train.batch=15"], tmp_path / "odd", ranks=2)
     assert result.returncode != 0
-    assert "error: train.accumulate = 1 times 2 ranks does not divide train.batch = 15" in result.stderr
+    assert "error: train.gradient_accumulation_steps = 1 times 2 ranks does not divide train.batch = 15" in result.stderr
     Trainer(tiny(), tmp_path / "plain", "cpu", quiet=True).run(stop=3)
     result = train([*tiny_overrides, "train.parallel=fsdp"], tmp_path / "plain", ranks=2)
     assert result.returncode != 0
@@ -94,7 +94,7 @@ def test_shares_cover_all_rows_in_order(monkeypatch):
 
 
 def test_recomputing_changes_nothing(tiny, tmp_path):
-    runs = [Trainer(tiny(f"train.recompute={r}"), tmp_path / r, "cpu", quiet=True) for r in ("true", "false")]
+    runs = [Trainer(tiny(f"train.activation_checkpointing={r}"), tmp_path / r, "cpu", quiet=True) for r in ("true", "false")]
     for trainer in runs:
         trainer.run(stop=2)
     first, second = (read_tensors(t.save() / "model.safetensors") for t in runs)
@@ -107,7 +107,7 @@ def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeyp
     """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
     monkeypatch.setenv(float8.EMULATE, "1")
     settings = [*tiny_overrides, *(f"modalities.{m}.stream.width=640" for m in ("image", "text"))]
-    settings += ["modalities.text.stream.tower=0", "train.batch=32", "train.steps=2", "train.precision=fp8"]
+    settings += ["modalities.text.stream.single_stream_depth=0", "train.batch=32", "train.steps=2", "train.precision=fp8"]
     for out, ranks, parallel in (("one", 1, "ddp"), ("two", 2, "fsdp")):
         result = train([*settings, f"train.parallel={parallel}"], tmp_path / out, ranks)
         assert result.returncode == 0, result.stderr

@@ -37,7 +37,7 @@ def test_plain_and_fast_training_agree(tiny, tmp_path):
 @pytest.mark.parametrize("kind", ["joint", "image", "text"])
 @pytest.mark.parametrize("sampler", ["shipped", "official"])
 def test_plain_and_fast_samples_agree(tiny, tmp_path, kind, sampler):
-    overrides = ["modalities.image.sampler.kind=heun", "modalities.text.sampler.kind=tau_leap"]
+    overrides = ["modalities.image.sampler.method=heun", "modalities.text.sampler.method=tau_leap"]
     trainer, _ = trained(tiny(*(overrides if sampler == "official" else [])), tmp_path, steps=20)
     system, data = trainer.averaged(), trainer.test_data
     given = {"image": {"image": data.images[:8]}, "text": {"text": data.captions[:8, 0]}, "joint": {}}[kind]

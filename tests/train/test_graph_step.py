@@ -18,7 +18,7 @@ from anystate.train import graph_step as graphed
 from anystate.train.table_trainer import TableTrainer
 
 CUDA = torch.cuda.is_available()
-TINY = ["network.width=16", "network.depth=2", "network.heads=2", "train.batch=64", "train.steps=8", "train.warmup=2"]
+TINY = ["network.width=16", "network.depth=2", "network.heads=2", "train.batch=64", "train.steps=8", "train.warmup_steps=2"]
 TINY += ["train.log_every=1", "train.save_every=4", "sample.steps=6", "train.precision=fp32"]
 
 

@@ -78,7 +78,7 @@ def test_a_modality_without_weight_is_not_computed(tiny, tmp_path):
 
 
 def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
-    trainer = Trainer(tiny("train.nonfinite=zero"), tmp_path, "cpu", quiet=True)
+    trainer = Trainer(tiny("train.on_nonfinite_grad=zero"), tmp_path, "cpu", quiet=True)
     with torch.no_grad():
         trainer.train_data.images[:64] = float("nan")
     trainer.run()

@@ -33,9 +33,9 @@ TINY = [
     "train.steps=6",
     "train.save_every=3",
     "train.log_every=1",
-    "train.warmup=2",
+    "train.warmup_steps=2",
     "sample.steps=8",
-    "sample.chunk=64",
+    "sample.batch_size=64",
 ]
 LEARNT = [*TINY, "train.steps=400", "train.save_every=400", "train.lr=1e-2", "train.log_every=100", "train.batch=128"]
 
@@ -113,7 +113,7 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
         ([], "cpu", 100, 100),
         ([], "cuda", 32_561, 32_561),
         ([], "cuda", 100_000, 65_536),
-        (["sample.chunk=512"], "cuda", 32_561, 512),
+        (["sample.batch_size=512"], "cuda", 32_561, 512),
     ],
 )
 def test_batches_of_rows_suit_the_device_unless_the_config_says_otherwise(model, settings, device, n, rows):
@@ -369,7 +369,7 @@ def test_tables_that_break_others(name):
 
 
 def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
-    old = ("network.sinusoids=0", "draws=independent", "encoding.ends=2", "numbers.sampler.grid=linear")
+    old = ("network.sinusoids=0", "draws=independent", "encoding.tail_rows=2", "numerical.sampler.time_grid=linear")
     run = trainer(tmp_path, *old)
     run.run()
     file = resolve(tmp_path) / "config.yaml"
@@ -389,7 +389,7 @@ def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
 
 def test_balanced_positions_take_no_further_weight():
     with pytest.raises(ConfigError, match="balanced weighs by itself"):
-        load_config("table/default", ["tokens.counted=balanced", "tokens.loss.weighting=elbo"], TableConfig)
+        load_config("table/default", ["categorical.loss_on=balanced", "categorical.loss.weighting=elbo"], TableConfig)
 
 
 def test_the_papers_config_has_the_papers_size_and_sampler():

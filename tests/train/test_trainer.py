@@ -74,7 +74,7 @@ def test_kill_9_and_the_same_command_again(tiny, tiny_overrides, tmp_path):
 
 def test_accumulation_gives_the_same_step(tiny, tmp_path):
     whole = Trainer(tiny(), tmp_path / "a", quiet=True)
-    parts = Trainer(tiny("train.accumulate=4"), tmp_path / "b", quiet=True)
+    parts = Trainer(tiny("train.gradient_accumulation_steps=4"), tmp_path / "b", quiet=True)
     first, second = whole.update(), parts.update()
     for m, value in first.items():
         torch.testing.assert_close(value, second[m], rtol=1e-5, atol=1e-6)
@@ -121,7 +121,7 @@ def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
 
 def test_learning_rate_course(tiny, tmp_path):
     trainer = Trainer(
-        tiny("train.lr=1.0", "train.warmup=4", "train.steps=8", "train.decay=cosine"), tmp_path, quiet=True
+        tiny("train.lr=1.0", "train.warmup_steps=4", "train.steps=8", "train.lr_schedule=cosine"), tmp_path, quiet=True
     )
     assert [trainer.lr(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert trainer.lr(4) == 1.0
@@ -148,13 +148,13 @@ def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
 
 
 def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
-    Trainer(tiny("train.save_every=1", "train.keep=2"), tmp_path, quiet=True).run()
+    Trainer(tiny("train.save_every=1", "train.keep_last=2"), tmp_path, quiet=True).run()
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
 
 
 def test_held_modalities_do_not_learn(tiny, tmp_path):
-    """With text always held as a clean condition its head gets no gradient, whatever the image learns."""
-    trainer = Trainer(tiny("times.hold={text: 1.0}"), tmp_path, quiet=True)
+    """With text always held as a clean condition its head gets no gradient, whatever the image loss_mask."""
+    trainer = Trainer(tiny("times.condition_prob={text: 1.0}"), tmp_path, quiet=True)
     trainer.backward(trainer.train_data.batch(0, 0, range(16), 16), range(16))
     assert all(p.grad is None or not p.grad.any() for p in trainer.net.head["text"].parameters())
     assert any(p.grad.any() for p in trainer.net.head["image"].parameters())

@@ -154,7 +154,7 @@ def test_training_compiles_few_kinds(stage, compiled):
 
 def test_a_stream_without_a_head_gets_no_gradients_from_whole_blocks(tiny, compiled):
     """Nor zeros, which weight decay would act on: as where blocks leave it out themselves."""
-    trainer = Bench(config_of("digits", [*SMALL, "modalities.text.stream.head=false", "compile=never"]), CPU)
+    trainer = Bench(config_of("digits", [*SMALL, "modalities.text.stream.output=false", "compile=never"]), CPU)
     x0 = trainer.train_data.batch(0, 0, trainer.rows, trainer.config.train.batch)
     without = {}
     for whole in (False, True):
@@ -174,7 +174,7 @@ def test_a_batch_tried_in_more_parts_is_compiled_anew(compiled):
     class Small(Bench):
         def update(self):
             losses = super().update()
-            tried.append(self.config.train.accumulate)
+            tried.append(self.config.train.gradient_accumulation_steps)
             kinds.append(self.counted.kinds)
             if len(tried) < 3:
                 raise torch.OutOfMemoryError

@@ -23,13 +23,13 @@ from anystate.bench.studies.schedules import (
     verdicts,
 )
 from anystate.configs.load import load_config
-from anystate.diffusion import Cosine, Gaussian, LogLinear, Masked, Space, Times
+from anystate.diffusion import Cosine, Gaussian, LogLinear, Masked, Space, TimeSampler
 from anystate.kernels import Rng
 from anystate.sample import Sampler, sample
 
 TINY = [
     "modalities.image.stream.width=16", "modalities.text.stream.width=16", "network.depth=1", "network.heads=2",
-    "network.head_dim=8", "train.batch=16", "train.steps=4", "train.warmup=2", "sample.steps=3",
+    "network.head_dim=8", "train.batch=16", "train.steps=4", "train.warmup_steps=2", "sample.steps=3",
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def space():
 def test_where_each_variant_trains(variant, space):
     """The square, the diagonal, or the diagonal and one edge, half of the samples each."""
     settings = times_of(variant, "image", "text")
-    t, learns = Times(**settings.model_dump())(space, Rng(0, torch.arange(4000)))
+    t, loss_mask = TimeSampler(**settings.model_dump())(space, Rng(0, torch.arange(4000)))
     image, text = t["image"], t["text"]
     tied = (image - text).abs() < 1e-9
     clean_text, clean_image = text == 1e-3, image == 1e-3
@@ -54,14 +54,14 @@ def test_where_each_variant_trains(variant, space):
     if variant == "image_only":
         assert (tied | clean_text).all()
         assert abs(clean_text.float().mean() - 0.5) < 0.05
-        assert learns["image"].all()
-        assert torch.equal(learns["text"] == 0, clean_text)
+        assert loss_mask["image"].all()
+        assert torch.equal(loss_mask["text"] == 0, clean_text)
     if variant == "text_only":
         assert (tied | clean_image).all()
         assert abs(clean_image.float().mean() - 0.5) < 0.05
-        assert learns["text"].all()
-    for m in t:  # a modality that learns sees every time alike
-        learned = t[m][learns[m] > 0]
+        assert loss_mask["text"].all()
+    for m in t:  # a modality that loss_mask sees every time alike
+        learned = t[m][loss_mask[m] > 0]
         assert abs(learned.mean() - 0.5) < 0.03
         assert learned.min() < 0.02
         assert learned.max() > 0.98

@@ -97,11 +97,11 @@ def test_the_config_describes_the_official_processes(golden, run):
     system, space = Pipeline.from_pretrained(run), golden.official_space(pad_id=30, attend_pads=False)
     assert list(system.space) == list(space)
     text, image = system.space["text"], system.space["image"]
-    same = ("shape", "states", "mask_id", "mask_column", "pad_id", "attend_pads", "counted", "t_min")
+    same = ("shape", "states", "mask_id", "mask_logit", "pad_id", "attend_pads", "counted", "t_min")
     assert {k: getattr(text, k) for k in same} == {k: getattr(space["text"], k) for k in same}
     assert (image.shape, image.t_min, image.predicts) == (space["image"].shape, 1e-5, "eps")
     t = torch.rand(9, dtype=torch.float64)
-    assert torch.equal(image.time_input(t), space["image"].time_input(t))
+    assert torch.equal(image.time_conditioning(t), space["image"].time_conditioning(t))
     assert torch.equal(image.schedule.integral(t), space["image"].schedule.integral(t))
     assert torch.equal(text.schedule.total(t), space["text"].schedule.total(t))
     assert {m: s.kind for m, s in system.samplers.items()} == {"text": None, "image": None}  # heun and τ-leaping

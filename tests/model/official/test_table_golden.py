@@ -41,7 +41,7 @@ class Case:
                     max(g.states),
                     LogLinear(golden.config["schedules"]["loglinear"]["eps"]),
                     recipe["early_eps"],
-                    mask_column="leak",
+                    mask_logit="kept",
                 )
                 for m, g in self.model.groups.items()
             }

@@ -50,7 +50,7 @@ def test_training_resumes_bit_for_bit(config, tmp_path):
     whole = Trainer(config("data.flip=true"), tmp_path / "a", "cpu", quiet=True)
     whole.run()
     Trainer(config("data.flip=true"), tmp_path / "b", "cpu", quiet=True).run(stop=3)
-    resumed = Trainer(config("data.flip=true", "train.accumulate=1"), tmp_path / "b", "cpu", quiet=True)
+    resumed = Trainer(config("data.flip=true", "train.gradient_accumulation_steps=1"), tmp_path / "b", "cpu", quiet=True)
     assert resumed.step == 3
     resumed.run()
     for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
