@@ -6,17 +6,32 @@ RUN := $(VENV)/bin
 OUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: demo test lint bench clean
+TYPED := $(foreach folder,configs kernels diffusion model sample train bench,-p anystate.$(folder)) -m anystate.cli
+
+.PHONY: demo test lint style types pages bench clean
 
 demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
-lint: $(VENV)/.installed-dev
-	$(RUN)/ruff check --config .ci/ruff.toml .
-	$(RUN)/ruff format --check --config .ci/ruff.toml .
+lint: style types
+
+style: $(VENV)/.installed-dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+# mypy takes a package's name from its folder, and this folder may have any: it reads the package through a link
+types: $(VENV)/.installed-dev
+	mkdir -p $(VENV)/types
+	ln -sfn $(CURDIR) $(VENV)/types/anystate
+	cd $(VENV)/types && $(abspath $(RUN))/mypy --config-file anystate/pyproject.toml $(TYPED)
+
+# docs/settings.md and docs/api.md
+pages: $(VENV)/.installed
+	$(RUN)/python -m anystate.configs.page
+	$(RUN)/python docs/make_api.py
 
 bench: $(VENV)/.installed
 	$(RUN)/anystate bench kernels --size small

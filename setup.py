@@ -39,6 +39,7 @@ setup(
     package_dir={"anystate": "."},
     packages=["anystate"] + [f"anystate.{folder}" for folder in FOLDERS],
     package_data={
+        "anystate": ["py.typed"],
         "anystate.configs": ["*.yaml", "*/*.yaml"],
         "anystate.kernels": ["tiles.json"],
         "anystate.train": ["data/adult/*"],
@@ -52,7 +53,7 @@ setup(
         "safetensors>=0.5",
         "pyyaml>=6",
         "pydantic>=2.7",
-        "typer>=0.15",
+        "typer>=0.19",
         "rich>=13",
         "jinja2>=3.1",
         "matplotlib>=3.9",
@@ -70,7 +71,7 @@ setup(
         "fp8": FP8,
         "inception": ["torch-fidelity>=0.3", "torchvision"],  # the usual FID network
         "log": ["tensorboard>=2.18", "wandb>=0.19"],
-        "dev": [*TEST, "ruff>=0.9", "tensorboard>=2.18"],
+        "dev": [*TEST, "ruff>=0.9", "mypy>=1.15", "tensorboard>=2.18"],
     },
     entry_points={"console_scripts": ["anystate=anystate.cli:main"]},
 )

@@ -3,105 +3,128 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from ..configs.options import choose_device
+from ..configs.options import (
+    Compile,
+    Device,
+    Json,
+    JsonOut,
+    Out,
+    choose_device,
+    parse_choices,
+    parse_counts,
+    renamed,
+    require_path,
+)
 
 app = typer.Typer(help="Speed, memory and quality, measured side by side.", no_args_is_help=True)
 console = Console()
 
-Out = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
-Size = Annotated[str, typer.Option(help="official, emoji, digits, tiny or wide.")]
-Json = Annotated[Path | None, typer.Option(help="Write the rows here, after each measurement.")]
-Compile = Annotated[str, typer.Option(help="torch.compile of the fast engine: always or never.")]
+VARIANTS = ("decoupled", "unified", "image_only", "text_only")  # of `anystate bench schedules`
+
+Size = Annotated[Literal["official", "emoji", "digits", "tiny", "wide"], typer.Option(help="Shipped recipe.")]
 Trace = Annotated[Path | None, typer.Option(help="Folder for the profiler's table and trace.")]
 
 
-@app.command("train")
+@app.command("train", cls=renamed({"--batch": "--batch-size"}))
 def bench_train(
     size: Size = "digits",
-    steps: Annotated[int, typer.Option(help="Timed steps of each engine.")] = 30,
-    batch: Annotated[int | None, typer.Option(help="Samples a step; default the recipe's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each implementation.")] = 30,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per step; default the recipe's.")] = None,
     compile: Compile = "always",
-    fp8: Annotated[bool, typer.Option("--fp8", help="train.precision=fp8 beside bf16, speed and losses.")] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Compare train.precision=fp8 with bf16, speed and losses.")
+    ] = False,
     trace: Trace = None,
-    json: Json = None,
+    json: JsonOut = None,
     device: Device = None,
 ) -> None:
-    """Samples per second, step times, MFU and memory of training, beside the plain engine."""
-    from .speed import train as of_training
-    from .speed.rows import Rows
-
-    where = _bench_device(device, compile, steps=steps)
-    if fp8:
-        of_training.fp8(size, where, Rows(where, json), compile, steps, batch)
-        return
-    of_training.train(size, where, Rows(where, json), compile, steps, batch, trace)
-
-
-@app.command("sample")
-def bench_sample(
-    size: Size = "digits",
-    batch: Annotated[
-        str | None, typer.Option(help="Samples at once, separated by commas; default the recipe's.")
-    ] = None,
-    steps: Annotated[str | None, typer.Option(help="Steps, separated by commas.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed samplings of each engine.")] = 5,
-    compile: Compile = "always",
-    json: Json = None,
-    device: Device = None,
-) -> None:
-    """Samples per second, time of an evaluation, latency and memory of sampling, beside the plain engine."""
-    from .speed.rows import Rows
-    from .speed.sample import sampling
-
-    where = _bench_device(device, compile, rounds=rounds)
-    sampling(size, where, Rows(where, json), compile, _numbers("--batch", batch), _numbers("--steps", steps), rounds)
-
-
-@app.command("curves")
-def bench_curves(
-    digits: Annotated[Path | None, typer.Option(help="A run of `anystate train digits`.")] = None,
-    table: Annotated[Path | None, typer.Option(help="A run of `anystate table fit adult`.")] = None,
-    n: Annotated[int, typer.Option(help="Pictures, and captions, a point.")] = 300,
-    rows: Annotated[int, typer.Option(help="Rows of a table a point.")] = 2000,
-    out: Out = Path("runs/curves"),
-    device: Device = None,
-) -> None:
-    """Quality against network evaluations of every sampler; the same command goes on where it stopped."""
-    from .studies.samplers import curves
-
-    if digits is None and table is None:
-        raise ValueError("nothing to measure: give --digits RUN, --table RUN or both")
-    curves(digits, table, out, n, rows, str(choose_device(device)), console)
-
-
-@app.command("growth")
-def bench_growth(out: Out = Path("runs/growth"), size: Size = "tiny", json: Json = None, device: Device = None) -> None:
-    """How cost grows: time a sample with their number, memory with steps, a jump with the vocabulary; with plots."""
-    from .speed.rows import Rows
-    from .speed.scaling import growth
+    """Throughput, step times, MFU and memory of training, compared with the plain reference."""
+    from .speed import train as speed
+    from .speed.results import ResultLog
 
     where = choose_device(device)
-    growth(size, where, Rows(where, json), out)
+    if fp8:
+        speed.fp8(size, where, ResultLog(where, json), compile, steps, batch_size)
+    else:
+        speed.train(size, where, ResultLog(where, json), compile, steps, batch_size, trace)
+
+
+@app.command("sample", cls=renamed({"--batch": "--batch-size"}))
+def bench_sample(
+    size: Size = "digits",
+    batch_size: Annotated[
+        str | None, typer.Option(help="Samples per batch, separated by commas; default the recipe's.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Sampling steps, separated by commas.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed samplings of each implementation.")] = 5,
+    compile: Compile = "always",
+    json: JsonOut = None,
+    device: Device = None,
+) -> None:
+    """Throughput, time per network evaluation, latency and memory of sampling, compared with the plain reference."""
+    batches, counts = parse_counts("--batch-size", batch_size), parse_counts("--steps", steps)
+    from .speed.results import ResultLog
+    from .speed.sample import sampling
+
+    where = choose_device(device)
+    sampling(size, where, ResultLog(where, json), compile, batches, counts, rounds)
+
+
+@app.command("samplers")
+@app.command("curves", hidden=True)
+def bench_samplers(
+    digits: Annotated[Path | None, typer.Option(help="A run of `anystate train digits`.")] = None,
+    table: Annotated[Path | None, typer.Option(help="A run of `anystate table fit adult`.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Images, and captions, per point.")] = 300,
+    rows: Annotated[int, typer.Option(min=1, help="Table rows per point.")] = 2000,
+    out: Out = Path("runs/samplers"),
+    device: Device = None,
+) -> None:
+    """Quality against network evaluations (NFE) of every sampler; the same command resumes an interrupted one."""
+    from ..configs.runs import resolve
+
+    runs = [run for run in (digits, table) if run is not None]
+    if not runs:
+        raise ValueError("nothing to measure: give --digits RUN, --table RUN or both")
+    for run in runs:
+        resolve(run)
+    from .studies.samplers import compare_samplers
+
+    compare_samplers(digits, table, out, n, rows, str(choose_device(device)), console)
+
+
+@app.command("scaling")
+@app.command("growth", hidden=True)
+def bench_scaling(
+    size: Size = "tiny", out: Out = Path("runs/scaling"), json: Json = None, device: Device = None
+) -> None:
+    """How time per sample scales with samples, memory with steps, and a τ-leap with the vocabulary; with plots."""
+    from .speed.results import ResultLog
+    from .speed.scaling import measure_scaling
+
+    where = choose_device(device)
+    measure_scaling(size, where, ResultLog(where, json), out)
 
 
 @app.command("all")
 def bench_all(
-    json: Annotated[Path, typer.Option(help="Write all rows here.")] = Path("runs/bench/all.json"),
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots here.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes only: does everything run?")] = False,
-    minutes: Annotated[float, typer.Option(help="Begin no further part after so many minutes.")] = 8.0,
+    json: Annotated[Path, typer.Option("-o", "--out", "--json", help="Write the results to this JSON file.")] = Path(
+        "runs/bench/all.json"
+    ),
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes only, to check that everything runs.")] = False,
+    minutes: Annotated[float, typer.Option(help="Start no further benchmark after so many minutes.")] = 8.0,
     device: Device = None,
 ) -> None:
-    """Everything above in one run, plain engine beside it, as rows and as a page."""
-    from .speed.all import everything
+    """All benchmarks of speed in one run, compared with the plain reference."""
+    from .speed.all import run_all
 
-    raise typer.Exit(everything(choose_device(device), json, html, quick, 60.0 * minutes, console))
+    raise typer.Exit(run_all(choose_device(device), json, html, quick, 60.0 * minutes, console))
 
 
 @app.command("kernels")
@@ -109,78 +132,91 @@ def bench_kernels(
     op: Annotated[
         list[str] | None, typer.Option(help="Operation to measure; repeat for several. Default: all.")
     ] = None,
-    size: Annotated[str, typer.Option(help="tiny, small or official.")] = "small",
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write bars of the share of the floor here (.png).")] = None,
+    size: Annotated[Literal["tiny", "small", "official"], typer.Option(help="Shapes of the tensors.")] = "small",
+    json: JsonOut = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a bar plot of the share of the floor (.png).")] = None,
     compile_only: Annotated[
         bool, typer.Option("--compile-only", help="Registers, shared memory and spills per GPU generation; no GPU.")
     ] = False,
     device: Device = None,
 ) -> None:
-    """Every kernel against its floor, PyTorch eager, torch.compile and well-kept peers."""
+    """Every kernel compared with its floor, PyTorch eager, torch.compile and kernels of other packages."""
     from .speed.kernels import run
 
     raise typer.Exit(run(op, size, json, plot, compile_only, device))
 
 
-@app.command("data")
+@app.command("data", cls=renamed({"--samples": "--n", "--batch": "--batch-size"}))
 def bench_data(
-    samples: Annotated[int, typer.Option(help="In the made-up data set.")] = 8192,
-    batch: Annotated[int, typer.Option(help="Samples per batch.")] = 256,
-    batches: Annotated[int, typer.Option(help="Measured per way and round.")] = 96,
-    rounds: Annotated[int, typer.Option(help="Rounds; the table shows medians.")] = 5,
-    folder: Annotated[Path | None, typer.Option(help="On the disk to measure; default for temporary files.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Samples of the synthetic data set.")] = 8192,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 256,
+    batches: Annotated[int, typer.Option(min=1, help="Timed batches per loader and round.")] = 96,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the table shows medians.")] = 5,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="On the disk to measure; default the temporary one."),
+    ] = None,
+    json: JsonOut = None,
 ) -> None:
-    """The packed loader, DALI and webdataset, against single .npy files behind a PyTorch DataLoader."""
+    """The packed loader, DALI and webdataset, compared with single .npy files behind a PyTorch DataLoader."""
+    require_path("--folder:", folder)
     from .speed.data import run
 
-    run(samples, batch, batches, rounds, folder, json, console)
+    run(n, batch_size, batches, rounds, folder, json, console)
 
 
-@app.command("table")
+@app.command("table", cls=renamed({"--given": "--condition", "--rows": "--n"}))
 def bench_table(
     quality: Annotated[bool, typer.Option("--quality", help="Trend and MLE as in the paper's Tables 2 and 3.")] = False,
     conditional: Annotated[
-        bool, typer.Option("--conditional", help="Rows under conditions against unconditional rows filtered to them.")
+        bool, typer.Option("--conditional", help="Conditional rows compared with filtered unconditional ones.")
     ] = False,
     imputation: Annotated[
-        bool, typer.Option("--imputation", help="Removed cells filled, against scikit-learn and mean or mode.")
+        bool, typer.Option("--imputation", help="Imputed cells compared with scikit-learn and with mean or mode.")
     ] = False,
-    sets: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "adult",
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = "adult",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     recipe: Annotated[str, typer.Option(help="Shipped table configs, separated by commas.")] = "default",
     one_fit: Annotated[
-        bool, typer.Option("--one-fit", help="Fit once; the seeds are samplings, as in the paper.")
+        bool, typer.Option("--one-fit", help="Fit once; the seeds are those of sampling, as in the paper.")
     ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(help="--conditional: columns given, separated by commas; repeat for several. Default Adult's."),
+    fast: Annotated[bool, typer.Option("--fast", help="MLE: fit 4 hyper-parameter settings instead of 36.")] = False,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--n",
+            min=1,
+            help="Rows: --conditional, per condition, default 200; speed, default 512, on a GPU 32,561.",
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(help="--conditional: rows wanted under every condition.")] = 200,
-    pool: Annotated[int, typer.Option(help="--conditional: unconditional rows to filter.")] = 40_000,
-    draws: Annotated[int, typer.Option(help="--imputation: draws of a cell that needs drawing.")] = 20,
-    share: Annotated[float, typer.Option(help="--imputation: share of cells removed.")] = 0.2,
-    limit: Annotated[int | None, typer.Option(help="--imputation: only so many test rows.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the tables; default ANYSTATE_DATA/tabular.")] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="--conditional: conditioned columns, separated by commas; repeat for several sets of them."),
+    ] = None,
+    pool: Annotated[int, typer.Option(min=1, help="--conditional: unconditional rows to filter.")] = 40_000,
+    draws: Annotated[int, typer.Option(min=1, help="--imputation: samples that a mean is taken over.")] = 20,
+    share: Annotated[float, typer.Option(min=0, max=1, help="--imputation: share of cells removed.")] = 0.2,
+    limit: Annotated[int | None, typer.Option(min=1, help="--imputation: test rows, at most.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets; default ANYSTATE_DATA/tabular.")] = None,
     out: Out = Path("runs/table_quality"),
-    steps: Annotated[int, typer.Option(help="Speed: timed steps of each engine.")] = 30,
-    n: Annotated[int | None, typer.Option(help="Speed: rows to sample; default 512, on a GPU 32,561.")] = None,
-    official_steps: Annotated[int, typer.Option(help="Speed: steps of the official sampler.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Speed: timed steps of each implementation.")] = 30,
+    official_steps: Annotated[int, typer.Option(min=1, help="Speed: steps of the official sampler.")] = 1000,
     compile: Compile = "always",
     trace: Trace = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
-    """Speed beside the plain engine; or quality: tables × recipes × seeds beside the published numbers, conditions,
-    imputation, where the same command goes on where it stopped."""
+    """Speed compared with the plain reference; or quality beside published numbers, conditional sampling, imputation.
+
+    Measurements of quality are kept in --out: the same command resumes an interrupted one.
+    """
     if not (quality or conditional or imputation):
-        from .speed.rows import Rows
+        from .speed.results import ResultLog
         from .speed.table import speed
 
-        where = _bench_device(device, compile, steps=steps, official_steps=official_steps)
-        speed(where, Rows(where, json), recipe, compile, steps, n, official_steps, trace)
+        where = choose_device(device)
+        speed(where, ResultLog(where, json), recipe, compile, steps, n, official_steps, trace)
         return
     from .table.quality import quality as run
     from .table.recipes import fits, recipes
@@ -190,11 +226,11 @@ def bench_table(
     if quality:
         grid = "fast" if fast else "official"
         run(names, range(seeds), kinds, recipes(out, one_fit, device), data, out / "rows.json", grid, console)
+    columns = [part.split(",") for part in condition or ["education,sex", "education,sex,race"]]
     for kind in kinds:
         tasks = Tasks(names, range(seeds), kind, fits(out, device), out, data, console)
         if conditional:
-            columns = given or ["education,sex", "education,sex,race"]
-            tasks.conditional([part.split(",") for part in columns], rows, pool)
+            tasks.conditional(columns, n or 200, pool)
         if imputation:
             tasks.imputation(draws, share, limit)
 
@@ -202,39 +238,18 @@ def bench_table(
 @app.command("schedules")
 def bench_schedules(
     override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
-    config: Annotated[str, typer.Option(help="A config with one picture and one text modality.")] = "schedules/digits",
-    seeds: Annotated[int, typer.Option(help="Runs per variant.")] = 3,
-    n: Annotated[int, typer.Option("-n", "--n", help="Joint samples per run.")] = 500,
-    variants: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "decoupled,unified,image_only,text_only",
+    config: Annotated[str, typer.Option(help="A config with one image and one text modality.")] = "schedules/digits",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per variant.")] = 3,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Joint samples per run.")] = 500,
+    variants: Annotated[str, typer.Option(help="Variants, separated by commas.")] = ",".join(VARIANTS),
     out: Out = Path("runs/schedules"),
     device: Device = None,
 ) -> None:
-    """Decoupled against tied noise schedules at equal budget; the same command goes on where it stopped."""
-    from .studies.schedules import schedules
+    """Decoupled and tied noise times at equal training budget; the same command resumes an interrupted one."""
+    from ..configs.load import load_config
 
-    schedules(config, override or [], variants.split(","), seeds, n, out, choose_device(device), console)
+    load_config(config, override)
+    names = parse_choices("--variants", variants, VARIANTS)
+    from .studies.schedules import compare_schedules
 
-
-def _bench_device(name: str | None, compile: str, **counts: int):
-    """The device, once the options make sense."""
-
-    if compile not in ("always", "never"):
-        raise ValueError(f"--compile must be always or never, got {compile!r}")
-    for option, count in counts.items():
-        if count < 1:
-            raise ValueError(f"--{option} must be at least 1, got {count}")
-    return choose_device(None if name == "auto" else name)
-
-
-def _numbers(option: str, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} takes whole numbers separated by commas, got {text!r}") from None
-    if min(numbers) < 1:
-        raise ValueError(f"{option} must be at least 1, got {text!r}")
-    return numbers
+    compare_schedules(config, override or [], names, seeds, n, out, choose_device(device), console)

@@ -16,3 +16,8 @@ def locate(path: str | Path) -> Path | None:
 def not_found(what: str, path: str | Path) -> str:
     """The line to end with when `locate` found nothing."""
     return f"{what} {str(path)!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form OWNER/NAME of the Hugging Face hub, without the ending of a file."""
+    return name.count("/") == 1 and not Path(name).suffix

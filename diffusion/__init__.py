@@ -4,7 +4,8 @@ from .guidance import Guidance
 from .processes import Gaussian, Masked, Process, Uniform
 from .schedules import GAUSSIAN_SCHEDULES, Cosine, Linear, LogLinear, LogSNR, ScaledLinear
 from .space import Space
-from .training_times import TimeSampler, grid
+from .time_grid import time_grid
+from .training_times import TimeSampler
 from .weighting import WEIGHTINGS, Weighting
 
 __all__ = [
@@ -23,5 +24,5 @@ __all__ = [
     "TimeSampler",
     "Uniform",
     "Weighting",
-    "grid",
+    "time_grid",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..configs.config import Config, Image, Schedule, Text
-from ..configs.table import TableConfig
+from ..configs.table import CategoricalConfig, NumericalConfig, TableConfig
 from .processes import Gaussian, Masked, Process, Uniform
 from .schedules import GAUSSIAN_SCHEDULES, GaussianSchedule, LogLinear
 from .space import Space
@@ -25,12 +25,9 @@ def build_table_space(config: TableConfig, numerical: int, states: Sequence[int]
     """
     processes: dict[str, Process] = {}
     if numerical:
-        n = config.numerical
-        processes["num"] = Gaussian((numerical,), gaussian_schedule(n.schedule), n.t_min, n.time_conditioning, n.predicts)
+        processes["num"] = _gaussian((numerical,), config.numerical)
     if states:
-        c = config.categorical
-        schedule = LogLinear(c.delta)
-        processes["cat"] = Masked(len(states), max(states), schedule, c.t_min, c.counted, c.mask_logit)
+        processes["cat"] = _masked(len(states), max(states), config.categorical)
     return Space(processes)
 
 
@@ -48,9 +45,17 @@ def gaussian_schedule(c: Schedule) -> GaussianSchedule:
 
 def _process(c: Image | Text) -> Process:
     if isinstance(c, Image):
-        schedule = gaussian_schedule(c.schedule)
-        return Gaussian((c.channels, c.size, c.size), schedule, c.t_min, c.time_conditioning, c.predicts)
-    schedule = LogLinear(c.delta)
+        return _gaussian((c.channels, c.size, c.size), c)
     if c.process == "uniform":
-        return Uniform(c.length, c.states, schedule, c.t_min)
-    return Masked(c.length, c.states, schedule, c.t_min, c.counted, c.mask_logit, c.pad, c.attend_pads)
+        return Uniform(c.length, c.states, LogLinear(c.delta), c.t_min)
+    return _masked(c.length, c.states, c, pad_id=c.pad, attend_pads=c.attend_pads)
+
+
+def _gaussian(shape: tuple[int, ...], c: Image | NumericalConfig) -> Gaussian:
+    return Gaussian(shape, gaussian_schedule(c.schedule), c.t_min, c.time_conditioning, c.prediction_type)
+
+
+def _masked(length: int, states: int, c: Text | CategoricalConfig, **pads) -> Masked:
+    balanced = c.loss.weighting == "balanced"
+    schedule = LogLinear(c.delta)
+    return Masked(length, states, schedule, c.t_min, c.loss_on, c.mask_logit, balanced=balanced, **pads)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from ..kernels import Draw, Places, Rng
+from ..kernels import Draw, Rng
 from ..kernels.philox import modality_hash
 from .processes import Process
 
-Net = Callable[..., dict]
+Net = Callable[..., dict]  # net(x, t, mask=None, outputs=None) → {modality: output}, see `Space.evaluate`
 
 
 class Space(dict[str, Process]):
-    """{name: process}. A data point is {name: (B, *shape)}, its times are {name: (B,)}.
+    """{modality: process}. A data point is {modality: (B, *shape)}, its times are {modality: (B,)}.
 
     >>> space = Space({"image": Gaussian((1, 8, 8), Cosine()), "text": Masked(20, 27, LogLinear())})
     """
@@ -30,26 +29,41 @@ class Space(dict[str, Process]):
 
     def prior(self, rng: Rng, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Pure noise at time 1, one sample per entry of rng.samples."""
-        n = len(rng.samples)
-        return {m: self[m].prior(n, rng.keys(m, Draw.PRIOR)) for m in (self if names is None else names)}
+        n, names = len(rng.samples), self if names is None else names
+        return {m: self[m].prior(n, rng.keys(m, Draw.PRIOR), rng.uniforms.get(m)) for m in names}
 
     def perturb(self, x0: dict[str, Tensor], t: dict[str, Tensor], rng: Rng) -> dict[str, Tensor]:
-        """Draw every modality of x₀ at its own time."""
+        """Draw x_t of every modality, each at its own time."""
         return {m: self[m].perturb(x, t[m], rng.keys(m, Draw.NOISE)) for m, x in x0.items()}
 
-    def evaluate(self, net: Net, x: dict[str, Tensor], t: dict[str, Tensor], outputs=None) -> dict:
-        """The network at (x, t): tells it each time in the form it was trained on and which keys to skip.
+    def evaluate(
+        self,
+        net: Net,
+        x: dict[str, Tensor],
+        t: dict[str, Tensor],
+        outputs: Iterable[str] | Mapping[str, int | None] | None = None,
+        observed: Mapping[str, Tensor] | None = None,
+        positions: Mapping[str, Tensor] | None = None,
+    ) -> dict:
+        """{modality: ε-prediction or logits} of the network at (x, t).
 
-        Times below a process's t_min (a clean condition) are raised to it. outputs: names, or {name: rows} for a
-        network that can leave rows out (see `MMDiT.forward`).
+        The network is called with the time conditioning of every modality (times below t_min are raised to it) and the
+        attention masks.
+
+        Args:
+            outputs: the modalities to predict, default all; {modality: n} for the first n samples only.
+            observed: {modality: bool of x's shape}, elements that are clean whatever the modality's time, for
+                networks trained with them.
+            positions: see `MMDiT.forward`. The last two are passed on only where they are given.
         """
         t = {m: t[m].clamp(min=self[m].t_min) for m in x}
         times = {m: self[m].time_conditioning(t[m]) for m in x}
-        masks = {m: self[m].key_mask(x[m]) for m in x}
-        masks = {m: mask for m, mask in masks.items() if mask is not None}
-        out = net(x, times, mask=masks or None, outputs=outputs)
-        rows = outputs if isinstance(outputs, Mapping) else {}
-        return {m: self[m].answer(v, *take(x[m], t[m], rows.get(m))) for m, v in out.items()}
+        masks = {m: mask for m in x if (mask := self[m].key_mask(x[m])) is not None}
+        more = {"observed": observed, "positions": positions}
+        more = {name: value for name, value in more.items() if value}
+        out = net(x, times, mask=masks or None, outputs=outputs, **more)
+        first = outputs if isinstance(outputs, Mapping) else {}
+        return {m: self[m].to_prediction(v, x[m][: first.get(m)], t[m][: first.get(m)]) for m, v in out.items()}
 
     def losses(
         self,
@@ -58,21 +72,21 @@ class Space(dict[str, Process]):
         t: dict[str, Tensor],
         rng: Rng,
         names: Iterable[str] | None = None,
-        given: dict[str, Tensor] | None = None,
+        observed: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """{name: (B,) float32}: every modality's own loss at its own time, unweighted.
+        """{modality: (B,) float32}: the loss of every modality at its own time, unweighted.
 
-        given: {name: bool of x₀'s shape}, elements that stay clean as a condition: the network is told (as `given=`)
-        and they do not count in the loss.
+        observed: {modality: bool of x₀'s shape}, elements that stay clean as a condition: the network sees which, and
+        they do not count in the loss.
         """
-        names, given = list(x0 if names is None else names), given or {}
+        names, observed = list(x0 if names is None else names), observed or {}
         xt = self.perturb(x0, t, rng)
-        xt = {m: torch.where(given[m], x0[m], x) if m in given else x for m, x in xt.items()}
-        out = self.evaluate(functools.partial(net, given=given) if given else net, xt, t, outputs=names)
-        return {m: self[m].loss(out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE), given.get(m)) for m in names}
+        xt = {m: torch.where(observed[m], x0[m], x) if m in observed else x for m, x in xt.items()}
+        out = self.evaluate(net, xt, t, names, observed)
+        return {m: self[m].loss(out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE), observed.get(m)) for m in names}
 
     def check(self, x: dict[str, Tensor]) -> None:
-        """Raise ValueError unless every given modality belongs to the space and holds valid data."""
+        """Raise ValueError unless every modality of x belongs to the space and holds valid data."""
         for name, value in x.items():
             if name not in self:
                 raise ValueError(f"unknown modality {name!r}; this space has {', '.join(self)}")
@@ -81,18 +95,6 @@ class Space(dict[str, Process]):
             raise ValueError(f"modalities differ in batch size: { {m: len(v) for m, v in x.items()} }")
 
 
-def expand_time(t: float | Tensor, n: int, device) -> Tensor:
+def expand_time(t: float | Tensor, n: int, device: torch.device) -> Tensor:
     """A scalar time as (n,) float64; a (n,) tensor passes."""
     return torch.as_tensor(t, dtype=torch.float64, device=device).expand(n)
-
-
-def take(x: Tensor, t: Tensor, rows: slice | Tensor | Places | None) -> tuple[Tensor, Tensor]:
-    """The part of a batch and of its times that a network was asked about."""
-    if isinstance(rows, Places):
-        return x[rows.samples, rows.position][:, None], t[rows.samples]
-    return (x, t) if rows is None else (x[rows], t[rows])
-
-
-def selects_rows(net: Net) -> bool:
-    """Whether a network takes `outputs` as {name: rows}."""
-    return getattr(net, "selects_rows", False)

@@ -1,4 +1,4 @@
-"""How much each modality's loss counts, as a function of its time."""
+"""Weightings of a modality's loss as functions of its time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from .processes import Gaussian, Process
 
-WEIGHTINGS = ("none", "elbo", "min_snr", "learned")
+WEIGHTINGS = ("none", "elbo", "balanced", "min_snr", "learned")
 
 
 class Weighting(nn.Module):
     """λ · w(t) · loss for one modality.
 
-    none: w = 1. elbo: the negative ELBO's weight. min_snr: min(SNR, γ)/SNR, Gaussian only.
-    learned: loss/eᵘ + u with u(t) a small network, one uncertainty per time (EDM2, arXiv 2312.02696, eq. 21);
-    it starts at u = 0.
+    none: w = 1. elbo: the weight of the negative ELBO, 1/t for the log-linear masked process. balanced: w = 1, for a
+    masked process whose loss weights its masked positions itself (see `Masked`). min_snr: min(SNR, γ)/SNR, Gaussian
+    only. learned: loss/eᵘ + u with u(t) a small network, one uncertainty per time (EDM2, arXiv 2312.02696, eq. 21); it
+    starts at u = 0.
     """
 
     def __init__(self, process: Process, kind: str = "none", scale: float = 1.0, gamma: float = 5.0):
@@ -26,6 +27,8 @@ class Weighting(nn.Module):
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {kind!r}")
         if kind == "min_snr" and not isinstance(process, Gaussian):
             raise ValueError("weighting min_snr is for Gaussian modalities")
+        if (kind == "balanced") != getattr(process, "balanced", False):
+            raise ValueError("weighting balanced is for masked modalities with loss_on: masked")
         self.process, self.kind, self.scale, self.gamma = process, kind, scale, gamma
         if kind == "elbo":
             process.elbo_weight(torch.full((1,), 0.5, dtype=torch.float64))  # raises where there is none

@@ -1,10 +1,10 @@
-"""Tensors in, tensors out: the operations of diffusion training and sampling. Knows no schedule, model or config."""
+"""Operations of diffusion training and sampling on tensors; independent of schedules, networks and configurations."""
 
 from .adaln import adaln_modulate, gated_residual
 from .attention import joint_attention
 from .eps_mse import eps_mse
 from .heun import dpmpp_2m, heun_correct, heun_predict, sde_step
-from .lazy_logits import LazyLogits, Places
+from .lazy_logits import LazyLogits
 from .linear_cross_entropy import linear_cross_entropy
 from .perturb import gaussian_perturb, mask_perturb, uniform_perturb
 from .philox import Draw, Rng
@@ -16,7 +16,6 @@ from .tau_leap_linear import tau_leap_linear
 __all__ = [
     "Draw",
     "LazyLogits",
-    "Places",
     "Rng",
     "adaln_modulate",
     "dpmpp_2m",

@@ -3,14 +3,28 @@
 Floor, per element of x: `adaln_modulate` reads x and writes the result; its backward reads x and the upstream gradient
 and writes one gradient. `gated_residual` reads x and the branch and writes the sum; its backward reads the upstream
 gradient and the branch and writes the branch's gradient. Scale, shift and gate are (B, D) and stay in cache.
-Backward gives each program a run of rows of one sample and adds its partial sums up in a fixed order.
+
+In the backward passes a program covers consecutive rows of one sample (a run). The sums for scale, shift and gate are
+computed per run and then added in a fixed order, so that results are deterministic.
 """
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .backend import check, check_device, check_floating, check_shape, custom_op, jit, tl, triton, use_triton, warps
+from .backend import (
+    check,
+    check_device,
+    check_floating,
+    check_shape,
+    custom_op,
+    jit,
+    last_dim_contiguous,
+    tl,
+    triton,
+    use_triton,
+    warps,
+)
 from .tiles import measured
 
 TILE = 2048
@@ -166,146 +180,128 @@ def _gate_backward_kernel(
     tl.store(p_grad_gate + (i_sample * tl.num_programs(1) + i_run) * width + o_d, tl.sum(b_sum, 0), mask=m_d)
 
 
-def features_together(value: Tensor) -> Tensor:
-    """The same values with stride 1 along the last axis; slices along the other axes need no copy."""
-    return value if value.stride(-1) == 1 else value.contiguous()
-
-
-def tile(op: str, width: int, dtype: torch.dtype) -> dict:
-    """Rows and features of one tile, about TILE elements unless something else was measured to be faster."""
+def tile(op: str, width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Rows, features and warps of a tile of about TILE elements. Entries of `tiles.json` override the defaults."""
     block = triton.next_power_of_2(width)
     rows = max(1, TILE // block)
-    chosen = {"ROWS": min(rows, 64), "BLOCK": block, "num_warps": warps(min(rows, 64) * block)}
-    return chosen | measured(op, width, dtype)
+    default = {"ROWS": min(rows, 64), "BLOCK": block, "num_warps": warps(min(rows, 64) * block)}
+    return default | measured(op, width, dtype)
 
 
-def runs_tile(op: str, width: int, dtype: torch.dtype, batch: int, length: int) -> tuple[dict, int]:
-    """The tile of a backward program, and how many rows of a sample it runs over: whole tiles, and about PROGRAMS
-    programs in all."""
+def backward_tile(op: str, width: int, dtype: torch.dtype, batch: int, length: int) -> tuple[dict[str, int], int]:
+    """The tile of a backward kernel and the rows per run: whole tiles, for about PROGRAMS programs in total."""
     shape = tile(op, width, dtype)
     programs, rows = shape.pop("programs", PROGRAMS), shape["ROWS"]
     runs = max(1, min(triton.cdiv(length, rows), programs // max(1, batch)))
     return shape, max(1, triton.cdiv(triton.cdiv(length, runs), rows)) * rows
 
 
-def launch_adaln(x, scale, shift, eps: float, plus_one: bool) -> Tensor:
-    x, scale, shift = (features_together(value) for value in (x, scale, shift))
+def launch_adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool) -> Tensor:
+    x, scale, shift = (last_dim_contiguous(value) for value in (x, scale, shift))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, length, width = x.shape
     if x.numel():
         shape = tile("adaln_modulate", width, x.dtype)
         _adaln_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
-            x,
-            scale,
-            shift,
-            out,
-            length,
-            width,
-            x.stride(0),
-            x.stride(1),
-            scale.stride(0),
-            shift.stride(0),
-            eps,
+            p_x=x,
+            p_scale=scale,
+            p_shift=shift,
+            p_out=out,
+            length=length,
+            width=width,
+            stride_b=x.stride(0),
+            stride_l=x.stride(1),
+            stride_scale=scale.stride(0),
+            stride_shift=shift.stride(0),
+            eps=eps,
             PLUS_ONE=plus_one,
             **shape,
         )
     return out
 
 
-def launch_adaln_backward(grad, x, scale, eps: float, plus_one: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, scale and shift, the last two in float32."""
-    grad, x, scale = grad.contiguous(), features_together(x), features_together(scale)
+def launch_adaln_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, eps: float, plus_one: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, scale and shift; the last two in float32."""
+    grad, x, scale = grad.contiguous(), last_dim_contiguous(x), last_dim_contiguous(scale)
     batch, length, width = x.shape
-    shape, run = runs_tile("adaln_modulate_backward", width, x.dtype, batch, length)
+    shape, run = backward_tile("adaln_modulate_backward", width, x.dtype, batch, length)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = torch.zeros(2, batch, triton.cdiv(length, run), width, device=x.device)
     if x.numel():
         _adaln_backward_kernel[parts.shape[1:3]](
-            grad,
-            x,
-            scale,
-            grad_x,
-            parts[0],
-            parts[1],
-            length,
-            width,
-            x.stride(0),
-            x.stride(1),
-            scale.stride(0),
-            eps,
-            run,
+            p_grad=grad,
+            p_x=x,
+            p_scale=scale,
+            p_grad_x=grad_x,
+            p_grad_scale=parts[0],
+            p_grad_shift=parts[1],
+            length=length,
+            width=width,
+            stride_b=x.stride(0),
+            stride_l=x.stride(1),
+            stride_scale=scale.stride(0),
+            eps=eps,
+            run=run,
             PLUS_ONE=plus_one,
             **shape,
         )
     return grad_x, parts[0].sum(1), parts[1].sum(1)
 
 
-def launch_gate(x, branch, gate) -> Tensor:
-    x, branch, gate = (features_together(value) for value in (x, branch, gate))
+def launch_gate(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    x, branch, gate = (last_dim_contiguous(value) for value in (x, branch, gate))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, length, width = x.shape
     if x.numel():
         shape = tile("gated_residual", width, x.dtype)
         _gate_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
-            x,
-            branch,
-            gate,
-            out,
-            length,
-            width,
-            *x.stride()[:2],
-            *branch.stride()[:2],
-            gate.stride(0),
+            p_x=x,
+            p_branch=branch,
+            p_gate=gate,
+            p_out=out,
+            length=length,
+            width=width,
+            stride_xb=x.stride(0),
+            stride_xl=x.stride(1),
+            stride_bb=branch.stride(0),
+            stride_bl=branch.stride(1),
+            stride_gate=gate.stride(0),
             **shape,
         )
     return out
 
 
-def launch_gate_backward(grad, branch, gate) -> tuple[Tensor, Tensor]:
-    """Gradients of branch and gate, the latter in float32."""
-    grad, branch, gate = grad.contiguous(), features_together(branch), features_together(gate)
+def launch_gate_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of branch and gate; the latter in float32."""
+    grad, branch, gate = grad.contiguous(), last_dim_contiguous(branch), last_dim_contiguous(gate)
     batch, length, width = branch.shape
-    shape, run = runs_tile("gated_residual_backward", width, grad.dtype, batch, length)
+    shape, run = backward_tile("gated_residual_backward", width, grad.dtype, batch, length)
     grad_branch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
     parts = torch.zeros(batch, triton.cdiv(length, run), width, device=branch.device)
     if branch.numel():
         _gate_backward_kernel[parts.shape[:2]](
-            grad,
-            branch,
-            gate,
-            grad_branch,
-            parts,
-            length,
-            width,
-            *branch.stride()[:2],
-            gate.stride(0),
-            run,
+            p_grad=grad,
+            p_branch=branch,
+            p_gate=gate,
+            p_grad_branch=grad_branch,
+            p_grad_gate=parts,
+            length=length,
+            width=width,
+            stride_bb=branch.stride(0),
+            stride_bl=branch.stride(1),
+            stride_gate=gate.stride(0),
+            run=run,
             **shape,
         )
     return grad_branch, parts.sum(1)
 
 
-@custom_op("adaln_modulate")
-def _adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool) -> Tensor:
-    return launch_adaln(x, scale, shift, eps, plus_one)
-
-
-@custom_op("adaln_modulate_backward")
-def _adaln_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, eps: float, plus_one: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_adaln_backward(grad, x, scale, eps, plus_one)
-
-
-@_adaln_backward.register_fake
-def _(grad, x, scale, eps, plus_one):
-    rows = scale.new_empty(scale.shape, dtype=torch.float32)
-    return x.new_empty(x.shape), rows, torch.empty_like(rows)
-
-
-@custom_op("gated_residual")
-def _gate(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    return launch_gate(x, branch, gate)
+_adaln = custom_op("adaln_modulate", launch_adaln)
+_adaln_backward = custom_op("adaln_modulate_backward", launch_adaln_backward)
+_gate = custom_op("gated_residual", launch_gate)
+_gate_backward = custom_op("gated_residual_backward", launch_gate_backward)
 
 
 @_adaln.register_fake
@@ -314,9 +310,10 @@ def _(x, *others):
     return x.new_empty(x.shape)
 
 
-@custom_op("gated_residual_backward")
-def _gate_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    return launch_gate_backward(grad, branch, gate)
+@_adaln_backward.register_fake
+def _(grad, x, scale, eps, plus_one):
+    rows = scale.new_empty(scale.shape, dtype=torch.float32)
+    return x.new_empty(x.shape), rows, torch.empty_like(rows)
 
 
 @_gate_backward.register_fake
@@ -366,7 +363,7 @@ def adaln_modulate(
     plus_one: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """LayerNorm(x)·γ + β without learned affine: γ = scale (MMDiT) or 1 + scale (DiT, plus_one), β = shift.
+    """LayerNorm(x)·γ + β without learned parameters. β = shift; γ = scale (MMDiT), or 1 + scale if plus_one (DiT).
 
     x (B, L, D); scale, shift (B, D). Computes in float32 and returns x's dtype.
     """

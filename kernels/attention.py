@@ -1,18 +1,19 @@
-"""`joint_attention`: softmax attention over the joint sequence by whichever fused kernel is installed.
+"""`joint_attention`: softmax attention over the joint sequence, by the fused kernels that are installed.
 
-Without a key mask: flash-attn (4, 3 or 2, whichever imports first), else PyTorch's SDPA, which has flash kernels of its
-own. With one: the variable-length function of flash-attn, else `torch.nn.attention.varlen.varlen_attn`, else SDPA with
-a mask. The variable-length functions get every query, also those at masked positions (the network computes them), and
-only the keys that are attended: keys and values of all samples packed one after the other. The packed buffer keeps the
-size B·L, its tail unread, so nothing waits for the GPU; it is a permutation of the rows. Its gradient is that of
-indexing: PyTorch adds rows into place by `index_put`, although no two fall on the same one. Gradients of unread rows,
-which the kernels leave unwritten, are set to zero before.
+Without a key mask: flash-attn (4, 3 or 2, the first that can be imported), else PyTorch's SDPA. With a key mask: the
+variable-length function of flash-attn, else `torch.nn.attention.varlen.varlen_attn`, else SDPA with a mask.
 
-Functions of flash-attn 4 call its own just-in-time compiler, which torch.compile cannot trace: in compiled networks
-they are operations that it does not look into (`untraced`).
+Variable-length functions get all queries, because the network computes masked positions too, and only the attended keys
+and values, those of all samples packed one after the other. The packing is a permutation of the B·L rows: the buffer
+keeps its size and its tail is not read, so that no synchronization is needed. The kernels leave gradients of the tail
+unwritten; they are set to zero before the packing is differentiated.
 
-On the CPU: SDPA, but for short rows and narrow heads two batched products around a softmax whose rows are padded to
-whole vectors (compiled, with 15 positions, 4 heads of 8: 2.3 times as fast; 12, 20: 1.8 times; 28, 32: 1.7 times).
+Flash-attn 4 uses its own just-in-time compiler, which torch.compile cannot trace. Compiled networks call it as an
+opaque operation (`untraced`).
+
+On CPU short sequences with narrow heads use `short_attention`, two batched matrix products around a softmax with padded
+rows. Compiled it was 2.3 times as fast as SDPA for 15 positions and 4 heads of 8, 1.8 times for 12 positions and heads
+of 20, and 1.7 times for 28 positions and heads of 32.
 
 Floor: 4 · ΣL · (attended keys) · H · Dh FLOPs; q, k, v read once, the result written once.
 """
@@ -21,6 +22,7 @@ import functools
 import importlib
 import inspect
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,49 +30,51 @@ from torch import Tensor
 from . import reference
 from .backend import check, check_device, check_floating, check_shape, is_reference, use_triton
 
-# (module, compute capability it needs, whether torch.compile can trace it)
+# (module, required compute capability, whether torch.compile can trace it)
 FLASH_MODULES = (
     ("flash_attn.cute", (9, 0), False),
     ("flash_attn_interface", (9, 0), True),
     ("flash_attn", (8, 0), True),
 )
 VECTOR = 16  # float32 numbers in a vector register of current CPUs
-FUNCTIONS = {"sdpa": reference.joint_attention}
+LENGTHS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")  # arguments of variable-length functions
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {"sdpa": reference.joint_attention}
 
 
 def packing_order(key_mask: Tensor) -> Tensor:
-    """(B·L,) permutation that brings the attended positions to the front, in order, without reading their number."""
+    """(B·L,) permutation that moves the attended positions to the front in order, without synchronization."""
     attended = key_mask.flatten()
     front, back = attended.cumsum(0) - 1, (~attended).cumsum(0) - 1
-    place = torch.where(attended, front, back + attended.sum())
-    return torch.empty_like(place).scatter_(0, place, torch.arange(place.shape[0], device=place.device))
+    target = torch.where(attended, front, back + attended.sum())
+    return torch.empty_like(target).scatter_(0, target, torch.arange(target.shape[0], device=target.device))
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over few positions on a CPU; the softmax of a row that is no whole number of vectors would be slow."""
+    """Attention over few positions on CPU. Rows are padded to whole vectors, where the softmax is faster."""
     batch, length, heads, width = k.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     padding = -length % VECTOR
     k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (k, v))
-    hidden = torch.arange(length + padding, device=q.device) >= length
-    bias = torch.where(hidden, -1e30, 0.0).to(q.dtype).expand(1, 1, -1)
+    padded = torch.arange(length + padding, device=q.device) >= length
+    bias = torch.where(padded, -1e30, 0.0).to(q.dtype).expand(1, 1, -1)
     scores = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5), -1)
     return torch.bmm(scores, v).unflatten(0, (batch, heads)).transpose(1, 2)
 
 
-def short(q: Tensor, key_mask: Tensor | None) -> bool:
-    """Whether `short_attention` is the faster one; see the module's text."""
-    _, length, _, width = q.shape
-    fits = q.device.type == "cpu" and q.dtype == torch.float32 and key_mask is None
+def is_short(k: Tensor, key_mask: Tensor | None) -> bool:
+    """Whether `short_attention` is expected to be faster than SDPA for the keys k (B, L, H, Dh)."""
+    _, length, _, width = k.shape
+    fits = k.device.type == "cpu" and k.dtype == torch.float32 and key_mask is None
     return fits and width <= 2 * VECTOR and length <= 4 * VECTOR and length % VECTOR > 0
 
 
-def fixed_attention(function, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+def fixed_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mask: None) -> Tensor:
+    """Attention by `function(q, k, v)`, without a key mask."""
     return first_output(function(q, k, v))
 
 
-def varlen_attention(function, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-    """Attention by a variable-length `function(q, k, v, cu_q, cu_k, max_q, max_k)`: all queries, attended keys."""
+def varlen_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+    """Attention of all queries to the attended keys by `function(q, k, v, cu_q, cu_k, max_q, max_k)`."""
     (batch, length), queries = key_mask.shape, q.shape[1]
     order, counts = packing_order(key_mask), key_mask.sum(1)
     read = torch.arange(batch * length, device=q.device) < counts.sum()
@@ -80,27 +84,28 @@ def varlen_attention(function, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor
     return first_output(function(q.flatten(0, 1), k, v, cu_q, cu_k, queries, length)).view(q.shape)
 
 
-def first_output(result):
-    """Some versions return the log-sum-exps beside the result."""
+def first_output(result: Tensor | tuple) -> Tensor:
+    """The attention's result; some versions return the log-sum-exps as well."""
     return result[0] if isinstance(result, tuple) else result
 
 
-def flash_varlen(function):
-    """flash-attn's variable-length function by position; not every version takes the longest lengths."""
-    known = inspect.signature(function).parameters
-
-    def call(q, k, v, cu_q, cu_k, max_q, max_k):
-        lengths = {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
-        return function(q, k, v, **{name: value for name, value in lengths.items() if name in known})
-
-    return call
+def flash_varlen(function: Callable) -> Callable:
+    """flash-attn's variable-length function with positional lengths; not all versions take all of LENGTHS."""
+    parameters = inspect.signature(function).parameters
+    return functools.partial(call_varlen, function, tuple(name for name in LENGTHS if name in parameters))
 
 
-def untraced(name: str, function):
-    """An attention `function(q, k, v, *lengths)` as it is, and in compiled networks as the operation anystate::`name`.
+def call_varlen(function: Callable, names: tuple[str, ...], q: Tensor, k: Tensor, v: Tensor, *lengths: Tensor | int):
+    by_name = dict(zip(LENGTHS, lengths, strict=True))
+    return function(q, k, v, **{name: by_name[name] for name in names})
 
-    The operation's backward runs the forward pass again: flash-attn keeps what it needs in an autograd graph, which an
-    operation cannot hand on.
+
+def untraced(name: str, function: Callable) -> Callable:
+    """Wrap an attention `function(q, k, v, *lengths)` so that compiled networks call it as the operation
+    anystate::`name`.
+
+    Eager calls go to `function` itself. The backward pass of the operation runs the forward pass again, because
+    flash-attn saves its tensors in an autograd graph, which an operation cannot return.
     """
 
     def attend(q, k, v, cu_q, cu_k, max_q, max_k) -> Tensor:
@@ -143,7 +148,7 @@ def untraced(name: str, function):
 
 @functools.cache
 def discover(capability: tuple[int, int]) -> None:
-    """Adds to FUNCTIONS what this GPU and installation offer."""
+    """Add the implementations that this GPU and installation support to FUNCTIONS."""
     for name, needed, traceable in FLASH_MODULES:
         try:
             module = importlib.import_module(name)
@@ -166,20 +171,20 @@ def discover(capability: tuple[int, int]) -> None:
 
 @torch.compiler.assume_constant_result
 def candidates(device: torch.device, dtype: torch.dtype, width: int, masked: bool) -> tuple[str, ...]:
-    """Names in FUNCTIONS that can run, the preferred one first; "sdpa" always can."""
+    """Names of the usable implementations in FUNCTIONS, in order of preference; "sdpa" is always the last."""
     fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
     if not fits:
         return ("sdpa",)
     discover(torch.cuda.get_device_capability(device))
-    wanted = ("flash_varlen", "torch_varlen", "sdpa") if masked else ("flash", "sdpa")
-    return without_left_out(tuple(name for name in wanted if name in FUNCTIONS))
+    preferred = ("flash_varlen", "torch_varlen", "sdpa") if masked else ("flash", "sdpa")
+    return drop_disabled(tuple(name for name in preferred if name in FUNCTIONS))
 
 
-def without_left_out(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names less those in ANYSTATE_ATTENTION_WITHOUT, separated by commas: the way round one that fails on a GPU;
-    "sdpa" stays."""
-    left_out = os.environ.get("ANYSTATE_ATTENTION_WITHOUT", "").split(",")
-    return tuple(name for name in names if name not in left_out or name == "sdpa")
+def drop_disabled(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names without those listed, comma-separated, in ANYSTATE_ATTENTION_WITHOUT, for kernels that fail on a GPU.
+    "sdpa" cannot be disabled."""
+    disabled = os.environ.get("ANYSTATE_ATTENTION_WITHOUT", "").split(",")
+    return tuple(name for name in names if name not in disabled or name == "sdpa")
 
 
 def joint_attention(
@@ -189,10 +194,10 @@ def joint_attention(
     key_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax attention over the joint sequence, (B, L, H, Dh). key_mask (B, L) bool, True = attend. Scale 1/√Dh.
+    """Softmax attention over the joint sequence with scale 1/√Dh: (B, Q, H, Dh) like q.
 
-    There may be fewer queries, q (B, Q, H, Dh). Those at masked positions are computed too. A sample that attends to no
-    key at all gets whatever the chosen implementation makes of it.
+    q (B, Q, H, Dh), usually with Q = L; k, v (B, L, H, Dh); key_mask (B, L) bool, True where keys are attended to.
+    Queries at masked positions are computed too. The result for a sample without any attended key is undefined.
     """
     check(q.ndim == 4, "q", f"must be (B, L, H, Dh), got {tuple(q.shape)}")
     check_shape("k", k, (q.shape[0], *k.shape[1:2], *q.shape[2:]))
@@ -205,7 +210,7 @@ def joint_attention(
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if not use_triton(backend, q):
-        if short(k, key_mask) and not is_reference(backend):
+        if is_short(k, key_mask) and not is_reference(backend):
             return short_attention(q, k, v)
         return reference.joint_attention(q, k, v, key_mask)
     name = candidates(q.device, q.dtype, q.shape[-1], key_mask is not None)[0]

@@ -1,6 +1,6 @@
-"""`eps_mse`: squared error against noise that is drawn again instead of stored, and its gradient.
+"""`eps_mse`: mean squared error of an ε-prediction. The noise is regenerated from its keys, not stored.
 
-Floor: forward, ε̂ read once; backward, ε̂ read once and its gradient written once.
+Floor: forward reads ε̂ once; backward reads ε̂ once and writes its gradient once.
 """
 
 import torch
@@ -15,7 +15,7 @@ BLOCK = 1024
 
 @jit
 def _loss_kernel(p_eps, p_keys, p_sums, n, BLOCK: tl.constexpr):
-    """One partial sum per block; they are added up in a fixed order afterwards."""
+    """One partial sum per block; `launch_loss` adds them in a fixed order."""
     i_sample = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -40,7 +40,14 @@ def launch_loss(eps: Tensor, keys: Tensor) -> Tensor:
     n = eps[0].numel()
     block = block_size(n, BLOCK)
     sums = torch.empty(len(eps), triton.cdiv(n, block), device=eps.device)
-    _loss_kernel[sums.shape](eps.contiguous(), keys.contiguous(), sums, n, BLOCK=block, num_warps=warps(block))
+    _loss_kernel[sums.shape](
+        p_eps=eps.contiguous(),
+        p_keys=keys.contiguous(),
+        p_sums=sums,
+        n=n,
+        BLOCK=block,
+        num_warps=warps(block),
+    )
     return sums.sum(1) / n
 
 
@@ -49,21 +56,20 @@ def launch_grad(grad: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
     block = block_size(n, BLOCK)
     out = torch.empty_like(eps, memory_format=torch.contiguous_format)
     _grad_kernel[(len(eps), triton.cdiv(n, block))](
-        eps.contiguous(),
-        keys.contiguous(),
-        grad.contiguous(),
-        out,
-        n,
-        2.0 / n,
+        p_eps=eps.contiguous(),
+        p_keys=keys.contiguous(),
+        p_grad=grad.contiguous(),
+        p_out=out,
+        n=n,
+        scale=2.0 / n,
         BLOCK=block,
         num_warps=warps(block),
     )
     return out
 
 
-@custom_op("eps_mse")
-def _eps_mse(eps: Tensor, keys: Tensor) -> Tensor:
-    return launch_loss(eps, keys)
+_eps_mse = custom_op("eps_mse", launch_loss)
+_eps_mse_backward = custom_op("eps_mse_backward", launch_grad)
 
 
 @_eps_mse.register_fake
@@ -71,24 +77,27 @@ def _(eps, keys):
     return eps.new_empty(eps.shape[0], dtype=torch.float32)
 
 
-@custom_op("eps_mse_backward")
-def _eps_mse_backward(grad: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
-    return launch_grad(grad, eps, keys)
-
-
 @_eps_mse_backward.register_fake
 def _(grad, eps, keys):
     return torch.empty_like(eps, memory_format=torch.contiguous_format)
 
 
-_eps_mse.register_autograd(
-    lambda ctx, grad: (_eps_mse_backward(grad, *ctx.saved_tensors), None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx, grad):
+    return _eps_mse_backward(grad, *ctx.saved_tensors), None
+
+
+_eps_mse.register_autograd(_autograd, setup_context=_setup)
 
 
 def eps_mse(eps: Tensor, keys: Tensor, backend: str | None = None) -> Tensor:
-    """(B,) float32: mean over the sample of (ε̂ − ε)², with ε the noise `gaussian_perturb` drew from the same keys."""
+    """(B,) float32 mean of (ε̂ − ε)² over each sample of eps (B, …); ε is the noise of `gaussian_perturb` with the
+    same keys (B, 5)."""
     check_floating(eps=eps)
     check_keys(keys, eps)
-    return _eps_mse(eps, keys) if use_triton(backend, eps, eps=eps) and eps.numel() else reference.eps_mse(eps, keys)
+    if use_triton(backend, eps, eps=eps) and eps.numel():
+        return _eps_mse(eps, keys)
+    return reference.eps_mse(eps, keys)

@@ -1,6 +1,6 @@
-"""Gaussian sampler steps with guidance inside: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`.
+"""Sampler steps of Gaussian modalities, guidance included: `heun_predict`, `heun_correct`, `sde_step`, `dpmpp_2m`.
 
-Floor: every input tensor read once, every output written once; noise is made in registers.
+Floor: every input tensor read once, every output written once. Noise is generated in registers.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import (
+    PerSample,
     block_size,
     check_device,
     check_floating,
@@ -58,7 +59,7 @@ def _step_kernel(
     GUIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """KIND: predict, correct (both the probability-flow ODE) or sde."""
+    """KIND: "predict" or "correct" for the probability-flow ODE, "sde" for the reverse SDE."""
     i_sample = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
     o_element = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -119,63 +120,7 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if value is None else value.contiguous() for value in tensors]
 
 
-def launch_step(x, x_hat, eps, uncond, guidance, beta, sigma, dt, keys, noise: float, kind: str) -> Tensor:
-    x, x_hat, eps, uncond, keys = _contiguous(x, x_hat, eps, uncond, keys)
-    out = torch.empty_like(x)
-    if x.numel():
-        n = x[0].numel()
-        block = block_size(n, 1024)
-        _step_kernel[(len(x), triton.cdiv(n, block))](
-            x,
-            x_hat,
-            eps,
-            uncond,
-            guidance,
-            beta,
-            sigma,
-            dt,
-            keys,
-            out,
-            n,
-            noise,
-            KIND=kind,
-            GUIDED=uncond is not None,
-            BLOCK=block,
-            num_warps=warps(block),
-        )
-    return out
-
-
-def launch_dpmpp(x, eps, uncond, guidance, x0_prev, alpha, sigma, decay, gain, mix) -> tuple[Tensor, Tensor]:
-    x, eps, uncond, x0_prev = _contiguous(x, eps, uncond, x0_prev)
-    out, x0 = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
-    if x.numel():
-        n = x[0].numel()
-        block = block_size(n, 1024)
-        _dpmpp_kernel[(len(x), triton.cdiv(n, block))](
-            x,
-            eps,
-            uncond,
-            guidance,
-            x0_prev,
-            alpha,
-            sigma,
-            decay,
-            gain,
-            mix,
-            out,
-            x0,
-            n,
-            SECOND_ORDER=x0_prev is not None,
-            GUIDED=uncond is not None,
-            BLOCK=block,
-            num_warps=warps(block),
-        )
-    return out, x0
-
-
-@custom_op("gaussian_step")
-def _step(
+def launch_step(
     x: Tensor,
     x_hat: Tensor | None,
     eps: Tensor,
@@ -188,16 +133,33 @@ def _step(
     noise: float,
     kind: str,
 ) -> Tensor:
-    return launch_step(x, x_hat, eps, uncond, guidance, beta, sigma, dt, keys, noise, kind)
+    x, x_hat, eps, uncond, keys = _contiguous(x, x_hat, eps, uncond, keys)
+    out = torch.empty_like(x)
+    if x.numel():
+        n = x[0].numel()
+        block = block_size(n, 1024)
+        _step_kernel[(len(x), triton.cdiv(n, block))](
+            p_x=x,
+            p_x_hat=x_hat,
+            p_eps=eps,
+            p_uncond=uncond,
+            p_guidance=guidance,
+            p_beta=beta,
+            p_sigma=sigma,
+            p_dt=dt,
+            p_keys=keys,
+            p_out=out,
+            n=n,
+            noise=noise,
+            KIND=kind,
+            GUIDED=uncond is not None,
+            BLOCK=block,
+            num_warps=warps(block),
+        )
+    return out
 
 
-@_step.register_fake
-def _(x, *others):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@custom_op("dpmpp_2m")
-def _dpmpp(
+def launch_dpmpp(
     x: Tensor,
     eps: Tensor,
     uncond: Tensor | None,
@@ -209,7 +171,40 @@ def _dpmpp(
     gain: Tensor,
     mix: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return launch_dpmpp(x, eps, uncond, guidance, x0_prev, alpha, sigma, decay, gain, mix)
+    x, eps, uncond, x0_prev = _contiguous(x, eps, uncond, x0_prev)
+    out, x0 = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
+    if x.numel():
+        n = x[0].numel()
+        block = block_size(n, 1024)
+        _dpmpp_kernel[(len(x), triton.cdiv(n, block))](
+            p_x=x,
+            p_eps=eps,
+            p_uncond=uncond,
+            p_guidance=guidance,
+            p_x0_prev=x0_prev,
+            p_alpha=alpha,
+            p_sigma=sigma,
+            p_decay=decay,
+            p_gain=gain,
+            p_mix=mix,
+            p_out=out,
+            p_x0=x0,
+            n=n,
+            SECOND_ORDER=x0_prev is not None,
+            GUIDED=uncond is not None,
+            BLOCK=block,
+            num_warps=warps(block),
+        )
+    return out, x0
+
+
+_step = custom_op("gaussian_step", launch_step)
+_dpmpp = custom_op("dpmpp_2m", launch_dpmpp)
+
+
+@_step.register_fake
+def _(x, *others):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @_dpmpp.register_fake
@@ -218,64 +213,109 @@ def _(x, *others):
     return out, torch.empty_like(out, dtype=torch.float32)
 
 
-def _check(x: Tensor, same_shape: dict, per_sample_values: dict) -> None:
-    check_floating(x=x, **same_shape)
-    check_device(x.device, **same_shape)
-    for name, value in same_shape.items():
+def _check(x: Tensor, tensors: dict[str, Tensor | None], coefficients: dict[str, PerSample | None]) -> None:
+    check_floating(x=x, **tensors)
+    check_device(x.device, **tensors)
+    for name, value in tensors.items():
         check_shape(name, value, x.shape)
-    check_per_sample(x, **per_sample_values)
+    check_per_sample(x, **coefficients)
 
 
-def _rows(x: Tensor, *values: Tensor | float) -> list[Tensor]:
+def _per_sample(x: Tensor, *values: PerSample) -> list[Tensor]:
     return [per_sample(value, x) for value in values]
 
 
-def _weight(x: Tensor, uncond: Tensor | None, guidance: Tensor | float) -> Tensor | None:
+def _weight(x: Tensor, uncond: Tensor | None, guidance: PerSample) -> Tensor | None:
     return None if uncond is None else per_sample(guidance, x)
 
 
-def heun_predict(x, eps, beta, sigma, dt, uncond=None, guidance=1.0, backend=None) -> Tensor:
-    """Euler predictor x̂ = x + dt f(x, ε), f = −β (x − ε/σ), of the probability-flow ODE, guidance included.
+def heun_predict(
+    x: Tensor,
+    eps: Tensor,
+    beta: PerSample,
+    sigma: PerSample,
+    dt: PerSample,
+    uncond: Tensor | None = None,
+    guidance: PerSample = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Euler predictor x̂ = x + dt f(x, ε), f(x, ε) = −β (x − ε/σ), of the probability-flow ODE.
 
-    x, eps, uncond (B, …); beta, sigma, dt (B,) with dt < 0 towards the data; guidance float or (B,).
+    x (B, …) is the state; eps and uncond, of the same shape, are the conditional and unconditional ε-prediction, mixed
+    as guidance · eps + (1 − guidance) · uncond. beta, sigma, dt and guidance are floats or (B,); dt < 0 towards the
+    data. Computes in float32 and returns x's dtype.
     """
     _check(x, {"eps": eps, "uncond": uncond}, {"beta": beta, "sigma": sigma, "dt": dt, "guidance": guidance})
     if use_triton(backend, x, x=x, eps=eps, uncond=uncond):
         weight = _weight(x, uncond, guidance)
-        return _step(x, None, eps, uncond, weight, *_rows(x, beta, sigma, dt), None, 1.0, "predict")
+        return _step(x, None, eps, uncond, weight, *_per_sample(x, beta, sigma, dt), None, 1.0, "predict")
     return reference.heun_predict(x, eps, beta, sigma, dt, uncond, guidance)
 
 
-def heun_correct(x, x_hat, eps, beta, sigma, dt, uncond=None, guidance=1.0, backend=None) -> Tensor:
-    """Heun corrector x + dt/2 (f₁ + f₂) = (x + x̂)/2 + dt/2 f(x̂, ε̂): the first drift is read off x̂ − x.
+def heun_correct(
+    x: Tensor,
+    x_hat: Tensor,
+    eps: Tensor,
+    beta: PerSample,
+    sigma: PerSample,
+    dt: PerSample,
+    uncond: Tensor | None = None,
+    guidance: PerSample = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Heun corrector x + dt/2 (f₁ + f₂) = (x + x̂)/2 + dt/2 f(x̂, ε̂), since dt f₁ = x̂ − x.
 
-    eps, beta, sigma belong to (x̂, t + dt).
+    Arguments as in `heun_predict`; eps, uncond, beta and sigma belong to the predicted state x̂ at t + dt.
     """
     tensors = {"x_hat": x_hat, "eps": eps, "uncond": uncond}
     _check(x, tensors, {"beta": beta, "sigma": sigma, "dt": dt, "guidance": guidance})
     if use_triton(backend, x, x=x, **tensors):
         weight = _weight(x, uncond, guidance)
-        return _step(x, x_hat, eps, uncond, weight, *_rows(x, beta, sigma, dt), None, 1.0, "correct")
+        return _step(x, x_hat, eps, uncond, weight, *_per_sample(x, beta, sigma, dt), None, 1.0, "correct")
     return reference.heun_correct(x, x_hat, eps, beta, sigma, dt, uncond, guidance)
 
 
-def sde_step(x, eps, beta, sigma, dt, keys, uncond=None, guidance=1.0, noise=1.0, backend=None) -> Tensor:
-    """Euler–Maruyama step of the reverse SDE, x − |dt| (−β) (x + 2 score) + √(2 β |dt|) z; `noise` scales z."""
+def sde_step(
+    x: Tensor,
+    eps: Tensor,
+    beta: PerSample,
+    sigma: PerSample,
+    dt: PerSample,
+    keys: Tensor,
+    uncond: Tensor | None = None,
+    guidance: PerSample = 1.0,
+    noise: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Euler–Maruyama step of the reverse SDE, x − β dt (x + 2 score) + noise · √(2 β |dt|) z with score = −ε/σ.
+
+    Arguments as in `heun_predict`; z ~ N(0, I) is drawn from keys (B, 5).
+    """
     _check(x, {"eps": eps, "uncond": uncond}, {"beta": beta, "sigma": sigma, "dt": dt, "guidance": guidance})
     check_keys(keys, x)
     if use_triton(backend, x, x=x, eps=eps, uncond=uncond):
         weight = _weight(x, uncond, guidance)
-        return _step(x, None, eps, uncond, weight, *_rows(x, beta, sigma, dt), keys, float(noise), "sde")
+        return _step(x, None, eps, uncond, weight, *_per_sample(x, beta, sigma, dt), keys, float(noise), "sde")
     return reference.sde_step(x, eps, beta, sigma, dt, keys, uncond, guidance, noise)
 
 
 def dpmpp_2m(
-    x, eps, x0_prev, alpha, sigma, decay, gain, mix, uncond=None, guidance=1.0, backend=None
+    x: Tensor,
+    eps: Tensor,
+    x0_prev: Tensor | None,
+    alpha: PerSample,
+    sigma: PerSample,
+    decay: PerSample,
+    gain: PerSample,
+    mix: PerSample | None,
+    uncond: Tensor | None = None,
+    guidance: PerSample = 1.0,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """DPM-Solver++(2M) update in data prediction (arXiv 2211.01095): returns (x_next, x₀ prediction).
+    """DPM-Solver++(2M) update in data prediction (arXiv 2211.01095): (x_next, float32 x₀-prediction).
 
-    D₀ = (x − σ ε)/α, D = D₀ + mix (D₀ − D₋₁), x_next = decay x + gain D; all coefficients (B,), float32.
-    `x0_prev` None means a first-order step, which reads no `mix`.
+    D₀ = (x − σ ε)/α, D = D₀ + mix (D₀ − D₋₁), x_next = decay x + gain D. D₋₁ is `x0_prev`, the x₀-prediction of the
+    previous step; None gives a first-order step, without `mix`. Coefficients are floats or (B,).
     """
     tensors = {"eps": eps, "x0_prev": x0_prev, "uncond": uncond}
     coefficients = {"alpha": alpha, "sigma": sigma, "decay": decay, "gain": gain, "mix": mix, "guidance": guidance}
@@ -283,5 +323,5 @@ def dpmpp_2m(
     if use_triton(backend, x, x=x, **tensors):
         mix = None if x0_prev is None else per_sample(mix, x)
         weight = _weight(x, uncond, guidance)
-        return _dpmpp(x, eps, uncond, weight, x0_prev, *_rows(x, alpha, sigma, decay, gain), mix)
+        return _dpmpp(x, eps, uncond, weight, x0_prev, *_per_sample(x, alpha, sigma, decay, gain), mix)
     return reference.dpmpp_2m(x, eps, x0_prev, alpha, sigma, decay, gain, mix, uncond, guidance)

@@ -1,14 +1,12 @@
-"""Device functions that `tau_leap`, `tau_leap_uniform` and `tau_leap_linear` share: whether a position moves, and
-sums of exponentials kept while a vocabulary streams by."""
+"""Device functions shared by `tau_leap`, `tau_leap_uniform` and `tau_leap_linear`: the probability that a position
+moves, and log-sum-exps accumulated over blocks of the vocabulary."""
 
 from .backend import jit, tl
-
-RULES = ("tau", "euler", "ancestral", "last")
 
 
 @jit
 def move_probability(rate, total, RULE: tl.constexpr):
-    """P(a masked position moves), R = rate · total; see `reference.move_probability`."""
+    """P(a masked position moves) with R = rate · total; see `reference.move_probability`."""
     if RULE == "tau":
         r = rate * total
         p = r * tl.exp(-r)
@@ -23,9 +21,9 @@ def move_probability(rate, total, RULE: tl.constexpr):
 
 @jit
 def move_bound(rate, largest_total, RULE: tl.constexpr):
-    """An upper bound of `move_probability` over all totals up to `largest_total`, known before any logit is read.
+    """Upper bound of `move_probability` over all totals up to `largest_total`; it needs no logits.
 
-    R e^{−R} rises until R = 1 and never exceeds 1/e. The slack covers rounding of a total that is exactly at its limit.
+    R e^{−R} increases up to R = 1, where it is 1/e. The factor 1.0001 covers rounding of a total at its limit.
     """
     if RULE == "tau":
         r = tl.minimum(rate * largest_total, 1.0)
@@ -39,7 +37,7 @@ def move_bound(rate, largest_total, RULE: tl.constexpr):
 
 @jit
 def largest_total(weight, GUIDED: tl.constexpr):
-    """Σ_v p(v)^w q(v)^{1−w} is at most 1 for w in [0, 1] (Hölder) and has no bound beyond."""
+    """Upper bound of Σ_v p(v)^w q(v)^{1−w}: 1 for w in [0, 1] by Hölder's inequality, infinite otherwise."""
     if GUIDED:
         limit = tl.where((weight >= 0.0) & (weight <= 1.0), 1.0, float("inf"))
     else:
@@ -49,7 +47,7 @@ def largest_total(weight, GUIDED: tl.constexpr):
 
 @jit
 def add_exponentials(top, total, values):
-    """One step of a running log-sum-exp, elementwise, by one exponential: (max, Σ exp(value − max))."""
+    """Update an elementwise running log-sum-exp (max, Σ exp(value − max)) by `values`, with one exponential."""
     difference = values - top
     e = tl.exp(-tl.abs(difference))
     return tl.maximum(top, values), tl.where(difference > 0.0, total * e + 1.0, total + e)
@@ -57,6 +55,6 @@ def add_exponentials(top, total, values):
 
 @jit
 def log_sum(top, total):
-    """The log-sum-exp of a running pair over its last axis."""
+    """Log-sum-exp over the last axis, from running pairs (max, Σ exp(value − max))."""
     peak = tl.max(top, -1, keep_dims=True)
     return tl.log(tl.sum(total * tl.exp(top - peak), -1)) + tl.max(top, -1)

@@ -1,13 +1,12 @@
 """`linear_cross_entropy`: cross-entropy of a linear head without a (rows, K) tensor, forward and backward.
 
-The head is taken a slice of states at a time: a matmul by the vendor's library fills one buffer of about CHUNK_BYTES,
-one kernel folds it into each row's log-sum-exp. Backward makes the slice again, turns it into its gradient in place and
-multiplies it out, so any per-row upstream gradient (row weights, means over parts) works and nothing is kept but the
-log-sum-exps. A slice's weight gradient is complete at once; only the hidden gradient is added up, in float32 and in a
-fixed order, so results are deterministic. Left-out rows (target −1) are not copied away: they cost their share of the
-matmul and nothing else.
+The logits are computed one slice of states at a time: cuBLAS writes a slice into a buffer of about CHUNK_BYTES, and a
+kernel updates the log-sum-exp of each row. Only the log-sum-exps are kept. The backward pass recomputes each slice,
+replaces it by its gradient in place and multiplies that with the head and with the hidden states; it accepts any
+upstream gradient per row. The gradient of the hidden states is accumulated in float32 in a fixed order, so that results
+are deterministic. Ignored rows (target −1) stay in the matmuls.
 
-Floor: 2 N K D FLOPs forward and 4 N K D backward; making the logits again costs another 2 N K D.
+Floor: 2 N K D FLOPs forward and 4 N K D backward. Recomputing the logits costs another 2 N K D.
 """
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from . import reference
 from .backend import (
     block_size,
+    cast_for_matmul,
     check,
     check_device,
     check_floating,
@@ -23,7 +23,6 @@ from .backend import (
     check_tokens,
     custom_op,
     jit,
-    matmul_dtype,
     tl,
     use_triton,
     warps,
@@ -36,14 +35,14 @@ BLOCK = 2048
 
 @jit
 def _fold_kernel(p_logits, p_target, p_lse, p_picked, first, width, BLOCK: tl.constexpr):
-    """Adds states first … first + width − 1 to the running log-sum-exp of a row and notes its target's logit."""
+    """Add states first … first + width − 1 to the running log-sum-exp of a row; store the logit of its target."""
     i_row = tl.program_id(0).to(tl.int64)
     p_row = p_logits + i_row * width
     lse = tl.load(p_lse + i_row)
     for start in range(0, width, BLOCK):
         o = start + tl.arange(0, BLOCK)
         b_logits = tl.load(p_row + o, mask=o < width, other=float("-inf")).to(tl.float32)
-        # finite, so that a row of −∞ so far does not become −∞ − (−∞)
+        # finite, because −∞ − (−∞) is NaN
         top = tl.maximum(tl.maximum(tl.max(b_logits, 0), lse), -1e38)
         lse = top + tl.log(tl.exp(lse - top) + tl.sum(tl.exp(b_logits - top), 0))
     tl.store(p_lse + i_row, lse)
@@ -54,7 +53,7 @@ def _fold_kernel(p_logits, p_target, p_lse, p_picked, first, width, BLOCK: tl.co
 
 @jit
 def _gradient_kernel(p_logits, p_target, p_lse, p_grad, first, width, z_loss, BLOCK: tl.constexpr):
-    """LazyLogits → gradient of the logits in place: g [softmax (1 + 2 z lse) − onehot]; 0 in left-out rows."""
+    """Replace logits by their gradient g [softmax · (1 + 2 z lse) − onehot]; 0 in ignored rows."""
     i_row = tl.program_id(0).to(tl.int64)
     target = tl.load(p_target + i_row)
     lse = tl.load(p_lse + i_row)
@@ -68,7 +67,7 @@ def _gradient_kernel(p_logits, p_target, p_lse, p_grad, first, width, z_loss, BL
 
 
 def slices(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-    """(first, width) of each slice of states."""
+    """(first, width) of each slice of states; widths are multiples of 128 except the last."""
     chunk = measured("linear_cross_entropy", hidden.shape[1], hidden.dtype).get("chunk_bytes", CHUNK_BYTES)
     step = chunk // (max(1, len(hidden)) * hidden.element_size()) // 128 * 128
     step = max(128, step)
@@ -76,7 +75,7 @@ def slices(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
 
 
 def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor, first: int, width: int) -> Tensor:
-    """hidden · weightᵀ + bias of one slice, (N, width) at the start of `buffer`."""
+    """Logits (N, width) of one slice, written to the start of `buffer`."""
     out = buffer[: len(hidden) * width].view(len(hidden), width)
     part = weight[first : first + width].t()
     if bias is None:
@@ -85,13 +84,16 @@ def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Te
 
 
 def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a · b kept in float32; only CUDA multiplies half-precision operands into a float32 result."""
+    """a · b as float32. Only CUDA supports half-precision operands with a float32 result."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
 
-def launch_forward(hidden, weight, bias, target, z_loss: float) -> tuple[Tensor, Tensor]:
+def launch_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and log-sum-exps (N,)."""
     n, parts = len(hidden), slices(hidden, weight)
     lse = torch.full((n,), -torch.inf, device=hidden.device)
     picked = torch.zeros(n, device=hidden.device)
@@ -99,12 +101,30 @@ def launch_forward(hidden, weight, bias, target, z_loss: float) -> tuple[Tensor,
     for first, width in parts if n else []:
         logits = slice_logits(hidden, weight, bias, buffer, first, width)
         block = block_size(width, BLOCK)
-        _fold_kernel[(n,)](logits, target, lse, picked, first, width, BLOCK=block, num_warps=warps(block))
+        _fold_kernel[(n,)](
+            p_logits=logits,
+            p_target=target,
+            p_lse=lse,
+            p_picked=picked,
+            first=first,
+            width=width,
+            BLOCK=block,
+            num_warps=warps(block),
+        )
     return torch.where(target < 0, 0.0, lse - picked + z_loss * lse.square()), lse
 
 
-def launch_backward(grad, hidden, weight, bias, target, lse, z_loss: float, needs: list[bool]):
-    """Gradients of hidden, weight and bias; an empty tensor for each that `needs` does not ask for."""
+def launch_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    lse: Tensor,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias; an empty tensor where `needs` is False."""
     n, parts = len(hidden), slices(hidden, weight)
     needs_hidden, needs_weight, needs_bias = needs
     grad_hidden = torch.zeros(hidden.shape if needs_hidden else 0, dtype=torch.float32, device=hidden.device)
@@ -115,7 +135,17 @@ def launch_backward(grad, hidden, weight, bias, target, lse, z_loss: float, need
         logits = slice_logits(hidden, weight, bias, buffer, first, width)
         block = block_size(width, BLOCK)
         if n:
-            _gradient_kernel[(n,)](logits, target, lse, grad, first, width, z_loss, BLOCK=block, num_warps=warps(block))
+            _gradient_kernel[(n,)](
+                p_logits=logits,
+                p_target=target,
+                p_lse=lse,
+                p_grad=grad,
+                first=first,
+                width=width,
+                z_loss=z_loss,
+                BLOCK=block,
+                num_warps=warps(block),
+            )
         if needs_hidden:
             grad_hidden += matmul_float32(logits, weight[first : first + width])
         if needs_weight:
@@ -125,31 +155,14 @@ def launch_backward(grad, hidden, weight, bias, target, lse, z_loss: float, need
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-@custom_op("linear_cross_entropy")
-def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    return launch_forward(hidden, weight, bias, target, z_loss)
+_forward = custom_op("linear_cross_entropy", launch_forward)
+_backward = custom_op("linear_cross_entropy_backward", launch_backward)
 
 
 @_forward.register_fake
 def _(hidden, weight, bias, target, z_loss):
     rows = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     return rows, torch.empty_like(rows)
-
-
-@custom_op("linear_cross_entropy_backward")
-def _backward(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    lse: Tensor,
-    z_loss: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_backward(grad, hidden, weight, bias, target, lse, z_loss, needs)
 
 
 @_backward.register_fake
@@ -185,8 +198,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """(N,) float32: −log softmax(hidden weightᵀ + bias)[target] + z_loss · lse².
 
-    hidden (N, D), weight (K, D), bias (K,) or None, target (N,) int64 in [−1, K); a row of target −1 is left out: its
-    loss and gradients are zero. Row weights are the caller's factor on the result.
+    hidden (N, D), weight (K, D), bias (K,) or None, target (N,) int64 in [−1, K). Rows with target −1 are ignored:
+    their loss and gradients are zero.
     """
     check(hidden.ndim == 2, "hidden", f"must be (N, D), got {tuple(hidden.shape)}")
     fits = weight.ndim == 2 and weight.shape[0] > 0 and weight.shape[1] == hidden.shape[1]
@@ -196,7 +209,7 @@ def linear_cross_entropy(
     check_floating(hidden=hidden, weight=weight, bias=bias)
     check_device(hidden.device, weight=weight, bias=bias, target=target)
     check_tokens("target", target, -1, len(weight) - 1)
-    hidden, weight, bias = matmul_dtype(hidden=hidden, weight=weight, bias=bias)
+    hidden, weight, bias = cast_for_matmul(hidden=hidden, weight=weight, bias=bias)
     if use_triton(backend, hidden, hidden=hidden):
         return _forward(hidden.contiguous(), weight.contiguous(), bias, target.contiguous(), z_loss)[0]
     return reference.linear_cross_entropy(hidden, weight, bias, target, z_loss)

@@ -1,7 +1,7 @@
-"""Noising: `gaussian_perturb`, `mask_perturb`, `uniform_perturb`.
+"""Samples of q(x_t | x₀): `gaussian_perturb`, `mask_perturb`, `uniform_perturb`.
 
-Floor: x₀ read once and x_t written once; 4 B per bf16 element, 8 B per float32 one, 16 B per int64 token.
-The noise is made in registers.
+Floor: x₀ read once and x_t written once: 4 B per bfloat16 element, 8 B per float32 element, 16 B per int64 token.
+The noise is generated in registers.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import (
+    PerSample,
     block_size,
     check,
     check_floating,
@@ -41,7 +42,7 @@ def _gaussian_kernel(p_x, p_alpha, p_sigma, p_keys, p_out, n, BLOCK: tl.constexp
 
 @jit
 def _token_kernel(p_tokens, p_prob, p_keys, p_out, n, states, UNIFORM: tl.constexpr, BLOCK: tl.constexpr):
-    """Redraws from `states` states if UNIFORM, else writes the mask, index `states`."""
+    """A noised token is drawn from `states` states if UNIFORM; otherwise it becomes the mask, index `states`."""
     i_sample = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -62,7 +63,14 @@ def launch_gaussian(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor) -> Te
         n = x[0].numel()
         block = block_size(n, 1024)
         _gaussian_kernel[(len(x), triton.cdiv(n, block))](
-            x, alpha, sigma, keys.contiguous(), out, n, BLOCK=block, num_warps=warps(block)
+            p_x=x,
+            p_alpha=alpha,
+            p_sigma=sigma,
+            p_keys=keys.contiguous(),
+            p_out=out,
+            n=n,
+            BLOCK=block,
+            num_warps=warps(block),
         )
     return out
 
@@ -73,14 +81,21 @@ def launch_token(tokens: Tensor, prob: Tensor, keys: Tensor, states: int, unifor
         n = tokens[0].numel()
         block = block_size(n, 1024)
         _token_kernel[(len(tokens), triton.cdiv(n, block))](
-            tokens, prob, keys.contiguous(), out, n, states, UNIFORM=uniform, BLOCK=block, num_warps=warps(block)
+            p_tokens=tokens,
+            p_prob=prob,
+            p_keys=keys.contiguous(),
+            p_out=out,
+            n=n,
+            states=states,
+            UNIFORM=uniform,
+            BLOCK=block,
+            num_warps=warps(block),
         )
     return out
 
 
-@custom_op("gaussian_perturb")
-def _gaussian(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
-    return launch_gaussian(x, alpha, sigma, keys)
+_gaussian = custom_op("gaussian_perturb", launch_gaussian)
+_token = custom_op("token_perturb", launch_token)
 
 
 @_gaussian.register_fake
@@ -88,20 +103,15 @@ def _(x, alpha, sigma, keys):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@custom_op("token_perturb")
-def _token(tokens: Tensor, prob: Tensor, keys: Tensor, states: int, uniform: bool) -> Tensor:
-    return launch_token(tokens, prob, keys, states, uniform)
-
-
 @_token.register_fake
 def _(tokens, prob, keys, states, uniform):
     return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
 
-def gaussian_perturb(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor, backend: str | None = None) -> Tensor:
-    """x_t = α x₀ + σ ε. x (B, …) floating, alpha and sigma (B,), keys (B, 5). Computes in float32.
+def gaussian_perturb(x: Tensor, alpha: PerSample, sigma: PerSample, keys: Tensor, backend: str | None = None) -> Tensor:
+    """x_t = α x₀ + σ ε, ε ~ N(0, I). x₀ is `x` (B, …), alpha and sigma are (B,), keys (B, 5).
 
-    The kernel has no gradient: x₀ is data.
+    Computes in float32 and returns x's dtype. Not differentiable: x₀ is data.
     """
     check_floating(x=x)
     check_per_sample(x, alpha=alpha, sigma=sigma)
@@ -111,8 +121,8 @@ def gaussian_perturb(x: Tensor, alpha: Tensor, sigma: Tensor, keys: Tensor, back
     return reference.gaussian_perturb(x, alpha, sigma, keys)
 
 
-def mask_perturb(tokens: Tensor, prob: Tensor, keys: Tensor, mask_id: int, backend: str | None = None) -> Tensor:
-    """Each token becomes mask_id with probability prob[b]. tokens (B, L) int64 in [0, mask_id], prob (B,)."""
+def mask_perturb(tokens: Tensor, prob: PerSample, keys: Tensor, mask_id: int, backend: str | None = None) -> Tensor:
+    """Each token becomes mask_id with probability prob[b]. tokens (B, L) int64 in [0, mask_id]; prob (B,)."""
     check(mask_id > 0, "mask_id", f"must be positive, got {mask_id}")
     check_tokens("tokens", tokens, 0, mask_id)
     check_per_sample(tokens, prob=prob)
@@ -122,8 +132,8 @@ def mask_perturb(tokens: Tensor, prob: Tensor, keys: Tensor, mask_id: int, backe
     return reference.mask_perturb(tokens, prob, keys, mask_id)
 
 
-def uniform_perturb(tokens: Tensor, prob: Tensor, keys: Tensor, states: int, backend: str | None = None) -> Tensor:
-    """Each token is redrawn from all `states` states with probability prob[b]. tokens (B, L) int64, prob (B,)."""
+def uniform_perturb(tokens: Tensor, prob: PerSample, keys: Tensor, states: int, backend: str | None = None) -> Tensor:
+    """With probability prob[b] a token is resampled uniformly from `states` states. tokens (B, L) int64; prob (B,)."""
     check(states > 0, "states", f"must be positive, got {states}")
     check_tokens("tokens", tokens, 0, states - 1)
     check_per_sample(tokens, prob=prob)

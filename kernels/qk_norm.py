@@ -1,7 +1,7 @@
-"""`qk_norm_pack`: RMS norm of q and k per head, and joining the modalities' q, k, v into one sequence.
+"""`qk_norm_pack`: RMS norm of q and k per head, and concatenation of the modalities' q, k, v into one sequence.
 
-Floor: every qkv element read once and written once; backward reads qkv (q and k only) and the upstream gradients once
-and writes one gradient.
+Floor: every element of qkv read once and written once; backward reads q, k and the upstream gradients once and writes
+one gradient.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .backend import check, check_device, check_floating, check_shape, custom_op
 from .tiles import measured
 
 PROGRAMS = 2048
-EPSILON = 1e-12  # of the mean square: keeps a zero vector zero and its gradient finite, and shows nowhere else
+EPSILON = 1e-12  # added to the mean square; keeps the result and the gradient of zero vectors finite
 
 
 @jit
@@ -32,7 +32,7 @@ def _pack_kernel(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One position: its q, k and v go to row `offset` + position of the joint buffers, `total` rows a sample."""
+    """One position: its q, k and v go to row `offset` + position of the joint buffers, of `total` rows per sample."""
     i_row = tl.program_id(0).to(tl.int64)
     o_h = tl.arange(0, HEADS)[:, None]
     o_d = tl.arange(0, WIDTH)[None, :]
@@ -71,7 +71,7 @@ def _pack_backward_kernel(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """A run of positions: gradients of qkv, and the run's partial sums for γ, q's then k's."""
+    """A run of `run` positions: gradients of qkv, and partial sums of the gradients of γ, first of q, then of k."""
     i_run = tl.program_id(0).to(tl.int64)
     o_h = tl.arange(0, HEADS)[:, None]
     o_d = tl.arange(0, WIDTH)[None, :]
@@ -100,7 +100,8 @@ def _pack_backward_kernel(
         tl.store(p_grad_qkv + (i_row * 3 + 2) * heads * width + o, b_grad, mask=m)
 
 
-def tile(op: str, heads: int, width: int, dtype: torch.dtype) -> dict:
+def tile(op: str, heads: int, width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Heads, features per head and warps of a program. Entries of `tiles.json` override the defaults."""
     shape = {"HEADS": triton.next_power_of_2(heads), "WIDTH": triton.next_power_of_2(width)}
     shape["num_warps"] = warps(shape["HEADS"] * shape["WIDTH"], 4)
     return shape | measured(op, heads * width, dtype)
@@ -116,26 +117,33 @@ def launch_pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor])
         length = x.shape[1]
         if x.numel():
             _pack_kernel[(batch * length,)](
-                x.contiguous(),
-                gq.contiguous(),
-                gk.contiguous(),
-                q,
-                k,
-                v,
-                length,
-                offset,
-                total,
-                heads,
-                width,
-                EPSILON,
+                p_qkv=x.contiguous(),
+                p_q_gamma=gq.contiguous(),
+                p_k_gamma=gk.contiguous(),
+                p_q=q,
+                p_k=k,
+                p_v=v,
+                length=length,
+                offset=offset,
+                total=total,
+                heads=heads,
+                width=width,
+                epsilon=EPSILON,
                 **tile("qk_norm_pack", heads, width, dtype),
             )
         offset += length
     return q, k, v
 
 
-def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[Tensor]:
-    """Gradients of every qkv, then (q, k) pairs of γ gradients (2, H, Dh) in float32."""
+def launch_pack_backward(
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    qkv: list[Tensor],
+    q_gamma: list[Tensor],
+    k_gamma: list[Tensor],
+) -> list[Tensor]:
+    """Gradients of each modality's qkv, then of each modality's γ of q and k, (2, H, Dh) float32."""
     grad_q, grad_k, grad_v = (grad.contiguous() for grad in (grad_q, grad_k, grad_v))
     heads, width = q_gamma[0].shape
     batch, total = grad_q.shape[:2]
@@ -150,22 +158,22 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
         parts = torch.zeros(triton.cdiv(n, run), 2, heads, width, device=x.device)
         if n:
             _pack_backward_kernel[(len(parts),)](
-                x.contiguous(),
-                gq.contiguous(),
-                gk.contiguous(),
-                grad_q,
-                grad_k,
-                grad_v,
-                grad,
-                parts,
-                n,
-                length,
-                offset,
-                total,
-                heads,
-                width,
-                EPSILON,
-                run,
+                p_qkv=x.contiguous(),
+                p_q_gamma=gq.contiguous(),
+                p_k_gamma=gk.contiguous(),
+                p_grad_q=grad_q,
+                p_grad_k=grad_k,
+                p_grad_v=grad_v,
+                p_grad_qkv=grad,
+                p_grad_gamma=parts,
+                n=n,
+                length=length,
+                offset=offset,
+                total=total,
+                heads=heads,
+                width=width,
+                epsilon=EPSILON,
+                run=run,
                 **shape,
             )
         grads.append(grad)
@@ -174,27 +182,14 @@ def launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma) -> list[
     return grads + gammas
 
 
-@custom_op("qk_norm_pack")
-def _pack(qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_pack(qkv, q_gamma, k_gamma)
+_pack = custom_op("qk_norm_pack", launch_pack)
+_pack_backward = custom_op("qk_norm_pack_backward", launch_pack_backward)
 
 
 @_pack.register_fake
 def _(qkv, q_gamma, k_gamma):
     shape = (qkv[0].shape[0], sum(x.shape[1] for x in qkv), *q_gamma[0].shape)
     return tuple(qkv[0].new_empty(shape) for _ in range(3))
-
-
-@custom_op("qk_norm_pack_backward")
-def _pack_backward(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    qkv: list[Tensor],
-    q_gamma: list[Tensor],
-    k_gamma: list[Tensor],
-) -> list[Tensor]:
-    return launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma)
 
 
 @_pack_backward.register_fake
@@ -226,9 +221,10 @@ def qk_norm_pack(
     heads: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joint q, k, v (B, ΣL, H, Dh) from each modality's qkv (B, L_m, 3·H·Dh), packed as q, k, v, head, feature.
+    """Joint q, k, v (B, ΣL, H, Dh) from the qkv (B, L_m, 3·H·Dh) of each modality.
 
-    q and k are normalized per head: x/‖x‖ · √Dh · γ, γ (H, Dh) per modality.
+    The last dimension of qkv is ordered as (q, k, v), head, feature. q and k are normalized per head, x/‖x‖ · √Dh · γ,
+    with γ (H, Dh) of each modality. All qkv have the same dtype.
     """
     check(len(qkv) > 0, "qkv", "must hold at least one modality")
     for name, gammas in (("q_gamma", q_gamma), ("k_gamma", k_gamma)):

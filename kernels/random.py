@@ -1,7 +1,7 @@
-"""Philox-4x32-10 inside kernels, and `uniform` and `normal` as operations of their own.
+"""Philox-4x32-10 in Triton, and the operations `uniform` and `normal`.
 
-Layout and formulas are those of `philox` and `reference`: element e of a sample is word e % 4 of the block
-with counter e // 4. A block of four words is made at once and its words interleaved, so none is wasted.
+The layout is that of `philox`, the formulas are those of `reference`: element e of a sample is word e % 4 of the block
+with counter e // 4. The four words of a block are computed together and interleaved.
 Floor of the operations: 4 B written per number.
 """
 
@@ -14,7 +14,7 @@ from .backend import block_size, check, check_keys, custom_op, jit, tl, triton, 
 
 @jit
 def words4(p_keys, i_sample, o_quad, SUB: tl.constexpr):
-    """The four uint32 words of the blocks o_quad, of sample i_sample (a scalar, or a tensor that broadcasts)."""
+    """The four uint32 words of the blocks o_quad of sample i_sample, a scalar or a tensor that broadcasts."""
     p = p_keys + i_sample * 5
     seed = tl.load(p) | (tl.load(p + 1) << 32)
     c1 = tl.load(p + 2).to(tl.uint32)
@@ -37,7 +37,7 @@ def to_uniform(word):
 
 @jit
 def words_at(p_keys, i_sample, o, SUB: tl.constexpr):
-    """The words of single elements o, wherever they lie; makes four to keep one."""
+    """The words of single elements o, in any order. Computes four words for each one it returns."""
     a, b, c, d = words4(p_keys, i_sample, o // 4, SUB)
     i_word = o % 4
     return tl.where(i_word < 2, tl.where(i_word == 0, a, b), tl.where(i_word == 2, c, d))
@@ -57,8 +57,11 @@ def words_block(p_keys, i_sample, o_quad, SUB: tl.constexpr):
 
 @jit
 def box_muller(radius_word, angle_word):
-    """Two standard normals. The angle 2πu is reduced by quarter turns to ±π/4, where short polynomials are exact
-    to float32; the library's sine keeps a slow path for huge angles and spills for it."""
+    """Two standard normals by the Box–Muller transform.
+
+    The angle 2πu is reduced by quarter turns to ±π/4, where short polynomials are exact to float32. The library's sine
+    has a slow path for huge angles, which makes the kernel spill registers.
+    """
     radius = tl.sqrt(-2.0 * tl.log(to_uniform(radius_word)))
     turn = to_uniform(angle_word)
     quarter = tl.floor(turn * 4.0 + 0.5)
@@ -86,8 +89,11 @@ def normals_block(p_keys, i_sample, o_quad, SUB: tl.constexpr):
 
 @jit
 def log_exponential(word):
-    """log E, E = −log(1 − u) ~ Exp(1). log(1 − u) is log(w)·u/(1 − w) with the rounded w = 1 − u, which undoes
-    the rounding; a plain log(1 − u) would lose every u below 2⁻²⁴."""
+    """log E of E = −log(1 − u) ~ Exp(1).
+
+    log(1 − u) is computed as log(w)·u/(1 − w) with w = 1 − u as rounded, which corrects for the rounding. A plain
+    log(1 − u) in float32 would return 0 for u below 2⁻²⁴.
+    """
     u = tl.minimum(to_uniform(word), 0.99999994)
     w = 1.0 - u
     exact = w == 1.0
@@ -113,30 +119,34 @@ def launch_draw(keys: Tensor, n: int, sub: int, normal: bool) -> Tensor:
     block = block_size(n, 1024)
     if out.numel():
         _draw_kernel[(len(keys), triton.cdiv(n, block))](
-            keys.contiguous(), out, n, SUB=sub, NORMAL=normal, BLOCK=block, num_warps=warps(block)
+            p_keys=keys.contiguous(),
+            p_out=out,
+            n=n,
+            SUB=sub,
+            NORMAL=normal,
+            BLOCK=block,
+            num_warps=warps(block),
         )
     return out
 
 
-@custom_op("draw")
-def _draw(keys: Tensor, n: int, sub: int, normal: bool) -> Tensor:
-    return launch_draw(keys, n, sub, normal)
+_draw = custom_op("draw", launch_draw)
 
 
 @_draw.register_fake
 def _(keys, n, sub, normal):
-    return keys.new_empty(len(keys), n, dtype=torch.float32)
+    return keys.new_empty(keys.shape[0], n, dtype=torch.float32)
 
 
 def uniform(keys: Tensor, n: int, sub: int = 0, backend: str | None = None) -> Tensor:
-    """(B, n) float32 uniforms in (0, 1], elements 0 … n − 1 of each row of keys (B, 5)."""
+    """(B, n) float32 uniforms in (0, 1]: elements 0 … n − 1 of stream `sub` (0 to 3) of each row of keys (B, 5)."""
     check_keys(keys, keys)
     check(0 <= sub < 4, "sub", f"must be 0, 1, 2 or 3, got {sub}")
     return _draw(keys, n, sub, False) if use_triton(backend, keys) else reference.uniform(keys, n, sub)
 
 
 def normal(keys: Tensor, n: int, sub: int = 0, backend: str | None = None) -> Tensor:
-    """(B, n) float32 standard normals by Box–Muller."""
+    """(B, n) float32 standard normals by Box–Muller; keys and `sub` as in `uniform`."""
     check_keys(keys, keys)
     check(0 <= sub < 4, "sub", f"must be 0, 1, 2 or 3, got {sub}")
     return _draw(keys, n, sub, True) if use_triton(backend, keys) else reference.normal(keys, n, sub)

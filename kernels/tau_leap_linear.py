@@ -1,19 +1,26 @@
-"""`tau_leap_linear`: from hidden states and the head straight to tokens; logits exist in registers only.
+"""`tau_leap_linear`: one reverse step of the masked process from hidden states and the output projection ("head").
 
-Three launches and no host synchronization: (1) list the rows where a jump may fall, (2) multiply them by tiles of the
-head and run each tile's race, keeping one winner (and log-sum-exps) per row and tile, (3) per listed row, settle the
-race between tiles and the jump. Programs are laid out over the head's tiles and stop at the device-side row count.
+The logits exist in registers only. Three launches without host synchronization:
+1. List the candidates, the rows (positions) that may move.
+2. Multiply them by tiles of the head; for each row and tile keep the winner of the exponential race within the tile,
+   and the log-sum-exps where the total rate is needed. The grid covers the tiles; programs read the number of
+   candidates on the device.
+3. For each candidate decide whether it moves, and take the winner over all tiles.
 
-Floor: the head read once (C · D · itemsize) plus D · itemsize per row that jumps; 2 · C · D FLOPs per row that jumps,
-twice with guidance.
+Floor: the head read once (C · D · itemsize) plus D · itemsize per row that moves; 2 · C · D FLOPs per row that moves,
+twice under guidance.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import reference
 from .backend import (
+    PerSample,
     block_size,
+    cast_for_matmul,
     check,
     check_device,
     check_floating,
@@ -21,7 +28,6 @@ from .backend import (
     custom_op,
     is_reference,
     jit,
-    matmul_dtype,
     per_sample,
     tl,
     triton,
@@ -30,6 +36,7 @@ from .backend import (
 )
 from .jump import largest_total, log_sum, move_bound, move_probability
 from .random import log_exponential, uniforms_at, words_block
+from .reference import MaskedStep
 from .tau_leap import check_leap
 from .tiles import measured
 
@@ -52,8 +59,8 @@ def _list_kernel(
     GUIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Lists the rows that may move. Blocks claim their part of the list in any order: a row's numbers do not depend on
-    its place in it."""
+    """List the rows that may move. The order of the list varies between runs; the random numbers of a row do not
+    depend on its index in the list."""
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = o < n
     i_sample = (o // length).to(tl.int64)
@@ -61,7 +68,7 @@ def _list_kernel(
     weight = 1.0
     if GUIDED:
         weight = tl.load(p_guidance + i_sample, mask=m, other=0.0).to(tl.float32)
-    # lanes beyond n read the keys of sample 0
+    # lanes beyond n read the keys of sample 0; their result is masked
     u = uniforms_at(p_keys, tl.where(m, i_sample, 0), o % length, 0)
     may_move = m & (tl.load(p_tokens + o, mask=m, other=0) == states)
     may_move = may_move & (u <= move_bound(rate, largest_total(weight, GUIDED), RULE))
@@ -74,7 +81,8 @@ def _list_kernel(
 def tile_logits(
     p_hidden, p_weight, p_bias, o_row, o_column, m_row, m_column, width, BLOCK_D: tl.constexpr, FLOAT32: tl.constexpr
 ):
-    """(R, V) float32 hidden · weightᵀ + bias. Float32 operands go through three tf32 products, as accurate as one."""
+    """(R, V) float32 hidden · weightᵀ + bias. Float32 operands are multiplied by three tf32 products (tf32x3), which
+    together have float32 accuracy."""
     b_logits = tl.zeros((o_row.shape[0], o_column.shape[0]), tl.float32)
     for start in range(0, width, BLOCK_D):
         o = start + tl.arange(0, BLOCK_D)
@@ -92,7 +100,7 @@ def tile_logits(
 
 @jit
 def row_log_sum(b_values):
-    """log-sum-exp over the last axis; rows may hold −∞."""
+    """Log-sum-exp over the last axis; values may be −∞."""
     return log_sum(tl.maximum(b_values, -1e38), tl.where(b_values > -1e38, 1.0, 0.0))
 
 
@@ -114,7 +122,7 @@ def _tile_kernel(
     states,
     n,
     GUIDED: tl.constexpr,
-    MASK_COLUMN: tl.constexpr,
+    MASK_LOGIT: tl.constexpr,
     SUMS: tl.constexpr,
     FLOAT32: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -124,7 +132,7 @@ def _tile_kernel(
     i_tile = tl.program_id(1)
     n_tiles = tl.num_programs(1)
     o_column = i_tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    m_column = o_column < states + (1 if MASK_COLUMN else 0)
+    m_column = o_column < states + (1 if MASK_LOGIT else 0)
     o_weight_row = o_column.to(tl.int64)
     o_quad = i_tile * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)
     count = tl.load(p_count)
@@ -135,7 +143,7 @@ def _tile_kernel(
         i_sample = o_row // length
         b_mix = tile_logits(p_hidden, p_weight, p_bias, o_row, o_weight_row, m_row, m_column, width, BLOCK_D, FLOAT32)
         b_mix = tl.where(m_column[None, :], b_mix, float("-inf"))
-        o_sums = o_slot.to(tl.int64)  # counted in rows: n · n_tiles itself may exceed an int32
+        o_sums = o_slot.to(tl.int64)  # 64 bits, because n · n_tiles may exceed an int32
         if SUMS:
             tl.store(p_sums + (o_sums + n) * n_tiles + i_tile, row_log_sum(b_mix), mask=m_row)
         if GUIDED:
@@ -146,7 +154,7 @@ def _tile_kernel(
             if SUMS:
                 tl.store(p_sums + (o_sums + n + n) * n_tiles + i_tile, row_log_sum(b_uncond), mask=m_row)
             weight = tl.load(p_guidance + i_sample).to(tl.float32)[:, None]
-            # a state that the first branch forbids stays forbidden
+            # a state with logit −∞ in the conditional branch keeps probability 0
             allowed = b_mix > float("-inf")
             b_uncond = tl.where(allowed, b_uncond, 0.0)
             b_mix = tl.where(allowed, weight * tl.where(allowed, b_mix, 0.0) + (1.0 - weight) * b_uncond, float("-inf"))
@@ -162,7 +170,7 @@ def _tile_kernel(
 
 
 @jit
-def _settle_kernel(
+def _finalize_kernel(
     p_rate,
     p_guidance,
     p_keys,
@@ -207,84 +215,33 @@ def _settle_kernel(
             tl.store(p_out + i_row, winner.to(tl.int64))
 
 
-def tile(dtype: torch.dtype, width: int, guided: bool) -> dict:
-    """Rows, states and features of a head tile and how it is run: narrower where two branches, three float32 products
-    or unaligned loads need the registers, so that nothing spills; unless something else was measured to be faster."""
+def tile(dtype: torch.dtype, width: int, guided: bool) -> dict[str, int]:
+    """Block sizes over rows, states and features, warps and stages. Entries of `tiles.json` override the defaults.
+
+    The block over states is narrower with two branches, for float32 operands (three products) and for widths that are
+    not aligned, so that no registers are spilled.
+    """
     narrow = 4 if dtype == torch.float32 else 2 if guided or width % 16 else 1
     block_d = BLOCK_D // 2 if dtype == torch.float32 else BLOCK_D
-    chosen = {"BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V // narrow, "BLOCK_D": block_d, "num_warps": 8, "num_stages": 3}
-    return chosen | measured("tau_leap_linear_guided" if guided else "tau_leap_linear", width, dtype)
+    default = {"BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V // narrow, "BLOCK_D": block_d, "num_warps": 8, "num_stages": 3}
+    return default | measured("tau_leap_linear_guided" if guided else "tau_leap_linear", width, dtype)
 
 
-def launch(hidden, weight, bias, tokens, rate, keys, states: int, rule: str, mask_logit: bool, uncond, guidance):
-    tokens, hidden, weight, keys = (value.contiguous() for value in (tokens, hidden, weight, keys))
-    uncond = None if uncond is None else uncond.contiguous()
-    out = tokens.clone()
-    n, (length, width) = tokens.numel(), hidden.shape[1:]
-    if n == 0:
-        return out
-    device, guided = tokens.device, uncond is not None
-    sums = (guided or mask_logit) and rule in ("tau", "euler")
-    shape = tile(hidden.dtype, width, guided)
-    programs = shape.pop("programs", ROW_PROGRAMS)
-    n_tiles = triton.cdiv(states + mask_logit, shape["BLOCK_V"])
-    rows = torch.empty(n, dtype=torch.int32, device=device)
-    count = torch.zeros(1, dtype=torch.int32, device=device)
-    score = torch.empty(n, n_tiles, device=device)
-    winner = torch.empty(n, n_tiles, dtype=torch.int32, device=device)
-    part_sums = torch.empty((1 + sums + guided, n, n_tiles) if sums else (0,), device=device)
+class TileResults(NamedTuple):
+    """Results of the tiles of the head, for the first `count` of n = B·L rows.
 
-    block = block_size(n, 256)
-    _list_kernel[(triton.cdiv(n, block),)](
-        tokens, rate, guidance, keys, rows, count, n, length, states, RULE=rule, GUIDED=guided, BLOCK=block, num_warps=4
-    )
-    _tile_kernel[(min(programs, triton.cdiv(n, shape["BLOCK_R"])), n_tiles)](
-        hidden,
-        uncond,
-        weight,
-        bias,
-        guidance,
-        keys,
-        rows,
-        count,
-        score,
-        winner,
-        part_sums,
-        length,
-        width,
-        states,
-        n,
-        GUIDED=guided,
-        MASK_COLUMN=mask_logit,
-        SUMS=sums,
-        FLOAT32=hidden.dtype == torch.float32,
-        **shape,
-    )
-    _settle_kernel[(n,)](
-        rate,
-        guidance,
-        keys,
-        rows,
-        count,
-        score,
-        winner,
-        part_sums,
-        out,
-        length,
-        states,
-        n,
-        n_tiles,
-        RULE=rule,
-        GUIDED=guided,
-        SUMS=sums,
-        BLOCK=triton.next_power_of_2(n_tiles),
-        num_warps=warps(triton.next_power_of_2(n_tiles), 4),
-    )
-    return out
+    Args:
+        score, winner: (n, tiles) largest race score and its state.
+        sums: (branches + 1, n, tiles) log-sum-exps: guided logits over the states, then each branch over its columns.
+            Empty where the total rate is not needed.
+    """
+
+    score: Tensor
+    winner: Tensor
+    sums: Tensor
 
 
-@custom_op("tau_leap_linear")
-def _tau_leap_linear(
+def launch(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -297,7 +254,88 @@ def _tau_leap_linear(
     uncond: Tensor | None,
     guidance: Tensor | None,
 ) -> Tensor:
-    return launch(hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
+    step = MaskedStep(tokens.contiguous(), rate, keys.contiguous(), states, rule, mask_logit, guidance)
+    out = step.tokens.clone()
+    if out.numel():
+        uncond = None if uncond is None else uncond.contiguous()
+        shared = list_candidates(step)
+        results = evaluate_tiles(step, shared, hidden.contiguous(), uncond, weight.contiguous(), bias)
+        finalize(step, shared, results, out)
+    return out
+
+
+def list_candidates(step: MaskedStep) -> dict[str, Tensor | int | None]:
+    """List the rows that may move; returns the arguments that all three kernels take.
+
+    p_rows (n,) int32 holds the candidates, as indices into the n = B·L tokens; p_count (1,) int32 is their number.
+    """
+    (batch, length), device = step.tokens.shape, step.tokens.device
+    n = batch * length
+    shared = {
+        "p_guidance": step.guidance,
+        "p_keys": step.keys,
+        "p_rows": torch.empty(n, dtype=torch.int32, device=device),
+        "p_count": torch.zeros(1, dtype=torch.int32, device=device),
+        "n": n,
+        "length": length,
+        "states": step.states,
+        "GUIDED": step.guided,
+    }
+    block = block_size(n, 256)
+    _list_kernel[(triton.cdiv(n, block),)](
+        p_tokens=step.tokens, p_rate=step.rate, RULE=step.rule, BLOCK=block, num_warps=4, **shared
+    )
+    return shared
+
+
+def evaluate_tiles(
+    step: MaskedStep, shared: dict, hidden: Tensor, uncond: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> TileResults:
+    n, device = shared["n"], hidden.device
+    shape = tile(hidden.dtype, hidden.shape[2], step.guided)
+    programs = shape.pop("programs", ROW_PROGRAMS)
+    n_tiles = triton.cdiv(step.states + step.mask_logit, shape["BLOCK_V"])
+    score = torch.empty(n, n_tiles, device=device)
+    winner = torch.empty(n, n_tiles, dtype=torch.int32, device=device)
+    sums = torch.empty((2 + step.guided, n, n_tiles) if step.needs_total else (0,), device=device)
+    _tile_kernel[(min(programs, triton.cdiv(n, shape["BLOCK_R"])), n_tiles)](
+        p_hidden=hidden,
+        p_uncond=uncond,
+        p_weight=weight,
+        p_bias=bias,
+        p_score=score,
+        p_winner=winner,
+        p_sums=sums,
+        width=hidden.shape[2],
+        MASK_LOGIT=step.mask_logit,
+        SUMS=step.needs_total,
+        FLOAT32=hidden.dtype == torch.float32,
+        **shared,
+        **shape,
+    )
+    return TileResults(score, winner, sums)
+
+
+def finalize(step: MaskedStep, shared: dict, results: TileResults, out: Tensor) -> None:
+    """Write the new tokens of the candidates that move into `out`, a copy of the tokens."""
+    n, n_tiles = results.score.shape
+    block = triton.next_power_of_2(n_tiles)
+    _finalize_kernel[(n,)](
+        p_rate=step.rate,
+        p_score=results.score,
+        p_winner=results.winner,
+        p_sums=results.sums,
+        p_out=out,
+        n_tiles=n_tiles,
+        RULE=step.rule,
+        SUMS=step.needs_total,
+        BLOCK=block,
+        num_warps=warps(block, 4),
+        **shared,
+    )
+
+
+_tau_leap_linear = custom_op("tau_leap_linear", launch)
 
 
 @_tau_leap_linear.register_fake
@@ -316,14 +354,14 @@ def tau_leap_linear(
     rule: str = "tau",
     mask_logit: bool = False,
     uncond: Tensor | None = None,
-    guidance: Tensor | float = 1.0,
+    guidance: PerSample = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """`tau_leap` from hidden states (B, L, D) and the head weight (C, D), bias (C,) or None: one reverse step of the
-    masked process, c(v) = exp(hidden · weight[v] + bias[v]).
+    """`tau_leap` of the logits hidden · weightᵀ + bias, which are not materialized.
 
-    `uncond`, the second branch of guidance, is hidden states too. The kernel races on float32 logits, the reference
-    on logits rounded to the head's dtype, so draws agree one by one only in float32.
+    hidden (B, L, D); weight (C, D) and bias (C,) or None of the head; `uncond` (B, L, D) are the hidden states of the
+    unconditional branch. The other arguments are those of `tau_leap`. The kernel uses float32 logits and the reference
+    logits rounded to the head's dtype, so that single draws agree only in float32.
     """
     check_leap(tokens, rate, keys, states, rule, guidance)
     columns = states + mask_logit
@@ -336,19 +374,25 @@ def tau_leap_linear(
     check_shape("uncond", uncond, hidden.shape)
     check_floating(hidden=hidden, weight=weight, bias=bias, uncond=uncond)
     check_device(tokens.device, hidden=hidden, weight=weight, bias=bias, uncond=uncond)
-    hidden, weight, uncond = matmul_dtype(hidden=hidden, weight=weight, uncond=uncond)
+    hidden, weight, uncond = cast_for_matmul(hidden=hidden, weight=weight, uncond=uncond)
     if use_triton(backend, tokens, hidden=hidden, bias=bias):
-        branch = None if uncond is None else per_sample(guidance, tokens)
+        guidance = None if uncond is None else per_sample(guidance, tokens)
         rate = per_sample(rate, tokens)
-        return _tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, branch)
+        return _tau_leap_linear(hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
     if is_reference(backend):
         return reference.tau_leap_linear(
             hidden, weight, bias, tokens, rate, keys, states, rule, mask_logit, uncond, guidance
         )
+    step = MaskedStep(tokens, rate, keys, states, rule, mask_logit, None if uncond is None else guidance)
+    return leap_candidates(step, hidden, uncond, weight, bias)
 
-    def row_logits(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        b, i = rows.unbind(1)
-        branches = (torch.nn.functional.linear(h[b, i], weight, bias) for h in (hidden, uncond) if h is not None)
-        return next(branches), next(branches, None)
 
-    return reference.leap_rows(row_logits, tokens, rate, keys, states, rule, mask_logit, uncond is not None, guidance)
+def leap_candidates(
+    step: MaskedStep, hidden: Tensor, uncond: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The reference with the head applied to the candidates only."""
+    linear = torch.nn.functional.linear
+    rows = step.candidates()
+    b, i = rows.unbind(1)
+    logits = linear(hidden[b, i], weight, bias)
+    return step.apply(rows, logits, None if uncond is None else linear(uncond[b, i], weight, bias))

@@ -1,7 +1,7 @@
-"""Block sizes that were measured to be the fastest on a GPU: {(operation, width, dtype): {launch argument: number}}.
+"""Measured block sizes: {(operation, width, dtype): {launch argument: number}}, from `tiles.json` beside this file.
 
-`tiles.json` beside this file holds them; `python -m anystate.bench.gpu.sweep RESULTS` writes it from a measured sweep.
-It is empty until then. Launchers lay an entry over what they would choose themselves.
+`python -m anystate.bench.gpu.sweep RESULTS` writes the file from a sweep on a GPU; without one it is empty. An entry
+overrides the defaults of the launcher.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def key_of(op: str, width: int, dtype: torch.dtype) -> Key:
 
 
 def measured(op: str, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """What to lay over a launcher's own choice for an operation on rows of this width and dtype."""
+    """Launch arguments that override the defaults of an operation on rows of this width and dtype."""
     return dict(TILES.get(key_of(op, width, dtype), {}))
 
 
 @contextlib.contextmanager
 def trial(op: str, width: int, dtype: torch.dtype, **values: int) -> Iterator[None]:
-    """Launches inside take these values instead of the table's; for sweeps and tests."""
+    """Use these launch arguments inside, instead of those of the table; for sweeps and tests."""
     key = key_of(op, width, dtype)
     before = TILES.pop(key, None)
     TILES[key] = values

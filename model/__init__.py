@@ -1,6 +1,6 @@
 """Networks, their parts, codecs between raw data and state spaces, and official weights."""
 
 from .mmdit import MMDiT, Patches, Tokens
-from .table_dit import Categories, Numbers, TableDiT
+from .table_dit import Categorical, Numerical, TableDiT
 
-__all__ = ["Categories", "MMDiT", "Numbers", "Patches", "TableDiT", "Tokens"]
+__all__ = ["Categorical", "MMDiT", "Numerical", "Patches", "TableDiT", "Tokens"]

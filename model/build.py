@@ -15,7 +15,7 @@ from .codecs.subwords import TokenizerCodec
 from .codecs.table.codec import TableCodec
 from .codecs.vae import LatentCodec
 from .mmdit import MMDiT, Patches, Tokens
-from .table_dit import Categories, Numbers, TableDiT
+from .table_dit import Categorical, Numerical, TableDiT
 
 Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
 TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
@@ -46,13 +46,13 @@ def codec_files(codecs: dict[str, Codec]) -> dict[str, bytes]:
 
 def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
     """The TableDiT of a config for the columns of a codec."""
-    groups: dict[str, Numbers | Categories] = {}
-    if codec.numbers:
-        groups["num"] = Numbers(len(codec.numbers))
-    if codec.tokens:
-        groups["cat"] = Categories(tuple(codec.states))
+    groups: dict[str, Numerical | Categorical] = {}
+    if codec.numerical:
+        groups["num"] = Numerical(len(codec.numerical))
+    if codec.categorical:
+        groups["cat"] = Categorical(tuple(codec.states))
     n = config.network
-    clocks = [m for m in n.clocks if m in groups] or list(groups)
+    clocks = [m for m in n.time_conditioning if m in groups] or list(groups)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return TableDiT(
@@ -73,9 +73,9 @@ def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
 def _stream(c: Image | Text) -> Patches | Tokens:
     s = c.stream
     if isinstance(c, Image):
-        return Patches(c.channels, c.size, s.patch, s.width, s.cond, s.tower, s.head)
+        return Patches(c.channels, c.size, s.patch, s.width, s.cond, s.single_stream_depth, s.output)
     columns = c.states + 1 if c.mask_logit else None
-    return Tokens(c.length, c.states, s.width, columns, s.cond, s.tower, s.head)
+    return Tokens(c.length, c.states, s.width, columns, s.cond, s.single_stream_depth, s.output)
 
 
 def _codec(name: str, c: Image | Text, folder: Path | None) -> Codec:

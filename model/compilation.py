@@ -1,4 +1,4 @@
-"""torch.compile, where it pays for itself.
+"""torch.compile, where it should_compile for itself.
 
 On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
 not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
@@ -20,17 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..kernels.backend import use_backend
 
 log = logging.getLogger(__name__)
-KINDS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
-WORTH = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times as long as the compiler, about a minute
+MAX_COMPILATIONS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
+MIN_FLOPS = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times as long as the compiler, about a minute
 
 
-def pays(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
+def should_compile(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
     """Whether to compile: the setting, or for "auto" whether the run's FLOPs, which `work` counts, are worth it.
 
     A function of the configuration alone, never of a clock, so a resumed run decides as the first one did.
     """
     if setting == "auto":
-        return device.type in WORTH and work() >= WORTH[device.type] and compiler_missing(device) is None
+        return device.type in MIN_FLOPS and work() >= MIN_FLOPS[device.type] and compiler_missing(device) is None
     return setting == "always"
 
 
@@ -82,7 +82,7 @@ def compile_net(
     if missing:
         log.warning("running without torch.compile: %s is missing", missing)
         return False
-    torch._dynamo.config.recompile_limit = max(KINDS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.recompile_limit = max(MAX_COMPILATIONS, torch._dynamo.config.recompile_limit)
     options = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}
     if device.type == "cpu" and not sharded:
         if backend == "inductor":

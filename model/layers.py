@@ -129,50 +129,66 @@ class StreamBlock(nn.Module):
         with torch.no_grad():  # γ = 1, β = 0, gates open
             self.modulation.bias.copy_(torch.tensor([1.0, 0.0, 1.0] * 2).repeat_interleave(width))
 
+    def residuals(
+        self, x: Tensor, branch: Tensor, gate: Tensor, ff_scale: Tensor, ff_shift: Tensor, ff_gate: Tensor
+    ) -> Tensor:
+        """x (B, L, D) plus the gated attention branch (B, L, H·Dh), plus the gated feed-forward branch of that."""
+        y = kernels.gated_residual(x, self.out(branch), gate)
+        return kernels.gated_residual(y, self.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
+
 
 class JointBlock(nn.Module):
-    """Attention over all streams at once, feed-forward in each; a tower is a joint block with one stream."""
+    """Attention over all streams at once, then a feed-forward layer in each. With one stream: a single-stream block."""
 
     def __init__(self, streams: dict[str, StreamBlock], heads: int):
         super().__init__()
         self.streams, self.heads = nn.ModuleDict(streams), heads
 
-    def forward(self, x: dict[str, Tensor], c: dict[str, Tensor], key_mask: Tensor | None, needed=None):
-        """One block over {name: (B, L, D)}; streams outside `needed` only lend keys and values and are dropped.
+    def forward(
+        self,
+        x: dict[str, Tensor],
+        c: dict[str, Tensor],
+        key_mask: Tensor | None,
+        wanted: dict[str, int | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """One block over {stream: (B, L, D)}.
 
-        needed: {name: rows}, of which samples the result is wanted, None for all; a pair of indices, (R,) samples and
-            (R,) positions, for single positions as (R, 1, D).
+        wanted: {stream: number of leading samples, None for all}, the streams whose result is used, default all; the
+            others only serve as keys and values.
         """
-        names, asked = list(x), dict.fromkeys(x) if needed is None else needed
+        names, wanted = list(x), dict.fromkeys(x) if wanted is None else wanted
         mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
-        qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in names]
-        q, k, v = kernels.qk_norm_pack(
-            qkv, [self.streams[m].q_gamma for m in names], [self.streams[m].k_gamma for m in names], self.heads
-        )
-        lengths = [x[m].shape[1] for m in names]
-        places = asked.get(names[0]) if len(names) == 1 else None
-        few = isinstance(places, tuple)  # a tower's last block: no other position asks
-        if few:
-            q, k, v = pick(q, places), k[places[0]], v[places[0]]
-            key_mask, lengths = None if key_mask is None else key_mask[places[0]], [1]
+        q, k, v = self._qkv(x, mods)
         attended = kernels.joint_attention(q, k, v, key_mask).flatten(2)
         out = {}
-        for m, branch in zip(names, attended.split(lengths, 1), strict=True):
-            if m not in asked:
-                continue
-            before, gate, ff_scale, ff_shift, ff_gate = (pick(part, asked[m]) for part in (x[m], *mods[m][2:]))
-            branch = branch if few else pick(branch, asked[m])
-            stream = self.streams[m]
-            y = kernels.gated_residual(before, stream.out(branch), gate)
-            out[m] = kernels.gated_residual(y, stream.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
+        for m, branch in zip(names, attended.split([x[m].shape[1] for m in names], 1), strict=True):
+            if m in wanted:
+                n = wanted[m]
+                parts = (leading(part, n) for part in (x[m], branch, *mods[m][2:]))
+                out[m] = self.streams[m].residuals(*parts)
         return out
 
+    def at_positions(self, x: Tensor, c: Tensor, key_mask: Tensor | None, index: Tensor) -> Tensor:
+        """(R, 1, D): a single-stream block over (B, L, D) at the positions `index` (R,), sample · L + position."""
+        ((name, stream),) = self.streams.items()
+        samples = index // x.shape[1]
+        mods = stream.modulation(c).chunk(6, -1)
+        q, k, v = self._qkv({name: x}, {name: mods})
+        q, x = (part.flatten(0, 1)[index][:, None] for part in (q, x))
+        key_mask = None if key_mask is None else key_mask[samples]
+        branch = kernels.joint_attention(q, k[samples], v[samples], key_mask).flatten(2)
+        return stream.residuals(x, branch, *(part[samples] for part in mods[2:]))
 
-def pick(x: Tensor, rows: slice | Tensor | tuple[Tensor, Tensor] | None) -> Tensor:
-    """What `JointBlock` calls needed, of sequences (B, L, …) or of vectors (B, C), which all positions share."""
-    if isinstance(rows, tuple):
-        return x[rows][:, None] if x.ndim > 2 else x[rows[0]]
-    return x if rows is None else x[rows]
+    def _qkv(self, x: dict[str, Tensor], mods: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized queries and keys, and values, of the joint sequence, (B, ΣL, H, Dh) each."""
+        qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in x]
+        gammas = [self.streams[m].q_gamma for m in x], [self.streams[m].k_gamma for m in x]
+        return kernels.qk_norm_pack(qkv, *gammas, self.heads)
+
+
+def leading(x: Tensor, n: int | None) -> Tensor:
+    """The first n samples of a batch; the tensor itself for None."""
+    return x if n is None else x[:n]
 
 
 def sincos_2d(grid: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """MMDiT: a transformer with one stream of weights per modality and attention across all of them.
 
-Streams are embedded, pass a joint trunk, then each an optional tower of its own, then its head. Every
+Streams are embedded, pass a joint trunk, then each its own single-stream blocks, if any, and its head. Every
 modality has its own time. The architecture equals the official Diffuse Everything text+image network
 (`model.official` maps its weights); the block is that of Stable Diffusion 3 (arXiv 2403.03206).
 """
@@ -14,16 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import LazyLogits, Places
-from .layers import JointBlock, PatchEmbedding, PatchHead, StreamBlock, TimeEmbedding, TokenEmbedding, TokenHead, pick
+from ..kernels import LazyLogits
+from .layers import (
+    JointBlock,
+    PatchEmbedding,
+    PatchHead,
+    StreamBlock,
+    TimeEmbedding,
+    TokenEmbedding,
+    TokenHead,
+    leading,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """A Gaussian modality of square pictures (channels, size, size), cut into patches.
+    """The stream of a Gaussian modality of square images (channels, size, size), cut into patches.
 
-    cond is the width of its conditioning vector, default `width`; tower the depth of its own tower;
-    head False leaves the modality without an output (a pure condition).
+    cond: width of the conditioning vector, default `width`. single_stream_depth: blocks of its own after the trunk.
+    output: False for a modality that is never predicted (a pure condition).
     """
 
     channels: int
@@ -31,12 +40,12 @@ class Patches:
     patch: int
     width: int
     cond: int | None = None
-    tower: int = 0
-    head: bool = True
+    single_stream_depth: int = 0
+    output: bool = True
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         if self.size % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide the picture's size {self.size}")
+            raise ValueError(f"patch {self.patch} does not divide the image's size {self.size}")
         cond = self.cond or self.width
         return (
             PatchEmbedding(self.channels, self.size, self.patch, self.width),
@@ -46,9 +55,9 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A discrete modality of at most `length` tokens with `states` real states (and the mask).
+    """The stream of a discrete modality of `length` tokens with `states` real states (and the mask).
 
-    columns: width of the head's output, default `states`; official heads have states + 1. The rest as in `Patches`.
+    columns: outputs of the head, default `states`; official heads have states + 1. The rest as in `Patches`.
     """
 
     length: int
@@ -56,8 +65,8 @@ class Tokens:
     width: int
     columns: int | None = None
     cond: int | None = None
-    tower: int = 0
-    head: bool = True
+    single_stream_depth: int = 0
+    output: bool = True
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         cond = self.cond or self.width
@@ -68,19 +77,19 @@ class Tokens:
 
 
 class MMDiT(nn.Module):
-    """The network of a space of pictures and token sequences.
+    """The network of a space of images and token sequences.
 
-    Set `recompute` to run blocks again in the backward pass instead of keeping what they compute. Set `whole_blocks`
-    where blocks are compiled one by one: every block then returns all of its streams, samples and positions and the
-    unwanted ones are dropped afterwards, so that the compiler sees few kinds of inputs.
+    With `activation_checkpointing` blocks are run again in the backward pass instead of keeping their activations. With
+    `whole_blocks`, for blocks that are compiled one by one, every block returns all of its streams and samples, and
+    the unused ones are dropped afterwards: the compiler then sees few input signatures.
 
     Args:
-        streams: {name: Patches or Tokens}; their order is the order of the joint sequence.
-        depth: joint blocks; heads, head_dim: attention, of width heads · head_dim whatever the streams' widths.
+        streams: {modality: Patches or Tokens}; their order is the order of the joint sequence.
+        depth: joint blocks; heads, head_dim: of the attention, heads · head_dim wide whatever the streams' widths.
         time_scale: factor on the time before its sinusoids; official 1.
     """
 
-    selects_rows = True
+    partial_outputs = True  # see `diffusion.guidance.partial_outputs`
 
     def __init__(
         self, streams: dict[str, Patches | Tokens], depth: int, heads: int, head_dim: int, time_scale: float = 1.0
@@ -96,22 +105,24 @@ class MMDiT(nn.Module):
         self.time = nn.ModuleDict({m: TimeEmbedding(s.cond or s.width, time_scale) for m, s in streams.items()})
         self.trunk = nn.ModuleList([block(streams) for _ in range(depth)])
         self.trunk_norm = nn.ModuleDict({m: norm(s.width) for m, s in streams.items()})
-        headed = {m: s for m, s in streams.items() if s.head}
-        self.tower = nn.ModuleDict({m: nn.ModuleList([block([m]) for _ in range(s.tower)]) for m, s in headed.items()})
-        self.tower_norm = nn.ModuleDict({m: norm(s.width) for m, s in headed.items() if s.tower})
-        self.head = nn.ModuleDict({m: built[m][1] for m in headed})
-        self.recompute = self.whole_blocks = False
+        outputs = {m: s for m, s in streams.items() if s.output}
+        # `tower`: the single-stream blocks, under the name that checkpoints hold
+        self.tower = nn.ModuleDict(
+            {m: nn.ModuleList([block([m]) for _ in range(s.single_stream_depth)]) for m, s in outputs.items()}
+        )
+        self.tower_norm = nn.ModuleDict({m: norm(s.width) for m, s in outputs.items() if s.single_stream_depth})
+        self.head = nn.ModuleDict({m: built[m][1] for m in outputs})
+        self.activation_checkpointing = self.whole_blocks = False
 
     def part(self, name: str) -> list[nn.Module]:
-        """The modules behind a name: "joint" is all that sees every modality (embedders, time embeddings, trunk), a
-        modality's name is everything of its own."""
+        """The modules of "joint" (embedders, time embeddings, trunk), or all that a modality of this name has alone."""
         if name == "joint":
             return [self.embed, self.time, self.trunk, self.trunk_norm]
         own = (self.embed, self.time, self.tower, self.tower_norm, self.head)
         return [modules[name] for modules in own if name in modules]
 
     def repeated(self) -> list[nn.Module]:
-        """The blocks that repeat, for `model.compiling`."""
+        """The blocks that repeat, for `model.compilation`."""
         return [*self.trunk, *(block for tower in self.tower.values() for block in tower)]
 
     def forward(
@@ -119,39 +130,43 @@ class MMDiT(nn.Module):
         x: dict[str, Tensor],
         t: dict[str, Tensor],
         mask: dict[str, Tensor] | None = None,
-        outputs: Iterable[str] | Mapping[str, slice | Tensor | Places | None] | None = None,
+        outputs: Iterable[str] | Mapping[str, int | None] | None = None,
+        positions: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor | LazyLogits]:
-        """ε̂ for pictures, `LazyLogits` for tokens, for the modalities in `outputs` (default: all with a head).
+        """Predictions of the modalities in `outputs`: (B, C, S, S) for images, `LazyLogits` for tokens.
 
         Args:
-            x: {name: (B, C, S, S) or (B, L)}, every stream of the model.
-            t: {name: (B,)}, what each time embedding is told (see `Process.time_conditioning`).
-            mask: {name: (B, L) bool, True = attend}; a missing name is attended to everywhere.
-            outputs: names, or {name: rows}, a slice or indices of the samples whose output is wanted, None for all;
-                {name: Places} for the output at single positions, (R, 1, …).
+            x: {modality: (B, C, S, S) or (B, L)}, every stream of the model.
+            t: {modality: (B,)}, the input of its time embedding (see `Process.time_conditioning`).
+            mask: {modality: (B, L) bool, True = attend}; without one, all positions are attended to.
+            outputs: names, default all modalities with a head; {modality: n} for the first n samples only, None for
+            all.
+            positions: {modality of tokens: (R,) int64, sample · L + position}, the only positions whose logits will be
+                used: the last single-stream block and the head skip all others, whose logits have no meaning.
         """
-        outputs = dict.fromkeys(self.head) if outputs is None else outputs
-        outputs = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
-        if missing := [m for m in outputs if m not in self.head]:
-            raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
+        wanted = self._wanted(outputs)
         if missing := [m for m in self.embed if m not in x]:
             raise ValueError(f"this model also needs modality {missing[0]!r}")
-        needed = {m: self._trunk_rows(m, rows) for m, rows in outputs.items()}
         streams = {m: embed(x[m]) for m, embed in self.embed.items()}
         c = {m: nn.functional.silu(embed(t[m])) for m, embed in self.time.items()}
-        key_mask = joint_mask(streams, mask)
-        streams = self._run_all(self.trunk, streams, c, key_mask, needed)
-        answers = {}
-        for m, rows in needed.items():
-            x = streams[m] if self.trunk else pick(streams[m], rows)  # the last block has taken them
-            hidden = None if mask is None or m not in mask else pick(mask[m], rows)
-            single = isinstance(outputs[m], Places) and self.tower[m]  # without one, the trunk has picked them
-            places = (outputs[m].row, outputs[m].position) if single else None
-            answers[m] = self._branch(m, x, pick(c[m], rows), hidden, places)
-        return answers
+        streams = self._run_all(self.trunk, streams, c, joint_mask(streams, mask), wanted)
+        out = {}
+        for m, n in wanted.items():
+            stream = streams[m] if self.trunk else leading(streams[m], n)
+            key_mask = leading(mask[m], n) if mask and m in mask else None
+            out[m] = self._branch(m, stream, leading(c[m], n), key_mask, (positions or {}).get(m))
+        return out
 
-    def _run_all(self, blocks: nn.ModuleList, x: dict[str, Tensor], c: dict[str, Tensor], mask, needed: dict):
-        """The blocks one after the other, and what is `needed` of the last one's result, see `JointBlock`."""
+    def _wanted(self, outputs: Iterable[str] | Mapping[str, int | None] | None) -> dict[str, int | None]:
+        """{modality: number of leading samples, None for all}."""
+        outputs = self.head if outputs is None else outputs
+        wanted = dict(outputs) if isinstance(outputs, Mapping) and outputs is not self.head else dict.fromkeys(outputs)
+        if missing := [m for m in wanted if m not in self.head]:
+            raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
+        return wanted
+
+    def _run_all(self, blocks: nn.ModuleList, x: dict[str, Tensor], c: dict[str, Tensor], mask, wanted: dict):
+        """The blocks one after the other; the last one returns the `wanted` streams and samples."""
         if self.whole_blocks and not torch.is_grad_enabled():
             x, c = ({m: any_batch(value) for m, value in part.items()} for part in (x, c))
             mask = None if mask is None else any_batch(mask)
@@ -159,45 +174,50 @@ class MMDiT(nn.Module):
             if i < len(blocks):
                 x = self._run(block, x, c, mask, None)
             elif self.whole_blocks:
-                x = self._run(block, x, c, mask, self._wanted_streams(x, needed))
-                x = {m: pick(x[m], rows) for m, rows in needed.items()}
+                x = self._run(block, x, c, mask, self._wanted_streams(x, wanted))
+                x = {m: leading(x[m], n) for m, n in wanted.items()}
             else:
-                x = self._run(block, x, c, mask, needed)
+                x = self._run(block, x, c, mask, wanted)
         return x
 
-    def _wanted_streams(self, x: dict[str, Tensor], needed: dict) -> dict[str, None] | None:
-        """`needed` of a last block that returns whole streams: None for all, which is what all other blocks are given.
+    def _wanted_streams(self, x: dict[str, Tensor], wanted: dict) -> dict[str, None] | None:
+        """`wanted` for a last block that returns whole streams: None for all, as for every other block.
 
-        In training, weights that no loss depends on must get no gradients, rather than zeros, which would let weight
-        decay act on them; a run asks for the same outputs in every step. In sampling the outputs vary and are not told.
+        In training, weights that no loss depends on must get no gradients rather than zeros, on which weight decay
+        would act, and every step of a run has the same outputs. In sampling the outputs vary, so all with a head are
+        computed.
         """
-        wanted = needed if torch.is_grad_enabled() else self.head
-        names = [m for m in x if m in wanted]
+        streams = wanted if torch.is_grad_enabled() else self.head
+        names = [m for m in x if m in streams]
         return None if len(names) == len(x) else dict.fromkeys(names)
 
     def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
-        if self.recompute and self.training and torch.is_grad_enabled():
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def _trunk_rows(self, name: str, rows: slice | Tensor | Places | None):
-        """What the trunk's last block hands over: a tower looks at whole sequences."""
-        if isinstance(rows, Places):
-            return rows.rows if self.tower[name] else (rows.samples, rows.position)
-        return rows
-
-    def _branch(self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, places=None) -> Tensor | LazyLogits:
-        """A modality's tower and head; places: of x, (R,) samples and (R,) positions, all if None."""
+    def _branch(
+        self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, index: Tensor | None
+    ) -> Tensor | LazyLogits:
+        """A modality's single-stream blocks and head; index: of the positions that are used, all if None."""
+        blocks, (n, length) = self.tower[name], x.shape[:2]
         x = self.trunk_norm[name](x)
-        x = self._run_all(self.tower[name], {name: x}, {name: c}, mask, {name: places})[name]
+        if index is None or not blocks:
+            x = self._run_all(blocks, {name: x}, {name: c}, mask, {name: None})[name]
+        else:
+            x = self._run_all(blocks[:-1], {name: x}, {name: c}, mask, {name: None})[name]
+            x, c = blocks[-1].at_positions(x, c, mask, index), c[index // length]
         if name in self.tower_norm:
             x = self.tower_norm[name](x)
-        return self.head[name](x, pick(c, places))
+        out = self.head[name](x, c)
+        return out if index is None or not blocks else out.scatter_positions(index, n, length)
 
 
 def any_batch(x: Tensor) -> Tensor:
-    """The tensor, marked for torch.compile: batches of every size above 1 are one kind of input. A part of a larger
-    tensor is copied, for the compiler tells parts from wholes."""
+    """The tensor, marked for torch.compile: one compilation serves batches of every size above 1.
+
+    A view is copied first, because the compiler specializes on views.
+    """
     x = x if x._base is None else x.clone()
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x

@@ -1,12 +1,12 @@
-"""Files that are whole or not there: atomic writes, safetensors, and the folders of checkpoints.
+"""Atomic writes of files, safetensors, and the folders of checkpoints.
 
     step_00001000/
         model.safetensors   ema.safetensors   config.yaml
         train_state/        optimizer.safetensors, weighting.safetensors, state.json
-                            sharded/, a file a rank, instead of the optimizer's file where weights are sharded
+                            if weights are sharded, sharded/ with one file per rank instead of optimizer.safetensors
 
-A checkpoint is written under a temporary name, synced, then renamed, so that a kill at any moment leaves the last good
-one. Nothing is pickled.
+A checkpoint is written under a temporary name, synced and renamed, so the last complete checkpoint survives a kill at
+any moment. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARDS = "train_state/sharded"
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write under a temporary name, then rename: a kill leaves what was there before. Missing folders are made."""
+    """Write a file under a temporary name and rename it, so that a kill leaves the old file; create missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -45,13 +45,16 @@ def sha256(path: Path) -> str:
 def save_checkpoint(
     run: Path, step: int, files: dict[str, bytes], keep: int, shards: Callable[[Path], None] | None = None
 ) -> Path:
-    """Write `files` {relative name: content} as checkpoint `step` of a run and drop all but the newest `keep`.
+    """Write checkpoint `step` of a run and delete all but the newest `keep` checkpoints; returns its folder.
 
-    Every rank calls this, the main one with all files. shards: writes each rank's part of the sharded state into the
-    folder it is given.
+    Every rank calls this.
+
+    Args:
+        files: {relative name: content}; used on the main rank only.
+        shards: called on every rank with the folder into which it writes its part of the sharded state.
 
     Raises:
-        CheckpointError: the disk refused; what was there before is untouched.
+        CheckpointError: writing failed; earlier checkpoints are unchanged.
     """
     final = run / f"step_{step:08d}"
     temporary = run / f".{final.name}.{'shards' if shards else os.getpid()}.tmp"
@@ -64,17 +67,15 @@ def save_checkpoint(
             shards(temporary / SHARDS)
             distributed.barrier()
         if distributed.is_main():
-            if final.exists():  # a rerun of the same step: the new one takes its place
+            if final.exists():  # a rerun of the same step replaces it
                 shutil.rmtree(final)
             os.rename(temporary, final)
             _sync_folder(run)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         last = latest(run)
-        raise CheckpointError(
-            f"cannot save checkpoint {final}: {error.strerror or error}; "
-            + (f"the last good one is {last.name}" if last else "there is no earlier one")
-        ) from None
+        remaining = f"the last good one is {last.name}" if last else "there is no earlier one"
+        raise CheckpointError(f"cannot save checkpoint {final}: {error.strerror or error}; {remaining}") from None
     if distributed.is_main():
         for old in checkpoints(run)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -85,10 +86,10 @@ def save_checkpoint(
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Fill a module from a safetensors file; every name and shape must agree.
+    """Load the weights of a module from a safetensors file; all names and shapes must match.
 
     Raises:
-        CheckpointError: missing or truncated file, or weights of another architecture.
+        CheckpointError: a missing or truncated file, or weights of another architecture.
     """
     state = read_tensors(file)
     check_shapes(file, module.state_dict(), state)
@@ -96,21 +97,25 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def check_shapes(file: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """CheckpointError unless the tensors of a file are a network's own, name by name and shape by shape."""
+    """Raise CheckpointError unless the tensors of a file have the names and shapes of a network's."""
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
         key = wrong[0]
         here = f"shape {tuple(own[key].shape)}" if key in own else "no such tensor"
         there = f"shape {tuple(state[key].shape)}" if key in state else "no such tensor"
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"{file} is of another architecture: {key} has {there} in the file, {here} in the model"
-            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+            f"{file} is of another architecture: {key} has {there} in the file, {here} in the model{more}"
         )
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing or truncated.
+    """
     try:
         return load_file(file)
     except FileNotFoundError:
@@ -120,15 +125,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
-    """Tensors as the bytes of a safetensors file."""
+    """The bytes of a safetensors file with these tensors."""
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def pack_json(values: dict) -> bytes:
+    """The bytes of a JSON file."""
     return json.dumps(values, indent=1).encode()
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write and sync files."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""TableDiT: one stream of column tokens, every cell a token, heads per column.
+"""TableDiT: a transformer over the cells of a row, one token per column, with one output head per column.
 
-Columns come in groups, each a modality with its own process and its own time: `Numbers` under Gaussian diffusion,
-`Categories` under the masked one. Columns of one group may have different numbers of states K: the group's process
-has the largest of them, logits beyond a column's own K are −∞, and the mask is the same id for all. Equal to the
-official network (`model.official_table` maps its weights); blocks are those of DiT (arXiv 2212.09748).
+Columns come in groups; each group is a modality with its own process and time: `Numerical` under Gaussian diffusion,
+`Categorical` under masked diffusion. The columns of a categorical group may have different numbers of states K: the
+group's process has the largest of them, logits beyond a column's own K are −∞, and the mask has the same id in all.
+The network equals the official one (`model.official.table` maps its weights); its blocks are those of DiT (arXiv
+2212.09748).
 
 B rows, C columns of a group or of all, D width, K states of a column.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,15 @@ from .layers import TimeEmbedding
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
-    """A group of `columns` numerical columns, (B, columns) float."""
+class Numerical:
+    """A group of numerical columns, (B, columns) float."""
 
     columns: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Categories:
-    """A group of categorical columns with their numbers of states, (B, columns) int64; the mask is max(states)."""
+class Categorical:
+    """A group of categorical columns, (B, columns) int64, with their numbers of states; the mask id is the largest."""
 
     states: tuple[int, ...]
 
@@ -43,7 +44,7 @@ class Categories:
 class Mlp(nn.Sequential):
     """Linear layers of the given widths with an activation between them."""
 
-    def __init__(self, *widths: int, act=nn.SiLU):
+    def __init__(self, *widths: int, act: type[nn.Module] = nn.SiLU):
         layers = []
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             layers += [nn.Linear(a, b), act()] if i < len(widths) - 2 else [nn.Linear(a, b)]
@@ -51,7 +52,7 @@ class Mlp(nn.Sequential):
 
 
 class TanhGelu(nn.Module):
-    """GELU in its tanh form (official). Compiled, tanh is written with a sigmoid, whose exponential is quicker."""
+    """GELU with the tanh approximation (official); when compiled, tanh is written as a sigmoid, which is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -60,7 +61,7 @@ class TanhGelu(nn.Module):
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer of its own for every column, computed as one batched product: (B, C, in) → (B, C, out)."""
+    """One linear layer per column, computed as a batched matrix product: (B, C, in) → (B, C, out)."""
 
     def __init__(self, columns: int, inputs: int, outputs: int):
         super().__init__()
@@ -72,9 +73,11 @@ class ColumnLinear(nn.Module):
         return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
-class NumberFeatures(nn.Module):
-    """(B, C, 1) → (B, C, D): per column a linear map of the value and of `sinusoids` pairs [cos, sin] of multiples of
-    it, learned per column as well (arXiv 2203.05556)."""
+class NumericalFeatures(nn.Module):
+    """Periodic features of numbers, (B, C, 1) → (B, C, D) (arXiv 2203.05556).
+
+    Per column, a linear layer of the value x and of cos(f x), sin(f x) for `sinusoids` learned frequencies f.
+    """
 
     def __init__(self, columns: int, sinusoids: int, width: int):
         super().__init__()
@@ -86,12 +89,13 @@ class NumberFeatures(nn.Module):
         return self.linear(torch.cat([x, torch.cos(angle), torch.sin(angle)], -1))
 
 
-class CategoryHead(nn.Module):
-    """(B, C, D) → padded logits (B, C, largest K [+ 1]): per column, a linear layer or (`deep`) an MLP of three.
+class CategoricalHead(nn.Module):
+    """Logits of categorical columns, (B, C, D) → (B, C, largest K [+ 1]), −∞ beyond a column's own K.
 
-    The weights of all columns lie in one (ΣK, D) matrix without padding and are spread over a padded one when used.
+    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used.
 
     Args:
+        deep: an MLP of three layers per column instead of one linear layer.
         mask_logit: every column has one more output, for the mask; it comes last, after the padding.
     """
 
@@ -108,10 +112,11 @@ class CategoryHead(nn.Module):
             else nn.Identity()
         )
         self.columns, self.outputs = len(states), max(states) + mask_logit
-        slots = []
+        slots = []  # rows of the padded matrix that the rows of `weight` go to
         for c, k in enumerate(states):
-            own = [*range(k), max(states)] if mask_logit else range(k)
-            slots += [c * self.outputs + v for v in own]
+            slots += [c * self.outputs + state for state in range(k)]
+            if mask_logit:
+                slots.append(c * self.outputs + max(states))
         self.register_buffer("slots", torch.tensor(slots), persistent=False)
         self.weight = nn.Parameter(torch.zeros(len(slots), width))
         self.bias = nn.Parameter(torch.zeros(len(slots)))
@@ -126,7 +131,7 @@ class CategoryHead(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, both modulated by the conditioning c (B, D)."""
+    """Attention and feed-forward on (B, C, D), both modulated by the conditioning c (B, D)."""
 
     def __init__(self, width: int, heads: int, expand: int):
         super().__init__()
@@ -150,90 +155,99 @@ class TableDiT(nn.Module):
     """The network of a space of column groups.
 
     Args:
-        groups: {name: Numbers or Categories}. In the sequence, numbers come first, then categories.
-        clocks: groups whose times condition the network. Official: one (all groups share a time) or two.
+        groups: {modality: Numerical or Categorical}. In the sequence, numerical columns come first.
+        time_conditioning: the groups whose times the network sees. Official: one (all groups share a time) or two.
         mlp: factor of the feed-forward width.
         deep_heads: three layers per categorical column instead of one (official).
-        mask_logit: categorical heads put out a mask logit as well (official).
-        known: cells of `Numbers` may be marked as given, see `forward`; categorical cells need no mark, for a token
-            that is not the mask is known.
+        mask_logit: categorical heads have a logit for the mask as well (official).
+        observed: numerical cells may be marked as observed, see `forward`; categorical cells need no mark, because a
+            token that is not the mask is observed.
         time_scale: factor on times before their sinusoids; official 1.
-        sinusoids: numbers enter by `NumberFeatures` of so many; 0 is one MLP of the value for all columns (official).
+        sinusoids: frequencies of `NumericalFeatures`; 0 is one MLP of the value for all columns (official).
     """
 
     def __init__(
         self,
-        groups: Mapping[str, Numbers | Categories],
+        groups: Mapping[str, Numerical | Categorical],
         width: int,
         depth: int,
         heads: int,
-        clocks: list[str],
+        time_conditioning: Sequence[str],
         mlp: int = 4,
         deep_heads: bool = True,
         mask_logit: bool = True,
-        known: bool = False,
+        observed: bool = False,
         time_scale: float = 1.0,
         sinusoids: int = 0,
     ):
         super().__init__()
         if width % heads:
-            raise ValueError(f"heads {heads} do not divide the width {width}")
+            raise ValueError(f"the width {width} is not a multiple of the number of heads {heads}")
         self.groups, self.width, self.mlp = dict(groups), width, mlp
-        self.numbers = [m for m, g in groups.items() if isinstance(g, Numbers)]
-        self.categories = [m for m, g in groups.items() if isinstance(g, Categories)]
-        columns = sum(g.columns for g in groups.values())
-        numerical = sum(groups[m].columns for m in self.numbers)
-        states = [k for m in self.categories for k in groups[m].states]
-        self.time = nn.ModuleDict({m: TimeEmbedding(width, time_scale) for m in clocks})
-        self.position = nn.Parameter(0.02 * torch.randn(columns, width))
+        self.numerical = [m for m, g in groups.items() if isinstance(g, Numerical)]
+        self.categorical = [m for m, g in groups.items() if isinstance(g, Categorical)]
+        # modules are created in an order that fixes their random initial weights
+        self.time = nn.ModuleDict({m: TimeEmbedding(width, time_scale) for m in time_conditioning})
+        self.position = nn.Parameter(0.02 * torch.randn(sum(g.columns for g in groups.values()), width))
         self.final = nn.Linear(width, 2 * width)
         nn.init.zeros_(self.final.weight)
         nn.init.zeros_(self.final.bias)
         self.head = nn.ModuleDict()
-        if numerical:
-            self.number_table = nn.Parameter(0.02 * torch.randn(numerical, width))
-            features = NumberFeatures(numerical, sinusoids, width) if sinusoids else Mlp(1, width, width, width)
-            self.number_scale = features
-            self.number_head = Mlp(width, width, width, 1)
-            self.known = nn.Parameter(torch.zeros(numerical, width)) if known else None
-        if states:
-            self.token_table = nn.Parameter(0.02 * torch.randn(sum(states) + len(states), width))
-            self.head.update(
-                {m: CategoryHead(groups[m].states, width, deep_heads, mask_logit) for m in self.categories}
-            )
-            starts, sizes, masks, start = [], [], [], 0
-            for m in self.categories:
-                for k in groups[m].states:
-                    starts.append(start)
-                    sizes.append(k)
-                    masks.append(max(groups[m].states))
-                    start += k + 1
-            for name, values in (("starts", starts), ("sizes", sizes), ("masks", masks)):
-                self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.known = None
+        if self.numerical:
+            self._add_numerical(sum(groups[m].columns for m in self.numerical), sinusoids, observed)
+        if self.categorical:
+            self._add_categorical(deep_heads, mask_logit)
         self.blocks = nn.ModuleList([Block(width, heads, mlp) for _ in range(depth)])
 
+    def _add_numerical(self, columns: int, sinusoids: int, observed: bool) -> None:
+        """Embedding and head of the numerical columns."""
+        width = self.width
+        self.number_table = nn.Parameter(0.02 * torch.randn(columns, width))
+        self.number_scale = NumericalFeatures(columns, sinusoids, width) if sinusoids else Mlp(1, width, width, width)
+        self.number_head = Mlp(width, width, width, 1)
+        if observed:
+            self.known = nn.Parameter(torch.zeros(columns, width))  # added to observed cells
+
+    def _add_categorical(self, deep_heads: bool, mask_logit: bool) -> None:
+        """Embedding and heads of the categorical columns; the rows of a column in the table are its states, then the
+        mask."""
+        states = [k for m in self.categorical for k in self.groups[m].states]
+        masks = [max(self.groups[m].states) for m in self.categorical for _ in self.groups[m].states]
+        starts = [sum(states[:c]) + c for c in range(len(states))]
+        self.token_table = nn.Parameter(0.02 * torch.randn(sum(states) + len(states), self.width))
+        for m in self.categorical:
+            self.head[m] = CategoricalHead(self.groups[m].states, self.width, deep_heads, mask_logit)
+        for name, values in (("starts", starts), ("sizes", states), ("masks", masks)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    @property
+    def observes(self) -> list[str]:
+        """The modalities whose observed cells the network was trained with, see `forward`."""
+        return [] if self.known is None else self.numerical
+
     def repeated(self) -> list[nn.Module]:
-        """The blocks that repeat, for `model.compiling`."""
+        """The blocks, which `model.compilation` compiles once for all."""
         return list(self.blocks)
 
-    def embed(self, x: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, C, D): the token of every cell."""
+    def embed(self, x: Mapping[str, Tensor], observed: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, C, D): the embedding of every cell."""
         parts = []
-        if self.numbers:
-            values = torch.cat([x[m] for m in self.numbers], 1)
+        if self.numerical:
+            values = torch.cat([x[m] for m in self.numerical], 1)
             cells = self.number_table + self.number_scale(values[..., None])
-            if self.known is not None and given:
-                marks = [given[m] if m in given else torch.zeros_like(x[m], dtype=torch.bool) for m in self.numbers]
+            if self.known is not None and observed:
+                marks = [observed.get(m, torch.zeros_like(x[m], dtype=torch.bool)) for m in self.numerical]
                 cells = cells + torch.cat(marks, 1)[..., None] * self.known
             parts.append(cells)
-        if self.categories:
-            tokens = torch.cat([x[m] for m in self.categories], 1)
+        if self.categorical:
+            tokens = torch.cat([x[m] for m in self.categorical], 1)
             index = self.starts + torch.where(tokens == self.masks, self.sizes, tokens)
             parts.append(torch.nn.functional.embedding(index, self.token_table))
         return torch.cat(parts, 1) + self.position
 
     def condition(self, t: Mapping[str, Tensor]) -> Tensor:
-        """(B, D): the times of the clocks; a clock without a time is left out."""
+        """(B, D): the sum of the time embeddings; a group without a time in t is left out."""
         return sum(embed(t[m]) for m, embed in self.time.items() if m in t)
 
     def forward(
@@ -241,22 +255,25 @@ class TableDiT(nn.Module):
         x: Mapping[str, Tensor],
         t: Mapping[str, Tensor],
         mask: Mapping[str, Tensor] | None = None,
-        outputs: list[str] | None = None,
-        given: Mapping[str, Tensor] | None = None,
+        outputs: Collection[str] | None = None,
+        observed: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """{group: (B, C) output of a Numbers group, (B, C, K) logits of a Categories group}.
+        """{modality: prediction (B, C) of a numerical group, logits (B, C, K) of a categorical one}.
 
         Args:
-            given: {Numbers group: (B, C) bool}, cells that hold clean data whatever the group's time.
-            mask: not used; a table has no padding.
+            x: {modality: (B, C)}.
+            t: {modality: (B,)} times.
+            mask: not used, because rows have no padding.
+            outputs: the modalities to predict, default all.
+            observed: {numerical group: (B, C) bool}, cells that are clean whatever the group's time.
         """
         c = torch.nn.functional.silu(self.condition(t))
-        h = self.embed(x, given)
+        h = self.embed(x, observed)
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.final(c).chunk(2, -1)
         h = kernels.adaln_modulate(h, scale, shift, 1e-6, plus_one=True)
-        order = [*self.numbers, *self.categories]
+        order = [*self.numerical, *self.categorical]
         parts = dict(zip(order, h.split([self.groups[m].columns for m in order], 1), strict=True))
         wanted = [m for m in self.groups if outputs is None or m in outputs]
         return {m: self.head[m](parts[m]) if m in self.head else self.number_head(parts[m])[..., 0] for m in wanted}

@@ -1,6 +1,7 @@
-"""Sampling: what is given, what is generated, along which times and by which rule."""
+"""Sampling: conditions, samplers, the any-to-any loop, and trained models as pipelines."""
 
-from .sampler import Given, sample
-from .steppers import KINDS, Sampler
+from .condition import Condition
+from .sampler import sample
+from .steppers import SAMPLERS, Sampler
 
-__all__ = ["KINDS", "Given", "Sampler", "sample"]
+__all__ = ["SAMPLERS", "Condition", "Sampler", "sample"]

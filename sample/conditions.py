@@ -1,4 +1,4 @@
-"""What is known before sampling starts: captions, pictures, prompts from a file, rows of a data set."""
+"""Conditions from the command line: captions, images, masks, prompts from a file, rows of a data set."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..model.codecs.characters import CharCodec
-from . import Given
+from ..diffusion import Masked
+from ..model.codecs.characters import MASKED, CharCodec
+from .condition import Condition
 from .pipeline import Pipeline
 
 ReadRows = Callable[..., object]  # (pipeline, data, split, limit) → rows with `names`, `images` and `captions`
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ConditionSource:
     """Where conditions come from; several values of one modality are several conditions.
 
     Args:
-        given: (modality, value): a caption or the path of a picture; None takes it from `data`.
-        level: {modality: noise level up to which it is known}, a number as text.
+        values: (modality, value): a caption, in which ▯ stands for a token that is not known, or the path of an image;
+            None takes it from `data`.
+        noise_level: {modality: time up to which it is known}, a number as text.
+        mask: {modality: path of a black and white image}: white pixels are known, black ones are sampled.
         prompts: a JSON file {modality: [captions]}.
         data, split: a packed data set (or an .npz, or the name of a bundled one) and which part of it.
         limit: only so many of the prompts or rows.
-        context_limit: at most so many tokens of a caption are given, the rest is padding.
-        repeat_text: how often each caption is written into its context, as far as it fits.
+        context_limit: at most so many tokens of a caption are known, the rest is padding.
+        repeat_text: how often each caption is repeated in its context, as far as it fits.
     """
 
-    given: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
-    level: dict[str, str] = dataclasses.field(default_factory=dict)
+    values: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
+    noise_level: dict[str, str] = dataclasses.field(default_factory=dict)
+    mask: dict[str, str] = dataclasses.field(default_factory=dict)
     prompts: Path | None = None
     data: str | None = None
     split: str = "test"
@@ -41,88 +45,101 @@ class Source:
     context_limit: int | None = None
     repeat_text: int = 1
 
+    def as_dict(self) -> dict:
+        """For manifests."""
+        return dataclasses.asdict(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """{modality: Given} of R conditions each (none: joint sampling), and how many samples each gets."""
+    """{modality: R conditions} (empty: joint sampling), and how many samples each of the R gets."""
 
-    given: dict[str, Given]
+    conditions: dict[str, Condition]
     copies: int
 
     @property
     def total(self) -> int:
         """Number of samples."""
-        return self.copies * (len(next(iter(self.given.values())).x) if self.given else 1)
+        return self.copies * (len(next(iter(self.conditions.values())).x) if self.conditions else 1)
 
-    def rows(self, samples: range) -> dict[str, Given]:
+    def of_samples(self, samples: range) -> dict[str, Condition]:
         """The conditions of these samples; sample i has condition i // copies."""
         index = torch.arange(samples.start, samples.stop) // self.copies
-        return {m: dataclasses.replace(g, x=g.x[index]) for m, g in self.given.items()}
+        return {m: c.map(lambda x: x[index]) for m, c in self.conditions.items()}
 
     def digest(self) -> dict[str, str]:
         """{modality: SHA-256 of its conditions}: tells requests apart whose files changed."""
-        return {m: hashlib.sha256(g.x.contiguous().numpy().tobytes()).hexdigest() for m, g in self.given.items()}
+        return {m: _sha256(*([c.x] if c.mask is None else [c.x, c.mask])) for m, c in self.conditions.items()}
 
 
-def conditions(system: Pipeline, source: Source, n: int | None, read_rows: ReadRows | None = None) -> Conditions:
-    """Everything given, encoded; n samples of each condition (default: 16, but 1 of each prompt or row).
+def read_conditions(
+    pipeline: Pipeline, source: ConditionSource, n: int | None, read_rows: ReadRows | None = None
+) -> Conditions:
+    """All conditions, encoded; n samples of each (default: 16, but 1 of each prompt or row).
 
-    read_rows: reads the rows of `source.data`.
+    read_rows: reads the rows of `source.data`, see `train.data.load.read_rows`.
 
     Raises:
-        ValueError: anything wrong with what is given; names the option.
+        ValueError: anything wrong with the conditions; names the option.
     """
     many = source.prompts is not None or source.data is not None
     n = (1 if many else 16) if n is None else n
     if n < 1:
-        raise ValueError(f"--n must be at least 1, got {n}")
+        raise ValueError(f"-n must be at least 1, got {n}")
     if source.limit is not None and (source.limit < 1 or not many):
         raise ValueError("--limit counts prompts or rows of --data, and is at least 1")
-    if source.prompts is not None and (source.data is not None or source.given):
-        raise ValueError("--prompts, --data and --given NAME=VALUE: one source of conditions at a time")
-    values = _values(system, source)
+    if source.prompts is not None and (source.data is not None or source.values):
+        raise ValueError("--prompts, --data and --condition NAME=VALUE: one source of conditions at a time")
+    values = _values(pipeline, source)
     if source.data is not None:
-        known = _rows(system, source, read_rows)
+        known = {m: Condition(x) for m, x in _rows(pipeline, source, read_rows).items()}
     else:
-        known = _encode(system, source, values)
-    captions = [m for m in known if m in system.texts]
+        known = _encode(pipeline, source, values)
+    captions = [m for m in known if m in pipeline.texts]
     if not captions and (source.context_limit is not None or source.repeat_text != 1):
-        raise ValueError("--context-limit and --repeat-text need a caption that is given")
-    system.space.check(known)
-    if set(known) == set(system.space):
-        raise ValueError("every modality is given: there is nothing to generate")
-    levels = {m: _level(system, known, m, text) for m, text in source.level.items()}
-    return Conditions({m: Given(x, levels.get(m, 0.0)) for m, x in known.items()}, n)
+        raise ValueError("--context-limit and --repeat-text need a caption as a condition")
+    for m, path in source.mask.items():
+        known[m] = _with_mask(pipeline, known, m, path)
+    for m, text in source.noise_level.items():
+        t = _time(pipeline, known, m, text)
+        known[m] = dataclasses.replace(known[m], t=t)
+    for m, condition in known.items():
+        condition.check(m, pipeline.space)
+    if len({len(c.x) for c in known.values()}) > 1:
+        raise ValueError("conditions of different modalities differ in number")
+    if set(known) == set(pipeline.space) and all(c.mask is None for c in known.values()):
+        raise ValueError("every modality is a condition: there is nothing to generate")
+    return Conditions(known, n)
 
 
-def _values(system: Pipeline, source: Source) -> dict[str, list[str]]:
-    """{modality: raw values} of --given and --prompts."""
+def _values(pipeline: Pipeline, source: ConditionSource) -> dict[str, list[str]]:
+    """{modality: raw values} of --condition and --prompts."""
     if source.prompts is not None:
-        return _prompts(system, source.prompts, source.limit)
+        return _prompts(pipeline, source.prompts, source.limit)
     values: dict[str, list[str]] = {}
-    for m, value in source.given:
-        known(system, "--given", m)
-        if (value is None) != (source.data is not None):
-            if value is None:
-                raise ValueError(f"--given {m!r} is not of the form NAME=VALUE (a name alone takes rows of --data)")
-            raise ValueError(f"--given {m}={value}: with --data, give the name alone")
+    for m, value in source.values:
+        check_modality(pipeline, "--condition", m)
+        if source.data is None and value is None:
+            raise ValueError(f"--condition {m!r} is not of the form NAME=VALUE (a name alone takes rows of --data)")
+        if source.data is not None and value is not None:
+            raise ValueError(f"--condition {m}={value}: with --data, give the name alone")
         values.setdefault(m, []).append(value)
     if len({len(v) for v in values.values()}) > 1:
         counts = ", ".join(f"{len(v)} of {m}" for m, v in values.items())
-        raise ValueError(f"--given: give equally many values of each modality, got {counts}")
+        raise ValueError(f"--condition: give equally many values of each modality, got {counts}")
     return values
 
 
-def _prompts(system: Pipeline, path: Path, limit: int | None) -> dict[str, list[str]]:
-    """The captions of a JSON file, for the text modalities it names; other keys are left alone."""
+def _prompts(pipeline: Pipeline, path: Path, limit: int | None) -> dict[str, list[str]]:
+    """The captions of a JSON file, for the text modalities that it names; other keys are ignored."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"--prompts: {str(path)!r} not found") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"--prompts: {path} is not readable JSON ({error})") from None
-    shape = f'{{"{(system.texts or ["text"])[0]}": ["a caption", …]}}'
-    names = [m for m in system.texts if isinstance(content, dict) and m in content]
+    shape = f'{{"{(pipeline.texts or ["text"])[0]}": ["a caption", …]}}'
+    names = [m for m in pipeline.texts if isinstance(content, dict) and m in content]
     if not names:
         raise ValueError(f"--prompts: {path} should look like {shape}")
     values = {m: content[m] for m in names}
@@ -134,50 +151,91 @@ def _prompts(system: Pipeline, path: Path, limit: int | None) -> dict[str, list[
     return {m: prompts[:limit] for m, prompts in values.items()}
 
 
-def _encode(system: Pipeline, source: Source, values: dict[str, list[str]]) -> dict[str, Tensor]:
-    """{modality: (R, *shape)} of raw values."""
-    encoded = {}
+def _encode(pipeline: Pipeline, source: ConditionSource, values: dict[str, list[str]]) -> dict[str, Condition]:
+    """{modality: R conditions} of raw values."""
+    known = {}
     for m, raw in values.items():
-        if m in system.images:
-            encoded[m] = torch.cat([system.codecs[m].read(path) for path in raw])
-        else:
-            encoded[m] = encode_captions(system, m, raw, source.context_limit, source.repeat_text)
-    return encoded
+        if m in pipeline.images:
+            known[m] = Condition(torch.cat([pipeline.codecs[m].read(path) for path in raw]))
+            continue
+        tokens = encode_captions(pipeline, m, raw, source.context_limit, source.repeat_text)
+        mask_token = pipeline.config.modalities[m].states
+        mask = tokens != mask_token if any(MASKED in caption for caption in raw) else None
+        if mask is not None and not isinstance(pipeline.space[m], Masked):
+            raise ValueError(f"--condition {m}: ▯ needs a modality under masked diffusion, {m!r} is not")
+        known[m] = Condition(tokens, mask=mask)
+    return known
 
 
-def encode_captions(system: Pipeline, m: str, captions: Sequence[str], limit: int | None = None, repeat: int = 1):
-    """Captions → int64 (N, L): each written `repeat` times, cut after `limit` tokens, padded to the full length."""
-    codec, settings = system.codecs[m], system.config.modalities[m]
+def encode_captions(
+    pipeline: Pipeline, m: str, captions: Sequence[str], limit: int | None = None, repeat: int = 1
+) -> Tensor:
+    """Captions → int64 (N, L): each repeated `repeat` times, cut after `limit` tokens, padded to the full length.
+
+    The sign ▯ becomes the mask token.
+    """
+    codec, settings = pipeline.codecs[m], pipeline.config.modalities[m]
     if repeat < 1:
         raise ValueError(f"--repeat-text must be at least 1, got {repeat}")
     length = _limit(limit, settings.length)
     if repeat > 1:
         captions = [" ".join([caption] * repeat) for caption in captions]
     if isinstance(codec, CharCodec) and (repeat > 1 or limit is not None):
-        captions = [caption[:length] for caption in captions]  # a TokenizerCodec cuts by itself
-    tokens = dataclasses.replace(codec, length=length).encode(captions)
+        captions = [caption[:length] for caption in captions]  # a TokenizerCodec truncates by itself
+    codec = dataclasses.replace(codec, length=length)
+    masked = any(MASKED in caption for caption in captions)
+    tokens = codec.encode_masked(captions) if masked else codec.encode(captions)
     return torch.nn.functional.pad(tokens, (0, settings.length - length), value=settings.pad)
 
 
-def _rows(system: Pipeline, source: Source, read_rows: ReadRows) -> dict[str, Tensor]:
-    """{modality: (R, *shape)} of a data set's rows; of several captions the first."""
-    names = list(dict.fromkeys(m for m, _ in source.given))
+def _rows(pipeline: Pipeline, source: ConditionSource, read_rows: ReadRows | None) -> dict[str, Tensor]:
+    """{modality: (R, *shape)} of the rows of a data set; of several captions the first."""
+    names = list(dict.fromkeys(m for m, _ in source.values))
     if not names:
-        raise ValueError("--data needs --given NAME: which part of its rows is known?")
+        raise ValueError("--data needs --condition NAME: which part of its rows is known?")
     if source.repeat_text != 1:
         raise ValueError("--repeat-text works on captions, and the rows of --data are tokens: leave it out")
-    part = read_rows(system, source.data, source.split, source.limit)
+    if read_rows is None:
+        raise ValueError("rows of a data set need a function that reads them (read_rows)")
+    part = read_rows(pipeline, source.data, source.split, source.limit)
     image, text = part.names
     rows = {image: part.images[: source.limit], text: part.captions[: source.limit, 0].clone()}
     length = _limit(source.context_limit, rows[text].shape[1])
-    rows[text][:, length:] = system.config.modalities[text].pad
+    rows[text][:, length:] = pipeline.config.modalities[text].pad
     return {m: rows[m] for m in names}
 
 
-def known(system: Pipeline, option: str, m: str) -> None:
+def check_modality(pipeline: Pipeline, option: str, m: str) -> None:
     """ValueError, naming the option, unless the model has that modality."""
-    if m not in system.space:
-        raise ValueError(f"{option}: this model has no modality {m!r}; it has {', '.join(system.space)}")
+    if m not in pipeline.space:
+        raise ValueError(f"{option}: this model has no modality {m!r}; it has {', '.join(pipeline.space)}")
+
+
+def _with_mask(pipeline: Pipeline, known: dict[str, Condition], m: str, path: str) -> Condition:
+    """The condition of an image, known only where a mask image is white."""
+    check_modality(pipeline, "--mask", m)
+    if m not in pipeline.images:
+        raise ValueError(f"--mask {m}: masks are for images; in a caption, write ▯ for every token that is not known")
+    if m not in known:
+        raise ValueError(f"--mask {m}: there is no condition of that modality, add --condition {m}=…")
+    mask = pipeline.codecs[m].read_mask(path)
+    if bool(mask.all()) or not bool(mask.any()):
+        raise ValueError(f"--mask {m}: {path} is all {'white' if mask.all() else 'black'}: leave the option out")
+    return dataclasses.replace(known[m], mask=mask.expand(known[m].x.shape))
+
+
+def _time(pipeline: Pipeline, known: dict[str, Condition], m: str, text: str) -> float:
+    """The time of --noise-level."""
+    check_modality(pipeline, "--noise-level", m)
+    if m not in known:
+        raise ValueError(f"--noise-level {m}: there is no condition of that modality, add --condition {m}=…")
+    try:
+        time = float(text)
+    except ValueError:
+        raise ValueError(f"--noise-level {m}: {text!r} is not a number") from None
+    if not 0.0 <= time <= 1.0:
+        raise ValueError(f"--noise-level {m}: a noise time lies in [0, 1], got {text}")
+    return time
 
 
 def _limit(limit: int | None, length: int) -> int:
@@ -186,14 +244,8 @@ def _limit(limit: int | None, length: int) -> int:
     return length if limit is None else limit
 
 
-def _level(system: Pipeline, given: dict, m: str, text: str) -> float:
-    known(system, "--level", m)
-    if m not in given:
-        raise ValueError(f"--level {m}: nothing of that modality is given, add --given {m}=…")
-    try:
-        level = float(text)
-    except ValueError:
-        raise ValueError(f"--level {m}: {text!r} is not a number") from None
-    if not 0.0 <= level <= 1.0:
-        raise ValueError(f"--level {m}: a noise level lies in [0, 1], got {text}")
-    return level
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for x in tensors:
+        digest.update(x.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""CUDA graphs: what was launched once, kernel by kernel, is launched again as one piece.
+"""CUDA graphs: the kernel launches of an evaluation, captured once and replayed with a single launch.
 
-A graph reads and writes fixed memory: inputs are copied into it, answers lie in it until the next replay. Nothing
-that is captured may wait for the device or depend on a number on the host; times and keys are tensors.
+A graph reads and writes fixed memory: inputs are copied into it, outputs stay in it until the next replay. Nothing that
+is captured may wait for the device or depend on a number on the host; times and random-number keys are tensors.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..diffusion.space import Net
-from ..kernels import Places
 
 log = logging.getLogger(__name__)
 _GRAPHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-WARM_UPS = 3  # calls before a training step is captured: compilers and libraries set themselves up in them
-MOST = 32  # kinds of questions that keep a graph
+WARM_UPS = 3  # calls before a training step is captured, for compilers and libraries to initialize
+MAX_GRAPHS = 32  # input signatures that keep a graph
 
 
 class Memory:
-    """Where graphs of which never two run at a time lie, one over the other, and the stream they are captured on."""
+    """Shared memory pool of graphs that never run concurrently, and the stream that they are captured on."""
 
     def __init__(self):
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -36,12 +35,12 @@ def capture(
     """(replay, result) of a function captured as a CUDA graph; every replay writes into that result.
 
     Args:
-        memory: shared with other graphs; default its own.
-        errors: whose calls that a capture forbids spoil it: "thread_local" leaves threads alone that load or decode.
+        memory: pool shared with other graphs; default one of its own.
+        errors: which forbidden calls make the capture fail: "thread_local" allows those of threads that load or decode.
     """
     memory = memory or Memory()
     now, side = torch.cuda.current_stream(), memory.stream
-    with torch.cuda.stream(now), no_copies():  # a capture that fails leaves its own stream the current one
+    with torch.cuda.stream(now), no_autocast_cache():  # a capture that fails leaves its own stream the current one
         side.wait_stream(now)
         with torch.cuda.stream(side):
             for _ in range(warm_ups):
@@ -54,9 +53,11 @@ def capture(
 
 
 @contextlib.contextmanager
-def no_copies() -> Iterator[None]:
-    """Autocast makes its low-precision copies of weights anew in every product: kept ones would be freed while a graph
-    still reads them. Warm-ups need this as well, for compiled code is compiled again where it changes."""
+def no_autocast_cache() -> Iterator[None]:
+    """Turn off autocast's cache of low-precision weights: it would free copies that a graph still reads.
+
+    Warm-ups need this as well, because compiled code is compiled again where the setting changes.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -66,73 +67,87 @@ def no_copies() -> Iterator[None]:
 
 
 class GraphedNet:
-    """A network whose evaluations are captured, one graph for each kind of question (shapes, heads, rows).
+    """A network whose evaluations are replayed as CUDA graphs, one graph per input signature (shapes, outputs).
 
-    A kind is answered eagerly when it is first asked, which also is the capture's warm-up, and captured the second
-    time. Graphs share their memory, so what one returns is overwritten by the next evaluation of any kind. Where a
-    capture fails, that kind runs eagerly from then on, and a line in the log says why.
+    The first call with a signature runs eagerly, which also is the warm-up of the capture; the second one is captured.
+    Graphs share their memory, so what one returns is overwritten by the next evaluation with any signature. Where a
+    capture fails, that signature runs eagerly from then on, and a line in the log says why.
     """
 
     def __init__(self, net: Net):
         self.net, self.graphs = net, {}
-        self.selects_rows = getattr(net, "selects_rows", False)
+        self.partial_outputs = getattr(net, "partial_outputs", False)
+        self.observes = getattr(net, "observes", ())
         self.memory, self.addresses = None, addresses(net)
 
-    def __call__(self, x: Mapping, t: Mapping, mask: Mapping | None = None, outputs=None):
+    def __call__(
+        self,
+        x: Mapping[str, Tensor],
+        t: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None = None,
+        outputs: Iterable[str] | Mapping[str, int | None] | None = None,
+        **options: Mapping[str, Tensor],
+    ) -> dict:
+        """The network's outputs; `options` are its further inputs, {modality: tensor} each."""
+        if options.get("positions"):  # their number differs from call to call
+            return self.net(x, t, mask=mask, outputs=outputs, **options)
         inputs = {"x": dict(x), "t": dict(t), "mask": dict(mask or {})}
-        kind = signature(inputs, outputs)
-        if kind is None:
-            return self.net(x, t, mask=mask, outputs=outputs)
-        known = kind in self.graphs
-        if not known:
-            while len(self.graphs) >= MOST:
+        inputs |= {name: dict(values) for name, values in options.items()}
+        key = signature(inputs, outputs)
+        is_new = key not in self.graphs
+        if is_new:
+            while len(self.graphs) >= MAX_GRAPHS:
                 self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[kind] = Graph(self.net, inputs, outputs)
-        graph = self.graphs[kind]
-        graph.take(inputs)
-        if known and graph.replay is None and not graph.failed:
+            self.graphs[key] = Graph(self.net, inputs, outputs)
+        graph = self.graphs[key]
+        graph.copy_in(inputs)
+        if not is_new and graph.replay is None and not graph.failed:
             self._capture(graph)
         return graph()
 
     def _capture(self, graph: Graph) -> None:
         try:
             self.memory = self.memory or Memory()
-            graph.replay, graph.answer = capture(graph.evaluate, 0, self.memory, "thread_local")
+            graph.replay, graph.result = capture(graph.evaluate, 0, self.memory, "thread_local")
         except RuntimeError as error:
-            graph.failed, self.memory = True, None  # what a broken capture leaves there is not for others
-            reason = str(error.__context__ or error).splitlines()[0]  # ending it fails too, and says less
+            graph.failed, self.memory = True, None  # no other graph may use the memory of a failed capture
+            reason = str(error.__context__ or error).splitlines()[0]  # the error from ending a capture says less
             log.warning("no CUDA graph for this evaluation, it runs eagerly: %s", reason)
 
 
 class Graph:
-    """One kind of question, asked of fixed memory; eager until it has a `replay`."""
+    """The evaluations with one input signature, on fixed input memory; eager until it has a `replay`."""
 
     def __init__(self, net: Net, inputs: dict[str, dict[str, Tensor]], outputs):
-        self.held = {part: {m: torch.empty_like(v) for m, v in values.items()} for part, values in inputs.items()}
+        self.inputs = {part: {m: torch.empty_like(v) for m, v in values.items()} for part, values in inputs.items()}
         self.net, self.outputs = net, outputs
-        self.replay, self.answer, self.failed = None, None, False
+        self.replay, self.result, self.failed = None, None, False
 
-    def take(self, inputs: dict[str, dict[str, Tensor]]) -> None:
+    def copy_in(self, inputs: dict[str, dict[str, Tensor]]) -> None:
+        """Copy the inputs of a call into the fixed memory."""
         for part, values in inputs.items():
             for m, value in values.items():
-                self.held[part][m].copy_(value)
+                self.inputs[part][m].copy_(value)
 
     def evaluate(self) -> dict:
-        with no_copies():
-            return self.net(self.held["x"], self.held["t"], mask=self.held["mask"] or None, outputs=self.outputs)
+        """The network at the fixed inputs."""
+        with no_autocast_cache():
+            x, t, mask = (self.inputs[part] for part in ("x", "t", "mask"))
+            options = {part: values for part, values in self.inputs.items() if part not in ("x", "t", "mask")}
+            return self.net(x, t, mask=mask or None, outputs=self.outputs, **options)
 
     def __call__(self) -> dict:
         if self.replay is None:
             return self.evaluate()
         self.replay()
-        return dict(self.answer)
+        return dict(self.result)
 
 
-def graphed(net: Net) -> Net:
-    """The network with graphs, which it keeps from one sampling to the next; a plain function stays as it is."""
+def with_cuda_graphs(net: Net) -> Net:
+    """The network with graphs, which are kept from one sampling to the next; a plain function is returned as it is."""
     if not isinstance(net, torch.nn.Module):
         return net
-    if net not in _GRAPHED or _GRAPHED[net].addresses != addresses(net):  # graphs read the weights where they lay
+    if net not in _GRAPHED or _GRAPHED[net].addresses != addresses(net):  # graphs read the weights at these addresses
         _GRAPHED[net] = GraphedNet(weakref.proxy(net))
     return _GRAPHED[net]
 
@@ -144,17 +159,14 @@ def release(net: Net) -> None:
 
 
 def addresses(net: Net) -> tuple[int, ...]:
-    """Where the weights lie."""
+    """The addresses of a network's weights."""
     return tuple(p.data_ptr() for p in (*net.parameters(), *net.buffers()))
 
 
-def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple | None:
-    """What must agree for a graph to serve again; None where rows are picked by number, which change each time."""
-    rows = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs or [])
-    if any(isinstance(r, Tensor | Places) for r in rows.values()):
-        return None
+def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple:
+    """What must agree for a graph to be replayed: shapes and dtypes, outputs, precision."""
     shapes = [(part, m, tuple(v.shape), v.dtype) for part, values in inputs.items() for m, v in values.items()]
-    wanted = [(m, None if r is None else (r.start, r.stop)) for m, r in rows.items()]
+    wanted = outputs if isinstance(outputs, Mapping) or outputs is None else dict.fromkeys(outputs)
     device = next(iter(inputs["x"].values())).device
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return tuple(shapes), tuple(wanted), outputs is None, precision
+    return tuple(shapes), None if wanted is None else tuple(wanted.items()), precision

@@ -1,7 +1,7 @@
-"""A folder of samples that grows chunk by chunk and can be left and taken up again at any chunk.
+"""The folder of samples that `anystate sample` writes, batch by batch; an interrupted run can be continued.
 
-image/000000.png …   text.txt, a caption a line   sheet.png   manifest.json   trajectory/0000.png …
-.chunks/00000000.json: samples 0 … are written; gone when all are
+image/000000.png …   text.txt (one caption per line)   sheet.png   manifest.json   trajectory/0000.png …
+.chunks/00000000.json: the batch that starts at sample 0 is written; deleted when all are
 """
 
 from __future__ import annotations
@@ -19,137 +19,167 @@ from ..model.storage import atomic_write
 from .contact_sheet import contact_sheet, enlarge
 from .pipeline import Pipeline
 
-MANIFEST, CHUNKS, SHEET, TRAJECTORY = "manifest.json", ".chunks", "sheet.png", "trajectory"
-SHOWN = 64  # samples on a contact sheet
+MANIFEST, BATCHES, SHEET, TRAJECTORY = "manifest.json", ".chunks", "sheet.png", "trajectory"
+SHEET_SAMPLES = 64  # samples on a contact sheet
 
 
 class SampleFolder:
-    """Where the samples of one request go.
+    """The output of one request.
 
     Args:
-        request: everything that decides what the samples are, as JSON values; a folder takes one request only.
-        about: what else the manifest tells the reader.
-        total, chunk: number of samples, and how many are written at a time.
+        request: all settings that determine the samples, as JSON values; a folder belongs to one request.
+        about: further entries of the manifest.
+        total: number of samples.
+        batch_size: number of samples written at a time.
     """
 
-    def __init__(self, out: Path, system: Pipeline, request: dict, about: dict, total: int, chunk: int):
-        self.out, self.system, self.about, self.total, self.chunk = out, system, about, total, chunk
+    def __init__(self, out: Path, pipeline: Pipeline, request: dict, about: dict, total: int, batch_size: int):
+        self.out, self.pipeline, self.about, self.total, self.batch_size = out, pipeline, about, total, batch_size
         self.request = json.loads(json.dumps(request))
 
     def begin(self, force: bool) -> None:
-        """Make the folder, or go on in it. The main rank calls this, before any other method.
+        """Create the folder, or prepare to continue in it. The main rank calls this before any other method.
 
         Raises:
-            ValueError: it holds something else, and not `force`.
+            ValueError: the folder has other content, and not `force`.
         """
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out} is a file; choose another --out")
-        there = self._manifest()
-        if there is None:
+        manifest = self._manifest()
+        if manifest is None:
             if not force and self.out.is_dir() and any(self.out.iterdir()):
                 raise ValueError(f"{self.out} is not empty: choose another --out, or --force to write into it")
         elif force:
             self._clear()
-        elif (key := _difference(there.get("request", {}), self.request)) is not None:
-            if any((self.out / CHUNKS).glob("*.json")) or there.get("complete"):
-                raise ValueError(
-                    f"{self.out} holds samples of another request ({key} differs): choose another --out, "
-                    "or --force to replace them"
-                )
-        elif there.get("complete"):
-            return
-        (self.out / CHUNKS).mkdir(parents=True, exist_ok=True)
+        else:
+            self._check_same_request(manifest)
+            if manifest.get("complete"):
+                return
+        (self.out / BATCHES).mkdir(parents=True, exist_ok=True)
         self._write_manifest(complete=False)
 
+    def _check_same_request(self, manifest: dict) -> None:
+        """Raise ValueError if the folder holds samples of another request."""
+        key = _difference(manifest.get("request", {}), self.request)
+        if key is not None and (any((self.out / BATCHES).glob("*.json")) or manifest.get("complete")):
+            raise ValueError(
+                f"{self.out} holds samples of another request ({key} differs): choose another --out, "
+                "or --force to replace them"
+            )
+
     def missing(self) -> list[range]:
-        """The chunks that are not written yet."""
-        if (self._manifest() or {}).get("complete"):
+        """The batches that are not written yet."""
+        if self._is_complete():
             return []
-        starts = range(0, self.total, self.chunk)
-        chunks = [range(start, min(start + self.chunk, self.total)) for start in starts]
-        return [samples for samples in chunks if not self._record(samples).is_file()]
+        return [samples for samples in self._batches() if not self._record(samples).is_file()]
 
     def write(self, samples: range, values: dict[str, Tensor]) -> None:
-        """Write these samples; they count as written once all their files are whole."""
-        for m in self.system.images:
+        """Write a batch; it counts as written once all its files are complete."""
+        for m in self.pipeline.images:
             (self.out / m).mkdir(parents=True, exist_ok=True)
-            for i, pixels in zip(samples, self.system.codecs[m].decode(values[m]), strict=True):
-                enlarge(pixels, pixels.shape[0]).save(self._picture(m, i))
-        captions = {m: self.system.codecs[m].decode(values[m]) for m in self.system.texts}
+            for i, pixels in zip(samples, self.pipeline.codecs[m].decode(values[m]), strict=True):
+                enlarge(pixels, pixels.shape[0]).save(self._image_file(m, i))
+        captions = {m: self.pipeline.codecs[m].decode(values[m]) for m in self.pipeline.texts}
         atomic_write(self._record(samples), json.dumps(captions, ensure_ascii=False))
 
     def write_trajectory(self, states: list[dict[str, Tensor]]) -> None:
-        """A contact sheet of each state of the first samples on their way from noise."""
+        """A contact sheet of the first samples at each step of the sampling."""
         for i, state in enumerate(states):
-            first = {m: x[:SHOWN] for m, x in state.items()}
-            write_sheet(self.system, first, self.out / TRAJECTORY / f"{i:04d}.png")
+            first = {m: x[:SHEET_SAMPLES] for m, x in state.items()}
+            write_sheet(self.pipeline, first, self.out / TRAJECTORY / f"{i:04d}.png")
 
     def finish(self) -> Path:
-        """Join the captions, draw the contact sheet, and return its path. The main rank calls this at the end."""
+        """Join the captions, draw the contact sheet and return its path. The main rank calls this at the end."""
         sheet = self.out / SHEET
-        if (self._manifest() or {}).get("complete"):
+        if self._is_complete():
             return sheet
-        starts = range(0, self.total, self.chunk)
-        shown: dict[str, list[str]] = {m: [] for m in self.system.texts}
-        with contextlib.ExitStack() as opened:
-            names = {m: self.out / f"{m}.txt" for m in self.system.texts}
-            files = {m: opened.enter_context(open(name, "w", encoding="utf-8")) for m, name in names.items()}
-            for start in starts:
-                chunk = json.loads(self._record(range(start, start + self.chunk)).read_text(encoding="utf-8"))
-                for m, captions in chunk.items():
-                    lines = [" ".join(caption.splitlines()) for caption in captions]
-                    files[m].writelines(line + "\n" for line in lines)
-                    shown[m] += lines[: SHOWN - len(shown[m])]
-        captions = shown[self.system.texts[0]] if self.system.texts else None
-        contact_sheet(self._shown_pictures(), captions).save(sheet)
+        first_captions = self._join_captions()
+        captions = first_captions[self.pipeline.texts[0]] if self.pipeline.texts else None
+        contact_sheet(self._first_images(), captions).save(sheet)
         self._write_manifest(complete=True)
-        shutil.rmtree(self.out / CHUNKS)
+        shutil.rmtree(self.out / BATCHES)
         return sheet
 
-    def _shown_pictures(self) -> np.ndarray:
-        n = min(SHOWN, self.total)
-        if not self.system.images:
-            return np.full((n, 1, 1, 1), 255, np.uint8)
-        return np.stack([np.asarray(Image.open(self._picture(self.system.images[0], i))) for i in range(n)])
+    def _join_captions(self) -> dict[str, list[str]]:
+        """Write the captions of all batches into one file per modality; returns those of the contact sheet."""
+        first: dict[str, list[str]] = {m: [] for m in self.pipeline.texts}
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for m in self.pipeline.texts:
+                files[m] = stack.enter_context(open(self.out / f"{m}.txt", "w", encoding="utf-8"))
+            for samples in self._batches():
+                for m, captions in json.loads(self._record(samples).read_text(encoding="utf-8")).items():
+                    lines = [" ".join(caption.splitlines()) for caption in captions]
+                    files[m].writelines(line + "\n" for line in lines)
+                    first[m] += lines[: SHEET_SAMPLES - len(first[m])]
+        return first
 
-    def _picture(self, m: str, i: int) -> Path:
+    def _first_images(self) -> np.ndarray:
+        n = min(SHEET_SAMPLES, self.total)
+        if not self.pipeline.images:
+            return _blank(n)
+        return np.stack([np.asarray(Image.open(self._image_file(self.pipeline.images[0], i))) for i in range(n)])
+
+    def _batches(self) -> list[range]:
+        starts = range(0, self.total, self.batch_size)
+        return [range(start, min(start + self.batch_size, self.total)) for start in starts]
+
+    def _image_file(self, m: str, i: int) -> Path:
         return self.out / m / f"{i:06d}.png"
 
     def _record(self, samples: range) -> Path:
-        return self.out / CHUNKS / f"{samples.start:08d}.json"
+        return self.out / BATCHES / f"{samples.start:08d}.json"
 
     def _manifest(self) -> dict | None:
         try:
-            there = json.loads((self.out / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((self.out / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return there if isinstance(there, dict) else None
+        return manifest if isinstance(manifest, dict) else None
+
+    def _is_complete(self) -> bool:
+        return bool((self._manifest() or {}).get("complete"))
 
     def _write_manifest(self, complete: bool) -> None:
-        names = {"pictures": self.system.images, "captions": self.system.texts}
-        values = {"samples": self.total, "complete": complete, **self.about, **names, "request": self.request}
-        atomic_write(self.out / MANIFEST, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
+        manifest = {
+            "samples": self.total,
+            "complete": complete,
+            **self.about,
+            "pictures": self.pipeline.images,
+            "captions": self.pipeline.texts,
+            "request": self.request,
+        }
+        atomic_write(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def _clear(self) -> None:
         """Remove what an earlier request wrote, and nothing else."""
-        for name in (CHUNKS, TRAJECTORY, *self.system.images):
+        for name in (BATCHES, TRAJECTORY, *self.pipeline.images):
             shutil.rmtree(self.out / name, ignore_errors=True)
-        for name in (SHEET, MANIFEST, *(f"{m}.txt" for m in self.system.texts)):
+        for name in (SHEET, MANIFEST, *(f"{m}.txt" for m in self.pipeline.texts)):
             (self.out / name).unlink(missing_ok=True)
 
 
-def write_sheet(system: Pipeline, samples: dict[str, Tensor], path: Path) -> Path:
-    """A contact sheet of the first picture and the first text modality."""
-    captions = system.codecs[system.texts[0]].decode(samples[system.texts[0]]) if system.texts else None
-    n = len(next(iter(samples.values())))
-    pictures = np.full((n, 1, 1, 1), 255, np.uint8)
-    if system.images:
-        pictures = system.codecs[system.images[0]].decode(samples[system.images[0]])
+def write_sheet(pipeline: Pipeline, samples: dict[str, Tensor], path: Path) -> Path:
+    """Write a contact sheet of the first image and the first text modality; returns its path."""
+    captions = None
+    if pipeline.texts:
+        text = pipeline.texts[0]
+        captions = pipeline.codecs[text].decode(samples[text])
+    if pipeline.images:
+        image = pipeline.images[0]
+        images = pipeline.codecs[image].decode(samples[image])
+    else:
+        images = _blank(len(next(iter(samples.values()))))
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, captions).save(path)
+    contact_sheet(images, captions).save(path)
     return path
 
 
-def _difference(there: dict, here: dict) -> str | None:
+def _blank(n: int) -> np.ndarray:
+    """White images, for captions alone."""
+    return np.full((n, 1, 1, 1), 255, np.uint8)
+
+
+def _difference(old: dict, new: dict) -> str | None:
     """The first setting in which two requests differ."""
-    return next((key for key in {**there, **here} if there.get(key) != here.get(key)), None)
+    return next((key for key in {**old, **new} if old.get(key) != new.get(key)), None)

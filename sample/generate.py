@@ -1,33 +1,38 @@
-"""`anystate sample`: from a checkpoint and raw conditions to files, chunk by chunk, on any number of ranks."""
+"""`anystate sample`: from a checkpoint and raw conditions to files, batch by batch, on any number of ranks."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import torch
 
 from ..configs.runs import WEIGHTS, resolve
 from ..diffusion import Guidance
 from ..model import distributed
 from ..model.storage import sha256
-from . import KINDS, Sampler, sample
-from .background import Behind
-from .conditions import ReadRows, Source, conditions, known
+from .background import BackgroundWriter
+from .conditions import Conditions, ConditionSource, ReadRows, check_modality, read_conditions
 from .folder import SampleFolder
 from .pipeline import Pipeline
+from .progress import progress_bar
+from .sampler import sample
+from .steppers import SAMPLERS, Sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """What to sample; None is the config's own setting.
 
-    source: what is given; n: samples of each condition (see `conditions`); chunk: samples per batch, decides rounding.
+    Args:
+        source: the conditions.
+        n: samples of each condition (see `read_conditions`).
+        sampler: {modality: method}.
+        batch_size: samples per batch; decides rounding.
+        trajectory: also draw the states of the first batch from noise to samples.
     """
 
-    source: Source = dataclasses.field(default_factory=Source)
+    source: ConditionSource = dataclasses.field(default_factory=ConditionSource)
     n: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -35,24 +40,32 @@ class Request:
     interval: tuple[float, float] | None = None
     sampler: dict[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0
-    chunk: int | None = None
+    batch_size: int | None = None
     trajectory: bool = False
     precision: str | None = None
+
+    def __post_init__(self):
+        for option, value in (("-n", self.n), ("--steps", self.steps), ("--batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option} must be at least 1, got {value}")
 
 
 def generate(
     checkpoint: Path,
-    request: Request,
+    request: SampleRequest,
     out: Path,
     weights: str = "ema",
-    device="cpu",
+    device: torch.device | str = "cpu",
     force: bool = False,
     read_rows: ReadRows | None = None,
 ) -> Path:
     """Sample into the folder `out` (see `SampleFolder`) and return the path of its contact sheet.
 
-    The same request goes on where it stopped. Under torchrun every rank makes a share of the chunks; sample i is the
-    same on any number of ranks.
+    The same request continues where it stopped. Under torchrun every rank computes a part of the batches; sample i is
+    the same on any number of ranks.
+
+    Args:
+        read_rows: reads the rows of a data set whose rows are conditions, see `read_conditions`.
 
     Raises:
         ValueError: anything wrong with the request, before any work; `out` holds something else and not `force`.
@@ -60,98 +73,100 @@ def generate(
     if weights not in WEIGHTS:
         raise ValueError(f"--weights must be ema or raw, got {weights!r}")
     device = distributed.start(device)
-    system = Pipeline.from_pretrained(checkpoint, weights, device)
-    given = conditions(system, request.source, request.n, read_rows)
-    if silent := [m for m in system.space if m not in given.given and m not in system.net.head]:
-        raise ValueError(f"this model does not generate {silent[0]!r}: give it, --given {silent[0]}=…")
-    settings = system.config.sample
+    pipeline = Pipeline.from_pretrained(checkpoint, weights, device)
+    known = read_conditions(pipeline, request.source, request.n, read_rows)
+    whole = [m for m, c in known.conditions.items() if c.mask is None]
+    if without_head := [m for m in pipeline.space if m not in whole and m not in pipeline.net.head]:
+        m = without_head[0]
+        raise ValueError(f"this model does not generate {m!r}: make it a condition, --condition {m}=…")
+    settings = pipeline.config.sample
     steps = settings.steps if request.steps is None else request.steps
-    chunk = settings.batch_size if request.chunk is None else request.chunk
-    for option, value in (("--steps: steps", steps), ("--chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{option} must be at least 1, got {value}")
-    guidance, samplers = _guidance(system, request, bool(given.given)), _samplers(system, request.sampler)
-    path, precision = resolve(checkpoint), system.precision(request.precision)
-    files = {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}  # others never look
-    identity = {
-        **{name: sha256(path / file) for name, file in files.items()},
-        "samples": given.total,
+    batch_size = settings.batch_size if request.batch_size is None else request.batch_size
+    options = {
         "steps": steps,
-        "guidance": dataclasses.asdict(guidance),
-        "samplers": {m: dataclasses.asdict(s) for m, s in samplers.items()},
+        "guidance": _guidance(pipeline, request, bool(known.conditions)),
+        "samplers": _samplers(pipeline, request.sampler),
+        "precision": pipeline.precision(request.precision),
         "seed": request.seed,
-        "chunk": chunk,
-        "trajectory": request.trajectory,
-        "precision": precision,
-        "given": given.digest(),
-        "level": {m: g.level for m, g in given.given.items()},
+        "batch_size": batch_size,
     }
-    about = {"checkpoint": str(path.resolve()), "weights": weights, "source": dataclasses.asdict(request.source)}
-    system.compile_for(given.total * steps)
-    folder = SampleFolder(out, system, identity, about, given.total, chunk)
+    pipeline.compile_for(known.total * steps)
+    folder = SampleFolder(
+        out,
+        pipeline,
+        _identity(resolve(checkpoint), weights, request, known, options),
+        {"checkpoint": str(resolve(checkpoint).resolve()), "weights": weights, "source": request.source.as_dict()},
+        known.total,
+        batch_size,
+    )
     if distributed.is_main():
         folder.begin(force)
     distributed.barrier()
     missing = folder.missing()
     distributed.barrier()  # nobody writes before everybody has looked
-    mine = missing[distributed.rank() :: distributed.world()]
-
-    def keep(samples: range, states: list, values: dict) -> None:
-        folder.write_trajectory(states)
-        folder.write(samples, values)
-
-    with Behind(device) as behind, _bar(len(mine) * (steps + 1)) as advance:
-        for samples in mine:
-            film = request.trajectory and samples.start == 0
-            result = sample(
-                system.net,
-                system.space,
-                given.rows(samples),
-                n=len(samples),
-                steps=steps,
-                guidance=guidance,
-                seed=request.seed,
-                samplers=samplers,
-                engine=system.config.engine,
-                first=samples.start,
-                chunk=chunk,
-                trajectory=film,
-                progress=advance,
-                precision=precision,
-            )
-            values, states = result if film else (result, [])
-            behind(keep, samples, states, values)
+    _write(pipeline, folder, missing[distributed.rank() :: distributed.world()], known, options, request.trajectory)
     distributed.barrier()
     sheet = folder.finish() if distributed.is_main() else out
     distributed.barrier()
     return sheet
 
 
-def _guidance(system: Pipeline, request: Request, given: bool) -> Guidance:
+def _write(
+    pipeline: Pipeline, folder: SampleFolder, batches: list[range], known: Conditions, options: dict, trajectory: bool
+) -> None:
+    """Sample these batches and write them while the next one is sampled."""
+    device = next(pipeline.net.parameters()).device
+    total = len(batches) * (options["steps"] + 1)
+    with BackgroundWriter(device) as write, progress_bar(distributed.is_main(), total) as advance:
+        for samples in batches:
+            film = trajectory and samples.start == 0
+            result = sample(
+                pipeline.net,
+                pipeline.space,
+                known.of_samples(samples),
+                n=len(samples),
+                start_index=samples.start,
+                trajectory=film,
+                progress=advance,
+                **options,
+            )
+            values, states = result if film else (result, [])
+            write(folder.write_trajectory, states)
+            write(folder.write, samples, values)
+
+
+def _identity(path: Path, weights: str, request: SampleRequest, known: Conditions, options: dict) -> dict:
+    """Everything that decides what the samples are, as JSON values under the names that manifests have."""
+    files = {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}  # others never look
+    return {
+        **{name: sha256(path / file) for name, file in files.items()},
+        "samples": known.total,
+        "steps": options["steps"],
+        "guidance": dataclasses.asdict(options["guidance"]),
+        "samplers": {m: dataclasses.asdict(s) for m, s in options["samplers"].items()},
+        "seed": options["seed"],
+        "batch_size": options["batch_size"],
+        "trajectory": request.trajectory,
+        "precision": options["precision"],
+        "conditions": known.digest(),
+        "noise_level": {m: c.t for m, c in known.conditions.items()},
+    }
+
+
+def _guidance(pipeline: Pipeline, request: SampleRequest, conditional: bool) -> Guidance:
     """The configured guidance with what the request changes."""
     changes = {"scale": request.guidance, "final_time": request.final_time, "interval": request.interval}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(system.guidance(given), **changes)
+    return dataclasses.replace(pipeline.guidance(conditional), **changes)
 
 
-def _samplers(system: Pipeline, kinds: dict[str, str]) -> dict[str, Sampler]:
-    samplers = system.samplers
-    for m, kind in kinds.items():
-        known(system, "--sampler", m)
-        if kind not in KINDS[type(system.space[m])]:
-            allowed = ", ".join(KINDS[type(system.space[m])])
-            raise ValueError(f"--sampler {m}: must be one of {allowed}, got {kind!r}")
-        samplers[m] = dataclasses.replace(samplers[m], kind=kind)
+def _samplers(pipeline: Pipeline, methods: dict[str, str]) -> dict[str, Sampler]:
+    """The configured samplers with other methods."""
+    samplers = pipeline.samplers
+    for m, method in methods.items():
+        check_modality(pipeline, "--sampler", m)
+        allowed = SAMPLERS[type(pipeline.space[m])]
+        if method not in allowed:
+            raise ValueError(f"--sampler {m}: must be one of {', '.join(allowed)}, got {method!r}")
+        samplers[m] = dataclasses.replace(samplers[m], method=method)
     return samplers
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[], None]]:
-    """A function to call after every network update, which moves the main rank's progress bar."""
-    if not distributed.is_main() or not total:
-        yield lambda: None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("sampling", total=total)
-        yield lambda: bar.advance(task)

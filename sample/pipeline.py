@@ -16,11 +16,12 @@ from ..diffusion import Guidance, Space
 from ..diffusion.build import build_space
 from ..kernels import LazyLogits, Rng
 from ..model.build import Codec, build_codecs, build_network, codec_files
-from ..model.compilation import compile_net, forward_flops, pays
+from ..model.compilation import compile_net, forward_flops, should_compile
 from ..model.cpu_memory import keep_memory
 from ..model.mmdit import MMDiT
 from ..model.storage import load_weights
-from .sampler import Given, sample
+from .condition import Condition
+from .sampler import sample
 from .steppers import Sampler
 
 
@@ -61,7 +62,7 @@ class Pipeline:
     @property
     def samplers(self) -> dict[str, Sampler]:
         """{modality: its configured sampler}."""
-        return {m: Sampler(c.sampler.kind, c.sampler.grid) for m, c in self.config.modalities.items()}
+        return {m: Sampler(c.sampler.method, c.sampler.time_grid) for m, c in self.config.modalities.items()}
 
     def precision(self, wanted: str | None = None) -> str:
         """The precision of the network while it samples on its device: fp32 or bf16.
@@ -86,20 +87,22 @@ class Pipeline:
         chosen = settings.guidance if conditional or settings.joint_guidance is None else settings.joint_guidance
         return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
 
-    def sample(self, conditions: Mapping[str, Tensor | Given] | None = None, n: int | None = None, **options):
+    def sample(self, conditions: Mapping[str, Tensor | Condition] | None = None, n: int | None = None, **options):
         """`sample.sample` as the config says; `options` are its other arguments, which replace what the config says."""
-        settings = {"steps": self.config.sample.steps, "guidance": self.guidance(bool(conditions))}
-        settings |= {"samplers": self.samplers, "engine": self.config.engine, "precision": self.precision()}
+        settings = {
+            "steps": self.config.sample.steps,
+            "guidance": self.guidance(bool(conditions)),
+            "samplers": self.samplers,
+            "precision": self.precision(),
+        }
         return sample(self.net, self.space, conditions, n, **{**settings, **options})
 
     def compile_for(self, evaluations: float) -> None:
         """Compile the network before it is evaluated on so many samples in all, where that saves time."""
         config, device = self.config, next(self.net.parameters()).device
-        if config.engine == "plain":
-            return
         if device.type == "cpu":
             keep_memory()
-        if pays(config.compile, device, lambda: sample_flops(self) * evaluations):
+        if should_compile(config.compile, device, lambda: sample_flops(self) * evaluations):
             compile_net(self.net, device, config.compile == "always", dynamic=True)
 
 

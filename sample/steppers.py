@@ -1,8 +1,8 @@
-"""One reverse step of one modality, for every sampler.
+"""The reverse step of one modality, for every sampler.
 
-A stepper walks its own grid of times t₀ > t₁ > … > t_N = 0. `step` makes update k from the network's answer at
-t_k; a stepper that sets `second` gets one more answer, at its own predicted point, for `correct`. Both branches
-of guidance arrive together and are mixed inside the kernels.
+A stepper has a grid of times t₀ > t₁ > … > t_N = 0. `step` makes update k from the prediction at t_k; a stepper with
+`has_corrector` gets a second prediction, at its own predicted point, for `correct`. With guidance both take the two
+predictions, which the kernels combine.
 """
 
 from __future__ import annotations
@@ -15,91 +15,95 @@ from torch import Tensor
 
 from .. import kernels
 from ..diffusion.processes import Gaussian, Masked, Process, Uniform
-from ..diffusion.training_times import grid
+from ..diffusion.time_grid import time_grid
 from ..kernels import Draw, LazyLogits, Rng
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How one modality is sampled: the rule of its steps and the grid of its times.
+    """How one modality is sampled.
 
-    kind: heun, euler, euler_sde, dpmpp_2m for Gaussian; tau_leap, euler, ancestral, first_hitting for masked;
-    tau_leap, euler for uniform modalities. None is the process's default (the first of each).
-    grid: linear, rho or logsnr (see `diffusion.grid`), or the times themselves, (N + 1,) falling to 0 from where the
-    modality starts, 1 or its given level.
-    shares: first_hitting only, (B, L) float64 in [0, 1): a position that is revealed gets the state at this share of
-    the cumulative distribution, instead of an independent draw.
+    Args:
+        method: heun, euler, euler_sde or dpmpp_2m for Gaussian modalities; tau_leap, euler, ancestral or first_hitting
+            for masked ones; tau_leap or euler for uniform ones. None is the process's default, the first of each.
+        time_grid: linear, rho or logsnr (see `diffusion.time_grid`), or the times themselves, (N + 1,) from 1 down to
+        0.
     """
 
-    kind: str | None = None
-    grid: str | Tensor = "linear"
-    shares: Tensor | None = None
+    method: str | None = None
+    time_grid: str | Tensor = "linear"
 
-    def stepper(self, name: str, process: Process, x: Tensor, steps: int, start: float, rng: Rng) -> Stepper:
-        """The stepper of modality `name`, which begins as x at time `start`."""
-        kinds = KINDS[type(process)]
-        kind = self.kind or next(iter(kinds))
-        if kind not in kinds:
-            raise ValueError(f"{name}: sampler must be one of {', '.join(kinds)}, got {kind!r}")
-        if isinstance(self.grid, str):
-            times = grid(process, steps, self.grid, start)
+    def stepper(self, name: str, process: Process, x: Tensor, steps: int, rng: Rng) -> Stepper:
+        """The stepper of modality `name`, whose initial state at time 1 is x.
+
+        Raises:
+            ValueError: a method or a grid that the process does not have.
+        """
+        methods = SAMPLERS[type(process)]
+        method = self.method or next(iter(methods))
+        if method not in methods:
+            raise ValueError(f"{name}: sampler must be one of {', '.join(methods)}, got {method!r}")
+        if isinstance(self.time_grid, str):
+            times = time_grid(process, steps, self.time_grid)
         else:
-            times = torch.as_tensor(self.grid, dtype=torch.float64)
-            whole = times.shape == (steps + 1,) and times[-1] == 0 and bool((times.diff() <= 0).all())
-            if not whole or abs(float(times[0]) - start) > 1e-6:
-                raise ValueError(f"{name}: a grid of {steps} steps needs {steps + 1} times falling from {start:g} to 0")
-        made = kinds[kind](name, process, times, x, rng, kind)
-        if self.shares is not None:
-            if kind != "first_hitting" or self.shares.shape != x.shape:
-                raise ValueError(
-                    f"{name}: shares are for first_hitting and of the shape of its tokens, {tuple(x.shape)}"
-                )
-            made.shares = self.shares.to(x.device)
-        return made
+            times = torch.as_tensor(self.time_grid, dtype=torch.float64)
+            falling = times.shape == (steps + 1,) and bool((times.diff() <= 0).all())
+            if not falling or times[-1] != 0 or abs(float(times[0]) - 1.0) > 1e-6:
+                raise ValueError(f"{name}: a time grid of {steps} steps needs {steps + 1} times falling from 1 to 0")
+        return methods[method](name, process, times, x, rng, method)
 
 
 class Stepper:
-    """What all steppers share: the grid, the name under which random numbers are drawn, and the clock.
+    """Base of all steppers.
 
-    times: (N + 1,) float64 on the CPU, so that control flow never waits for the device.
+    Attributes:
+        times: the grid as floats, so that control flow never waits for the device.
+        has_corrector: whether `correct` follows `step`.
     """
 
-    second = False
+    has_corrector = False
 
-    def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, kind: str):
-        self.name, self.process, self.kind, self.rng = name, process, kind, rng
-        self.nominal = times.tolist()
-        self.times = times.to(x.device)
+    def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, method: str):
+        self.name, self.process, self.method, self.rng = name, process, method, rng
+        self.times: list[float] = times.tolist()
+        self.grid = times.to(x.device)
         self.n = len(x)
 
     def time(self, k: int) -> Tensor:
-        """(B,) float64: the time at which update k asks the network."""
-        return self.times[k].expand(self.n)
+        """(B,) float64: the time of every sample before update k."""
+        return self.grid[k].expand(self.n)
 
     def keys(self, k: int) -> Tensor:
+        """Random-number keys of update k."""
         return self.rng.at(k).keys(self.name, Draw.STEP)
 
     def step(self, k: int, x: Tensor, out, uncond, guidance: float) -> Tensor:
+        """Update k of x from a prediction and, with guidance, the one under the noisier condition (else None)."""
         raise NotImplementedError
 
-    def places(self, k: int) -> Tensor | None:
-        """(B, L) bool, all that update k can change; None where that may be anything."""
+    def correct(self, k: int, x: Tensor, x_hat: Tensor, out, uncond, guidance: float) -> Tensor:
+        """Update k of x from its predicted point x_hat and the prediction there."""
+        raise NotImplementedError
+
+    def changed_positions(self, k: int) -> Tensor | None:
+        """(B, L) bool: the positions that update k can change; None if it can change all."""
         return None
 
     def is_last(self, k: int) -> bool:
-        return self.nominal[k + 1] == 0.0
+        """Whether update k ends at time 0."""
+        return self.times[k + 1] == 0.0
 
-    def moves(self, k: int) -> bool:
-        """Whether update k changes anything (a grid may stand still)."""
-        return self.nominal[k] > self.nominal[k + 1]
+    def is_active(self, k: int) -> bool:
+        """Whether update k changes anything: a grid may repeat a time."""
+        return self.times[k] > self.times[k + 1]
 
 
 class OdeStepper(Stepper):
-    """Probability-flow ODE: `euler`, or `heun` with its corrector (but not into t = 0, where the drift is singular)."""
+    """Probability-flow ODE: `euler`, or `heun` with its corrector, except into t = 0, where the drift is singular."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.second = self.kind == "heun"
+        self.has_corrector = self.method == "heun"
 
     def coefficients(self, at: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) β and σ at grid point `at`, and dt of update k."""
@@ -152,7 +156,7 @@ class MaskedStepper(Stepper):
     def step(self, k, x, out, uncond, guidance):
         t = self.time(k)
         rate = (t - self.time(k + 1)) * self.process.schedule.reverse_rate(t)
-        return self.leap(k, x, out, uncond, guidance, rate, "last" if self.is_last(k) else self.RULES[self.kind])
+        return self.leap(k, x, out, uncond, guidance, rate, "last" if self.is_last(k) else self.RULES[self.method])
 
     def leap(self, k, x, out, uncond, guidance, rate, rule) -> Tensor:
         process = self.process
@@ -163,48 +167,50 @@ class MaskedStepper(Stepper):
 
 
 class FirstHittingStepper(MaskedStepper):
-    """First-hitting sampling (arXiv 2409.02908): the times at which positions are revealed are drawn beforehand.
+    """First-hitting sampling (arXiv 2409.02908): the times at which positions are unmasked are drawn beforehand.
 
-    Position i is revealed at T_i = start · U_i, the r-th of M masked ones in update ⌊r N / M⌋. With at least as many
-    steps as masked positions no update reveals two, each comes at exactly its own time, and the sampler has no time
-    error; with fewer, an update reveals a group at the time of its first member. Times therefore differ between
-    samples. Updates in which no sample of the batch reveals anything do not ask the network.
+    Position i is unmasked at T_i = U_i, the r-th of M masked ones in update ⌊r N / M⌋. With at least as many steps as
+    masked positions no update unmasks two, each is unmasked at exactly its own time, and the sampler has no time
+    discretization error; with fewer, an update unmasks a group at the time of its first member. Times therefore differ
+    between samples. Updates that unmask nothing in any sample of the batch need no evaluation of the network.
+
+    With `rng.uniforms` for the modality, a position that is unmasked gets the state at that point of the cumulative
+    distribution instead of an independent draw.
     """
 
-    shares: Tensor | None = None
-
-    def __init__(self, name, process, times, x, rng, kind):
-        super().__init__(name, process, times, x, rng, kind)
+    def __init__(self, name, process, times, x, rng, method):
+        super().__init__(name, process, times, x, rng, method)
         steps, length = len(times) - 1, x.shape[1]
         masked = x == process.mask_id
         count = masked.sum(1, keepdim=True).clamp(min=1)
         u = kernels.uniform(rng.keys(name, Draw.TIME), length).double()
-        hits, order = torch.where(masked, self.nominal[0] * u, 0.0).sort(dim=1, descending=True, stable=True)
+        hits, order = torch.where(masked, self.times[0] * u, 0.0).sort(dim=1, descending=True, stable=True)
         self.group = torch.where(masked, order.argsort(1) * steps // count, steps)
         first = -(-torch.arange(steps + 1, device=x.device) * count // steps)  # rank of the first position of update k
         self.hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
-        self.busy = set(self.group[masked].tolist())
+        self.active = set(self.group[masked].tolist())
+        self.uniforms = rng.uniforms.get(name)
 
     def time(self, k):
         return self.hits[:, k]
 
-    def moves(self, k):
-        return k in self.busy
+    def is_active(self, k):
+        return k in self.active
 
-    def places(self, k):
+    def changed_positions(self, k):
         return self.group == k
 
     def step(self, k, x, out, uncond, guidance):
-        masked, now = x == self.process.mask_id, self.places(k)
-        if self.shares is not None:
-            return torch.where(now, self.at_shares(out, uncond, guidance), x)
+        masked, now = x == self.process.mask_id, self.changed_positions(k)
+        if self.uniforms is not None:
+            return torch.where(now, self.at_uniforms(out, uncond, guidance), x)
         drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")
         return torch.where(now, drawn, x)
 
-    def at_shares(self, out, uncond, guidance: float) -> Tensor:
-        """(B, L): the states whose stretch of the cumulative distribution holds the shares."""
+    def at_uniforms(self, out, uncond, guidance: float) -> Tensor:
+        """(B, L): the states at the given points of the cumulative distribution."""
         total = torch.softmax(guided_log_probs(out, uncond, guidance, self.process.states), -1).double().cumsum(-1)
-        return (total <= self.shares[..., None].double() * total[..., -1:]).sum(-1)
+        return (total <= self.uniforms[..., None].double() * total[..., -1:]).sum(-1)
 
 
 class UniformStepper(Stepper):
@@ -214,17 +220,23 @@ class UniformStepper(Stepper):
         process, t = self.process, self.time(k)
         logits = guided_log_probs(out, uncond, guidance, process.states)
         rate = (t - self.time(k + 1)) * process.schedule.rate(t) / process.states
-        rule = "last" if self.is_last(k) else {"tau_leap": "tau", "euler": "euler"}[self.kind]
+        rule = "last" if self.is_last(k) else {"tau_leap": "tau", "euler": "euler"}[self.method]
         return kernels.tau_leap_uniform(logits, x, rate, process.odds(t), self.keys(k), rule)
 
 
 def guided_log_probs(out, uncond, guidance: float, states: int) -> Tensor:
-    """(B, L, K) log p of a network's answer, mixed with that of guidance's second branch if there is one."""
+    """(B, L, K) log-probabilities, combined with those of the second branch of guidance if there is one.
+
+    A state with probability 0 in the conditional branch keeps it: −∞ in both branches would combine to NaN.
+    """
     log_p = LazyLogits.wrap(out).log_probs(states)
-    return log_p if uncond is None else guidance * log_p + (1.0 - guidance) * LazyLogits.wrap(uncond).log_probs(states)
+    if uncond is None:
+        return log_p
+    mixed = guidance * log_p + (1.0 - guidance) * LazyLogits.wrap(uncond).log_probs(states)
+    return torch.where(log_p == -torch.inf, log_p, mixed)
 
 
-KINDS: dict[type[Process], dict[str, type[Stepper]]] = {
+SAMPLERS: dict[type[Process], dict[str, type[Stepper]]] = {
     Gaussian: {"heun": OdeStepper, "euler": OdeStepper, "euler_sde": SdeStepper, "dpmpp_2m": DpmStepper},
     Masked: {
         "tau_leap": MaskedStepper,

@@ -15,7 +15,7 @@ from anystate.configs.config import Config
 from anystate.configs.load import dump_config, load_config
 from anystate.configs.table import TableConfig
 from anystate.model.codecs.table.files import read_table
-from anystate.sample import Given, Sampler
+from anystate.sample import Condition, Sampler
 from anystate.sample.pipeline import Pipeline
 from anystate.train.data.bundled import load_bundled
 from anystate.train.synthesizer import TableSynthesizer
@@ -52,7 +52,7 @@ def old():
 def conditions(old, case: str) -> dict:
     text, image = old["captions"], old["images"]
     known = {"given_text": {"text": text}, "given_image": {"image": image}}
-    known |= {"half_noised_text": {"text": Given(text, 0.5)}, "half_noised_image": {"image": Given(image, 0.3)}}
+    known |= {"half_noised_text": {"text": Condition(text, 0.5)}, "half_noised_image": {"image": Condition(image, 0.3)}}
     return known.get(case, {})
 
 
@@ -69,7 +69,7 @@ def test_digits_gives_the_same_samples(run, old):
 def test_digits_resumes(run):
     folder = run("digits")
     trainer = Trainer(load_config(folder / "config.yaml"), folder, "cpu", quiet=True)
-    assert trainer.step == 60
+    assert trainer.state.step == 60
     trainer.run()
     same_training(folder, "digits")
 

@@ -78,16 +78,16 @@ def test_every_stage_logged_finite_losses(trained):
 
 WAYS = {
     "joint": ["-n", 6],
-    "text_to_image": ["--given", "text=grinning face", "--given", "text=red heart", "-n", 3],
-    "data_image_to_text": ["--data", "data/emoji", "--given", "image", "--limit", 6],
-    "half_noised_image": ["--data", "data/emoji", "--given", "image", "--limit", 6, "--level", "image=0.5"],
+    "text_to_image": ["--condition", "text=grinning face", "--condition", "text=red heart", "-n", 3],
+    "data_image_to_text": ["--data", "data/emoji", "--condition", "image", "--limit", 6],
+    "half_noised_image": ["--data", "data/emoji", "--condition", "image", "--limit", 6, "--noise-level", "image=0.5"],
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_samples_on_two_ranks_and_the_same_on_one(trained, way):
     """Every way of sampling writes pictures, captions, sheet and manifest; ranks only share the work."""
-    settings = ["--chunk", 2, "--seed", 3, "--device", "cpu"]
+    settings = ["--batch-size", 2, "--seed", 3, "--device", "cpu"]
     anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings, ranks=2)
     two = trained / "two" / way
     manifest = json.loads((two / "manifest.json").read_text())

@@ -1,14 +1,79 @@
-"""What a run starts and resumes from: another run's weights, and the state of the optimizer as flat tensors."""
+"""Checkpoints of a training state: what is written, and what a run starts and resumes from."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..configs.runs import WEIGHTS, CheckpointError, resolve
-from ..model.storage import read_tensors
+from ..model import distributed
+from ..model.storage import SHARDS, load_weights, pack, pack_json, read_tensors
+from . import sharded
+from .state import TrainState
+
+
+def checkpoint_files(state: TrainState, is_sharded: bool, seconds: float) -> dict[str, bytes]:
+    """The weights and the training state as files, {relative name: content}.
+
+    The main rank gets them, the others an empty dictionary; every rank must call this.
+
+    Args:
+        is_sharded: the optimizer's state is written by `sharded.save` instead.
+        seconds: spent on training so far.
+    """
+    tensors = {
+        "model.safetensors": whole_tensors(state.net),
+        "ema.safetensors": whole_tensors(state.ema),
+        "train_state/weighting.safetensors": whole_tensors(state.weighting),
+    }
+    if not is_sharded:
+        tensors["train_state/optimizer.safetensors"] = optimizer_tensors(state.optimizer)
+    if not distributed.is_main():
+        return {}
+    files = {name: pack(values) for name, values in tensors.items()}
+    files["train_state/state.json"] = pack_json({"step": state.step, "seconds": seconds})
+    return files
+
+
+def resume(state: TrainState, folder: Path, is_sharded: bool) -> float:
+    """Fill the state from a checkpoint; returns the seconds spent on training before it.
+
+    Raises:
+        CheckpointError: a missing, truncated or foreign file; weights that were not sharded for a run that shards them.
+    """
+    shards = folder / SHARDS
+    if shards.is_dir():
+        init_optimizer_state(state.optimizer, state.parameters)
+        tensors, saved = state_tensors(state), sharded.names(shards)
+        sharded.load(shards, {name: x for name, x in tensors.items() if name in saved})
+    elif is_sharded:
+        raise CheckpointError(
+            f"{folder} was not saved with train.parallel=fsdp: go on with train.parallel=ddp, or begin another "
+            f"--out with init.checkpoint={folder}"
+        )
+    else:
+        load_weights(state.net, folder / "model.safetensors")
+        load_weights(state.ema, folder / "ema.safetensors")
+        load_weights(state.weighting, folder / "train_state/weighting.safetensors")
+        restore_optimizer(state.optimizer, read_tensors(folder / "train_state/optimizer.safetensors"))
+    saved = json.loads((folder / "train_state/state.json").read_text())
+    state.step = saved["step"]
+    return saved["seconds"]
+
+
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """All that a run resumes from, {name: tensor}, in whatever way they are sharded over the ranks."""
+    parts = {"model": state.net, "ema": state.ema, "weighting": state.weighting}
+    tensors = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
+    return tensors | {f"optimizer.{name}": x for name, x in optimizer_tensors(state.optimizer).items()}
+
+
+def whole_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state, gathered from all ranks; every rank must call this."""
+    return {name: sharded.whole(value) for name, value in module.state_dict().items()}
 
 
 def init_from(net: nn.Module, path: str | Path, weights: str) -> str:

@@ -1,85 +1,95 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard and wandb on request; a bar on a screen, lines elsewhere."""
+"""Logging of a training run: metrics.jsonl, optionally TensorBoard and wandb, and a progress bar or lines of text."""
 
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import time
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
 from ..configs.config import Config
 from ..configs.load import dump_config
 from ..model.storage import atomic_write
-from .provenance import origin
+from .provenance import provenance
 
 
-class Log:
-    """Context manager; `write` takes a step and named numbers, `advance` moves the bar by one step."""
+class MetricLog:
+    """Context manager that writes the metrics of a run from step `start` to step `stop` into the folder `out`.
+
+    Args:
+        quiet: print nothing.
+    """
 
     def __init__(self, out: Path, config: Config, start: int, stop: int, quiet: bool = False):
         self.out, self.config, self.start, self.stop, self.quiet = out, config, start, stop, quiet
-        self.bar = self.board = self.run = None
+        self.bar = self.tensorboard = self.wandb = None
         self.console = Console()
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> MetricLog:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "config.yaml").write_text(dump_config(self.config))
-        (self.out / "environment.json").write_text(json.dumps(origin(), indent=1))
-        self._trim()
+        (self.out / "environment.json").write_text(json.dumps(provenance(), indent=1))
+        self._drop_later_rows()
         self.file = open(self.out / "metrics.jsonl", "a", buffering=1)
         settings = self.config.train
         if settings.tensorboard:
-            self.board = _import("tensorboard", "torch.utils.tensorboard").SummaryWriter(str(self.out / "tensorboard"))
+            module = _import("tensorboard", "torch.utils.tensorboard")
+            self.tensorboard = module.SummaryWriter(str(self.out / "tensorboard"))
         if settings.wandb:
-            self.run = _import("wandb", "wandb").init(
-                project=settings.wandb, name=self.config.name, config=self.config.model_dump(mode="json")
-            )
-        if not self.quiet and self.console.is_terminal:  # in a file, a bar would show at its end only
-            self._show()
+            config = self.config.model_dump(mode="json")
+            self.wandb = _import("wandb", "wandb").init(project=settings.wandb, name=self.config.name, config=config)
+        if not self.quiet and self.console.is_terminal:  # in a file, a bar would appear only at its end
+            self._start_bar()
         self.began = time.monotonic()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         if self.bar:
             self.bar.stop()
         self.file.close()
-        if self.board:
-            self.board.close()
-        if self.run:
-            self.run.finish()
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Record named values of a step."""
         if not values:
             return
         self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        for name, value in values.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
-        if self.run:
-            self.run.log(values, step=step)
-        if self.quiet:
-            return
-        shown = {name.split("/")[-1]: value for name, value in values.items() if name not in ("lr", "grad_norm")}
-        text = "  ".join(f"{name.replace('samples_per_second', 'samples/s')} {v:.4g}" for name, v in shown.items())
-        if self.bar:
-            self.bar.update(self.task, note=text)
-        else:
-            left = (time.monotonic() - self.began) * (self.stop - step) / max(step - self.start, 1)
-            print(f"step {step}/{self.stop}, {datetime.timedelta(seconds=round(left))} left: {text}", flush=True)
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+        if not self.quiet:
+            self._print(step, _as_text(values))
 
     def advance(self) -> None:
+        """Move the progress bar by one step."""
         if self.bar:
             self.bar.advance(self.task)
 
-    def _trim(self) -> None:
-        """Drop rows after the step we resume from: they belong to a run that was killed before its next save."""
+    def _print(self, step: int, text: str) -> None:
+        if self.bar:
+            self.bar.update(self.task, note=text)
+            return
+        seconds_per_step = (time.monotonic() - self.began) / max(step - self.start, 1)
+        left = datetime.timedelta(seconds=round(seconds_per_step * (self.stop - step)))
+        print(f"step {step}/{self.stop}, {left} left: {text}", flush=True)
+
+    def _drop_later_rows(self) -> None:
+        """Drop rows after the step that the run resumes from: they were written after its last checkpoint."""
         path = self.out / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= self.start]
             atomic_write(path, "".join(line + "\n" for line in kept))
 
-    def _show(self) -> None:
+    def _start_bar(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -88,13 +98,13 @@ class Log:
         self.bar.start()
 
 
-class Silent:
-    """The log of every rank but the main one."""
+class NullLog:
+    """The log of every rank except the main one: it writes nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> NullLog:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         pass
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -104,17 +114,26 @@ class Silent:
         pass
 
 
+def _as_text(values: dict[str, float]) -> str:
+    """Values for the screen, with short names; learning rate and gradient norm are left out."""
+    parts = []
+    for name, value in values.items():
+        if name not in ("lr", "grad_norm"):
+            short = name.split("/")[-1].replace("samples_per_second", "samples/s")
+            parts.append(f"{short} {value:.4g}")
+    return "  ".join(parts)
+
+
 def _step(line: str) -> int:
-    """The step of a row; a row cut off by a kill counts as after everything."""
+    """The step of a row; a row truncated by a kill counts as after every step."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
         return 2**62
 
 
-def _import(package: str, module: str):
-    import importlib
-
+def _import(package: str, module: str) -> ModuleType:
+    """A module of an optional package; ValueError if the package is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -12,24 +12,36 @@ from ..kernels import Rng
 
 
 class Objective(nn.Module):
-    """The weighted loss of a batch as one module, so that ranks average the gradients of network and weighting alike.
+    """The loss as one module, so that ranks average the gradients of network and weighting alike.
 
-    losses: (x0, t, rng) → {modality: (B,) unweighted loss}, computed with `net`.
+    Args:
+        names: the modalities that are learned.
+        observed: draws the elements that are clean conditions in a batch, {modality: bool}; None for none.
     """
 
-    def __init__(self, net: nn.Module, weighting: nn.ModuleDict, losses: Callable[..., dict[str, Tensor]]):
+    def __init__(
+        self,
+        net: nn.Module,
+        weighting: nn.ModuleDict,
+        space: Space,
+        names: Iterable[str],
+        observed: Callable[[Rng], dict[str, Tensor]] | None = None,
+    ):
         super().__init__()
-        self.net, self.weighting, self.losses = net, weighting, losses
+        self.net, self.weighting = net, weighting
+        self.space, self.names, self.observed = space, list(names), observed
 
-    def forward(self, x0, t, loss_mask, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over samples and modalities, and the detached unweighted losses."""
-        losses = self.losses(x0, t, rng)
+    def forward(
+        self, x0: dict[str, Tensor], t: dict[str, Tensor], loss_mask: dict[str, Tensor], rng: Rng
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the sum of weighted losses over samples and modalities, {modality: (B,) detached unweighted loss})."""
+        observed = None if self.observed is None else self.observed(rng)
+        losses = self.space.losses(self.net, x0, t, rng, self.names, observed)
         weighted = [(self.weighting[m](loss, t[m]) * loss_mask[m]).sum() for m, loss in losses.items()]
         return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
 
 
 def weightings(config: Config, space: Space) -> nn.ModuleDict:
     """{modality: its configured weighting}."""
-    return nn.ModuleDict(
-        {m: Weighting(space[m], c.loss.weighting, c.loss.scale, c.loss.gamma) for m, c in config.modalities.items()}
-    )
+    losses = {m: c.loss for m, c in config.modalities.items()}
+    return nn.ModuleDict({m: Weighting(space[m], c.weighting, c.scale, c.gamma) for m, c in losses.items()})

@@ -1,4 +1,4 @@
-"""Where a number comes from, to lie beside it: a result without its machine and versions says little."""
+"""Provenance record of a result: device, machine load, versions, commit and date."""
 
 from __future__ import annotations
 
@@ -14,34 +14,53 @@ import torch
 
 from ..configs.version import __version__
 
-PACKAGES = ("triton", "flash_attn", "flash-attn-4", "liger_kernel", "numpy", "pandas", "scikit-learn")
-PACKAGES += ("xgboost", "xgboost-cpu", "sdmetrics")
+PACKAGES = (
+    "triton",
+    "flash_attn",
+    "flash-attn-4",
+    "liger_kernel",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "xgboost",
+    "xgboost-cpu",
+    "sdmetrics",
+)
 
 
-def origin(device: torch.device | str | None = None) -> dict:
-    """Device, threads, cores and load of the machine, versions, commit and UTC date.
+def provenance(device: torch.device | str | None = None) -> dict:
+    """Device, number of threads and cores, load of the machine, versions of packages, commit and UTC date.
 
-    device: what computed the number; default the GPU, where there is one.
+    Args:
+        device: that computed the result; default the GPU, if there is one.
     """
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    versions = {"anystate": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or an installed copy without a repository
-        commit = os.environ.get("ANYSTATE_COMMIT", "unknown")  # a machine that got the files alone is told
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "versions": versions,
-        "commit": commit,
+        "versions": _versions(),
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"anystate": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _commit() -> str:
+    """The commit of the working tree, else $ANYSTATE_COMMIT (for copies without a repository), else "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or this is not a repository
+        return os.environ.get("ANYSTATE_COMMIT", "unknown")
 
 
 def _processor() -> str:

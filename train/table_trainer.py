@@ -15,18 +15,19 @@ from ..diffusion import Weighting
 from ..kernels import Draw, Rng
 from ..model.codecs.table.codec import TableCodec
 from ..sample.table.pipeline import TablePipeline, build_table_pipeline
-from .data.rows import Rows
+from .data.table_data import TableData
+from .objective import Objective
 from .trainer import Trainer
 
 
 class TableTrainer(Trainer):
     """Trains a table model into a run folder; see `Trainer`."""
 
-    def __init__(self, config: TableConfig, out: Path, codec: TableCodec, tokens: Tensor, scores: Tensor, **options):
+    def __init__(self, config: TableConfig, out: Path, codec: TableCodec, tokens: Tensor, z: Tensor, **options):
         self.codec = codec
         device = torch.device(options.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu"))
-        rows = Rows(tokens, scores, device)
-        super().__init__(config, out, device, (rows, rows), **options)
+        data = TableData(tokens, z, device)
+        super().__init__(config, out, device, (data, data), **options)
 
     def build(self) -> TablePipeline:
         return build_table_pipeline(self.config, self.codec)
@@ -35,36 +36,33 @@ class TableTrainer(Trainer):
         """Only where the config says so: layers this narrow gain nothing from it, and numbers lose digits."""
         return self.config.train.precision == "bf16"
 
-    def weightings(self) -> nn.ModuleDict:
-        settings = {"num": self.config.numerical.loss, "cat": self.config.categorical.loss}
-        return nn.ModuleDict(
-            {
-                m: Weighting(process, settings[m].weighting, settings[m].scale * process.shape[0], settings[m].gamma)
-                for m, process in self.system.space.items()
-            }
-        )
+    def objective(self, net: nn.Module) -> Objective:
+        config, space = self.config, self.pipeline.space
+        losses = {"num": config.numerical.loss, "cat": config.categorical.loss}
+        weighting = nn.ModuleDict()
+        for m, process in space.items():  # the configured scale is per column
+            loss = losses[m]
+            weighting[m] = Weighting(process, loss.weighting, loss.scale * process.shape[0], loss.gamma)
+        observed = self.observed if config.conditioning_prob > 0 else None
+        return Objective(net, weighting, space, space, observed)
 
-    def learned(self):
-        return list(self.system.space)
+    def learned(self) -> list[str]:
+        return list(self.pipeline.space)
 
-    def losses(self, x0, t, rng):
-        given = self.given(rng) if self.config.conditioning_prob > 0 else None
-        return self.system.space.losses(self.engine.net(self.net), x0, t, rng, list(x0), given)
+    def observed(self, rng: Rng) -> dict[str, Tensor]:
+        """{modality: (B, C) bool}: in a share `conditioning_prob` of the rows, random columns are clean conditions.
 
-    def given(self, rng: Rng) -> dict[str, Tensor]:
-        """{group: (B, C) bool}: in a share `known` of the rows, every column is given with the row's own probability.
-
-        A column's token and its number are given together.
+        Each of these rows draws the probability of its columns; a column's token and its number go together.
         """
         codec = self.codec
         u = kernels.uniform(rng.keys("known", Draw.CONDITIONED), len(codec.columns) + 2)
-        share = torch.where(u[:, :1] <= self.config.conditioning_prob, u[:, 1:2], 0.0)
-        known = dict(zip(codec.columns, (u[:, 2:] <= share).unbind(1), strict=True))
-        names = {"num": codec.numbers, "cat": codec.tokens}
-        return {m: torch.stack([known[name] for name in names[m]], 1) for m in self.system.space}
+        prob = torch.where(u[:, :1] <= self.config.conditioning_prob, u[:, 1:2], 0.0)
+        known = dict(zip(codec.columns, (u[:, 2:] <= prob).unbind(1), strict=True))
+        names = {"num": codec.numerical, "cat": codec.categorical}
+        return {m: torch.stack([known[name] for name in names[m]], 1) for m in self.pipeline.space}
 
-    def _check_same_run(self, folder):
-        super()._check_same_run(folder)
+    def check_same_run(self, folder: Path) -> None:
+        super().check_same_run(folder)
         saved = TableCodec.from_json(json.loads((folder / "codec.json").read_text(encoding="utf-8")))
         if saved.to_json() != self.codec.to_json():  # an older file may lack what has a default
             raise CheckpointError(f"{self.out} holds a run of another table: choose another --out")

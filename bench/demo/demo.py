@@ -1,4 +1,4 @@
-"""`anystate demo`: train on handwritten digits, sample in every direction, measure, and write a page to look at."""
+"""`anystate demo`: train on handwritten digits, sample in every direction, measure, and write an HTML report."""
 
 from __future__ import annotations
 
@@ -12,140 +12,161 @@ from pathlib import Path
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ...configs.load import dump_config, load_config
-from ...sample import Given
+from ...sample import Condition
 from ...sample.contact_sheet import contact_sheet
 from ...sample.pipeline import Pipeline
 from ...train.data.digits import digit_of
 from ...train.data.pairs import Pairs
-from ...train.provenance import origin
+from ...train.provenance import provenance
 from ...train.trainer import Trainer
-from ..quality.digits import Judge, Quality, measure
+from ..quality.digits import DigitClassifier, Quality, measure
 
-SHOWN = 16
+N_SHOWN = 16
 GOALS = {"text_to_image": 0.95, "image_to_text": 0.93, "joint": 0.85}
 MEANING = {
-    "text_to_image": "caption → picture: the judge sees the digit asked for",
-    "image_to_text": "held-out picture → caption: names the right digit",
-    "joint": "both drawn together: caption is grammatical and names what the judge sees",
-    "nearest_train_ratio": "distance to the nearest training picture, joint samples over held-out pictures",
+    "text_to_image": "caption → image: the classifier sees the digit of the caption",
+    "image_to_text": "held-out image → caption: the caption names the right digit",
+    "joint": "joint samples: the caption is in the grammar and names the digit that the classifier sees",
+    "nearest_train_ratio": "distance to the nearest training image, joint samples divided by held-out images",
 }
+PROMPTS = (
+    *("a zero", "the digit 1", "number two", "three", "the digit 4", "number five", "a six", "seven"),
+    *("an eight", "the digit 9", "number three", "a seven", "five", "the digit 0", "number eight", "two"),
+)
 
 
 def run(out: Path, seed: int, overrides: list[str], device: torch.device, console: Console) -> Quality:
-    """The whole demo; everything it makes lies in `out`. The same command resumes an interrupted run."""
+    """Run the whole demo and write everything into `out`. The same command resumes an interrupted run."""
     began = time.perf_counter()
     config = load_config("digits", [f"seed={seed}", *overrides])
     trainer = Trainer(config, out, device)
-    parameters = sum(p.numel() for p in trainer.net.parameters())
     console.print(
-        f"Training one model of {parameters:,} parameters on {len(trainer.train_data)} digits and their captions "
-        f"({config.train.steps} steps, {device})"
+        f"Training one model of {_parameters(trainer):,} parameters on {len(trainer.train_data)} digits and their "
+        f"captions ({config.train.steps} steps, {device})"
     )
-    if trainer.step:
-        console.print(f"resuming {out} at step {trainer.step}")
-    system = trainer.run()
+    if trainer.state.step:
+        console.print(f"resuming {out} at step {trainer.state.step}")
+    pipeline = trainer.run()
     trained = trainer.seconds
-    judge = Judge(trainer.train_data)
+    classifier = DigitClassifier(trainer.train_data)
     console.print("Sampling in every direction …")
-    quality = measure(system, judge, trainer.test_data, seed=seed, progress=console.is_terminal)
-    pictures = Showcase(system, trainer.test_data, seed)
-    numbers = dataclasses.asdict(quality)
+    quality = measure(pipeline, classifier, trainer.test_data, seed=seed, progress=console.is_terminal)
+    sections = Showcase(pipeline, trainer.test_data, seed).sections()
     seconds = time.perf_counter() - began + trained - trainer.seconds_here
-    metrics = {**{k: round(v, 4) for k, v in numbers.items()}, "seconds": round(seconds, 1), "seed": seed}
+    metrics = {name: round(value, 4) for name, value in dataclasses.asdict(quality).items()}
+    metrics |= {"seconds": round(seconds, 1), "seed": seed}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    here = origin(device)
-    page = {
-        "metrics": [(MEANING[k], GOALS.get(k), v) for k, v in numbers.items()],
-        "judge": judge.accuracy(trainer.test_data),
+    report = {
+        "metrics": [(MEANING[name], GOALS.get(name), value) for name, value in dataclasses.asdict(quality).items()],
+        "accuracy": classifier.accuracy(trainer.test_data),
+        "sections": sections,
         "seconds": seconds,
         "trained": trained,
-        "parameters": parameters,
-        "config": dump_config(config),
-        "environment": {**here.pop("versions"), **here},
-        "curves": loss_curves(out / "metrics.jsonl"),
-        "sections": pictures.sections(),
-        "train": len(trainer.train_data),
-        "test": len(trainer.test_data),
         "seed": seed,
     }
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
-    (out / "report.html").write_text(templates.get_template("report.html").render(page))
+    write_report(out, trainer, report)
     console.print(_table(quality))
     console.print(f"{seconds:.0f} seconds in all. Open {out / 'report.html'}")
     return quality
 
 
+def write_report(out: Path, trainer: Trainer, values: dict) -> None:
+    """Write report.html from its template, with the values and the facts of the run."""
+    page = {
+        **values,
+        "parameters": _parameters(trainer),
+        "config": dump_config(trainer.config),
+        "environment": _environment(trainer.device),
+        "loss_curves": loss_curves(out / "metrics.jsonl"),
+        "train": len(trainer.train_data),
+        "test": len(trainer.test_data),
+    }
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
+    (out / "report.html").write_text(templates.get_template("report.html").render(page))
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.state.net.parameters())
+
+
+def _environment(device: torch.device) -> dict:
+    """Versions and the rest of the provenance in one flat dictionary."""
+    here = provenance(device)
+    versions = here.pop("versions")
+    return {**versions, **here}
+
+
 @dataclasses.dataclass
 class Showcase:
-    """The pictures of the report: a few samples of every direction."""
+    """The images of the report: a few samples of every direction."""
 
-    system: Pipeline
+    pipeline: Pipeline
     test: Pairs
     seed: int
 
     def sections(self) -> list[dict]:
-        """Title, text and embedded picture of each section, in the order of the page."""
-        (image,), (text,) = self.system.images, self.system.texts
-        codec = self.system.codecs[text]
-        prompts = ["a zero", "the digit 1", "number two", "three", "the digit 4", "number five", "a six", "seven"]
-        prompts += ["an eight", "the digit 9", "number three", "a seven", "five", "the digit 0", "number eight", "two"]
-        asked = codec.encode(prompts)
-        known = self.test.images[:SHOWN]
-        joint, states = self.draw({}, trajectory=True)
-        drawn = self.draw({text: asked})
-        named = self.draw({image: known})
-        noisy = self.draw({text: Given(asked, 0.5)})
-        read = [digit_of(caption) for caption in codec.decode(named[text])]
-        wrong = sum(r != int(d) for r, d in zip(read, self.test.labels[:SHOWN], strict=True))
+        """Title, text and embedded image of each section, in the order of the page."""
+        (image,), (text,) = self.pipeline.images, self.pipeline.texts
+        codec = self.pipeline.codecs[text]
+        prompts = codec.encode(list(PROMPTS))
+        held_out = self.test.images[:N_SHOWN]
+        joint, states = self.sample({}, trajectory=True)
+        images = self.sample({text: prompts})
+        captions = self.sample({image: held_out})
+        partial = self.sample({text: Condition(prompts, 0.5)})
+        named = [digit_of(caption) for caption in codec.decode(captions[text])]
+        correct = sum(name == int(digit) for name, digit in zip(named, self.test.labels[:N_SHOWN], strict=True))
         return [
-            self.section("Drawn together", "Neither picture nor caption was given.", joint),
-            self.section("Caption → picture", "The caption was given.", drawn),
+            self.section("Joint samples", "Image and caption are sampled together.", joint),
+            self.section("Caption → image", "Images sampled given the captions.", images),
             self.section(
-                "Picture → caption",
-                f"Held-out pictures the model never saw; it wrote the captions ({SHOWN - wrong} of {SHOWN} right).",
-                {image: known, text: named[text]},
+                "Image → caption",
+                f"Captions sampled given held-out images ({correct} of {N_SHOWN} name the right digit).",
+                {image: held_out, text: captions[text]},
             ),
             self.section(
-                "Half-noised caption → picture",
-                "Each caption was noised to time 0.5, so about half of its characters are hidden (▯), and the model "
-                "drew a picture that agrees with what is left.",
-                noisy,
+                "Half-noised caption → image",
+                "Each caption was noised to time 0.5, which masks about half of its characters (▯). The images are "
+                "sampled given the rest.",
+                partial,
             ),
             {
                 "title": "From noise to a sample",
-                "text": "One joint sample on its way from time 1 to 0: picture and caption, each with its own clock.",
-                "picture": self.strip(states, joint),
+                "text": "States of one joint sample from time 1 to time 0; image and caption have their own times.",
+                "image": self.trajectory_sheet(states, joint),
             },
         ]
 
-    def draw(self, given: dict, trajectory: bool = False):
-        return self.system.sample(given, n=SHOWN, seed=self.seed + 1, trajectory=trajectory)
+    def sample(self, conditions: dict, trajectory: bool = False):
+        return self.pipeline.sample(conditions, n=N_SHOWN, seed=self.seed + 1, trajectory=trajectory)
 
-    def section(self, title: str, words: str, samples: dict[str, Tensor]) -> dict:
-        (image,), (text,) = self.system.images, self.system.texts
-        pictures = self.system.codecs[image].decode(samples[image])
-        captions = self.system.codecs[text].decode(samples[text])
-        return {"title": title, "text": words, "picture": embed_png(contact_sheet(pictures, captions))}
+    def section(self, title: str, description: str, samples: dict[str, Tensor]) -> dict:
+        return {"title": title, "text": description, "image": self._sheet(samples, columns=8)}
 
-    def strip(self, states: list[dict[str, Tensor]], final: dict[str, Tensor]) -> str:
-        """A film strip of the first joint sample whose caption is in the grammar."""
-        (image,), (text,) = self.system.images, self.system.texts
-        readable = [digit_of(c) is not None for c in self.system.codecs[text].decode(final[text])]
-        row = readable.index(True) if any(readable) else 0
-        chosen = np.unique(np.linspace(0, len(states) - 1, 9).round().astype(int))
-        film = {m: torch.stack([states[i][m][row] for i in chosen]) for m in (image, text)}
-        pictures = self.system.codecs[image].decode(film[image])
-        captions = self.system.codecs[text].decode(film[text])
-        return embed_png(contact_sheet(pictures, captions, columns=len(chosen)))
+    def trajectory_sheet(self, states: list[dict[str, Tensor]], final: dict[str, Tensor]) -> str:
+        """States of the first joint sample whose caption is in the grammar."""
+        (image,), (text,) = self.pipeline.images, self.pipeline.texts
+        valid = [digit_of(caption) is not None for caption in self.pipeline.codecs[text].decode(final[text])]
+        index = valid.index(True) if any(valid) else 0
+        shown = np.unique(np.linspace(0, len(states) - 1, 9).round().astype(int))
+        samples = {m: torch.stack([states[i][m][index] for i in shown]) for m in (image, text)}
+        return self._sheet(samples, columns=len(shown))
+
+    def _sheet(self, samples: dict[str, Tensor], columns: int) -> str:
+        (image,), (text,) = self.pipeline.images, self.pipeline.texts
+        images = self.pipeline.codecs[image].decode(samples[image])
+        captions = self.pipeline.codecs[text].decode(samples[text])
+        return embed_png(contact_sheet(images, captions, columns=columns))
 
 
 def loss_curves(path: Path) -> str:
-    """The logged losses per modality as inline SVG."""
+    """The logged losses of each modality as inline SVG."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -164,10 +185,10 @@ def loss_curves(path: Path) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def embed_png(picture) -> str:
-    """A picture as a data URL."""
+def embed_png(image: Image.Image) -> str:
+    """An image as a data URL."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,7 +1,7 @@
-"""Do CUDA graphs give what eager code gives? Fifty training steps of a table and a small joint sampling, both ways.
+"""CUDA graphs against eager code: training steps of a table and a small joint sampling must agree.
 
-Graphs that cannot be captured run eagerly with a warning, which here is an error. Without a GPU there are no graphs:
-the same code then compares eager runs with themselves.
+A graph that cannot be captured is replaced by eager code with a warning, which is an error here. Without a GPU there
+are no graphs, and eager runs are compared with themselves.
 """
 
 from __future__ import annotations
@@ -11,93 +11,119 @@ import logging
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from ...sample import cuda_graphs as graphs
 from ...sample import sample
-from ...sample.pipeline import build_pipeline
-from ...train import graph_step as graphed
+from ...sample.cuda_graphs import with_cuda_graphs
+from ...sample.pipeline import Pipeline, build_pipeline
+from ...train.graph_step import GraphStep
+from ...train.step import deterministic, training_step
 from ...train.trainer import Trainer
-from ..speed.rows import Rows
+from ..speed.results import ResultLog
 from ..speed.systems import config_of, shaken
 from ..speed.table import trainer
 
 STEPS = 50
-LOSS = 1e-2  # relative difference allowed between losses: sums in another order grow apart over the steps
-TOKENS = 0.95  # share that must be equal: a race decided within rounding may fall otherwise
-PICTURES = 1e-2  # mean absolute difference allowed, in [−1, 1]
+MAX_LOSS_DIFFERENCE = 1e-2  # relative: rounding differences of sums in another order grow over the steps
+MIN_EQUAL_TOKENS = 0.95  # share: rounding can decide a draw whose two best candidates are nearly equal
+MAX_IMAGE_DIFFERENCE = 1e-2  # mean absolute, of images in [−1, 1]
 
 
-def smoke(rows: Rows, device: torch.device, steps: int = STEPS) -> None:
-    """Raise ValueError where graphs are not captured, or give something else."""
-    with warned() as warnings:
-        table(rows, device, steps)
-        sampling(rows, device)
+def smoke(log: ResultLog, device: torch.device, steps: int = STEPS) -> None:
+    """Raise ValueError if graphs are not captured or their results differ."""
+    with collected_warnings() as warnings:
+        table(log, device, steps)
+        sampling(log, device)
     if warnings:
         raise ValueError(f"{len(warnings)} graphs were not captured, first: {warnings[0]}")
 
 
+class _GraphWarnings(logging.Handler):
+    """Collects the warnings about code that runs without a graph."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "CUDA graph" in record.getMessage():
+            self.messages.append(record.getMessage())
+
+
 @contextlib.contextmanager
-def warned() -> Iterator[list[str]]:
-    """Collects the warnings that say that something runs without a graph."""
-    found: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage()) if "CUDA graph" in record.getMessage() else None
-    logger = logging.getLogger("anystate")
+def collected_warnings() -> Iterator[list[str]]:
+    """The list to which warnings about missing graphs are added inside the context."""
+    handler, logger = _GraphWarnings(), logging.getLogger("anystate")
     logger.addHandler(handler)
     try:
-        yield found
+        yield handler.messages
     finally:
         logger.removeHandler(handler)
 
 
-def table(rows: Rows, device: torch.device, steps: int) -> None:
-    """Training steps of the default table recipe, not compiled."""
-    runs: dict[str, Trainer] = {}
-    for way, devices in (("graph", ("cuda",)), ("eager", ())):
-        made = runs[way] = trainer(device, "fast", ["compile=never"], "default")
-        kept, graphed.DEVICES = graphed.DEVICES, devices
-        try:
-            for _ in range(steps):
-                losses = made.update()
-                made.step += 1
-        finally:
-            graphed.DEVICES = kept
-        for m, loss in losses.items():
-            rows.add(f"smoke: table, loss of {m} after {steps} steps", {way: float(loss)}, "")
-    if device.type == "cuda" and runs["graph"].engine.graph is None:
+def table(log: ResultLog, device: torch.device, steps: int) -> None:
+    """Compare training steps of the default table recipe, not compiled."""
+    graph, eager = (trainer(device, ["compile=never"], "default") for _ in range(2))
+    losses = {"graph": _train(graph, steps, use_graph=True), "eager": _train(eager, steps, use_graph=False)}
+    if device.type == "cuda" and not isinstance(graph._step, GraphStep):
         raise ValueError("the training step of a table was not captured as a graph")
-    for m in runs["eager"].system.space:
-        both = rows.find(f"smoke: table, loss of {m} after {steps} steps")
-        if abs(both["graph"] - both["eager"]) > LOSS * max(abs(both["eager"]), 1e-3):
-            raise ValueError(
-                f"a table's loss of {m} is {both['graph']:.6g} with graphs and {both['eager']:.6g} without"
-            )
+    for m in eager.pipeline.space:
+        a, b = losses["graph"][m], losses["eager"][m]
+        log.add(f"smoke: table, loss of {m} after {steps} steps", {"graph": a, "eager": b}, "")
+        if abs(a - b) > MAX_LOSS_DIFFERENCE * max(abs(b), 1e-3):
+            raise ValueError(f"the loss of {m} of a table is {a:.6g} with graphs and {b:.6g} without")
 
 
-def sampling(rows: Rows, device: torch.device) -> None:
-    """The digits network jointly, and given captions."""
-    system = shaken(build_pipeline(config_of("digits", []), codecs=False))
-    net = system.net.to(device).eval().requires_grad_(False)
-    text = system.texts[0]
-    known = torch.ones(16, *system.space[text].shape, dtype=torch.int64, device=device)
-    for direction, given in (("joint", {}), (f"given {text}", {text: known})):
-        drawn = {}
-        for way, used in (("graph", net), ("eager", lambda *args, **options: net(*args, **options))):
-            drawn[way] = sample(
-                used,
-                system.space,
-                given,
-                n=16,
-                steps=8,
-                guidance=system.guidance(bool(given)),
-                samplers=system.samplers,
-                device=device,
-            )
-        equal = float((drawn["graph"][text] == drawn["eager"][text]).double().mean())
-        apart = float((drawn["graph"][system.images[0]] - drawn["eager"][system.images[0]]).abs().mean())
-        rows.add(f"smoke: sampling {direction}, equal tokens", {"graph": equal}, "", allowed=TOKENS)
-        rows.add(f"smoke: sampling {direction}, pictures apart", {"graph": apart}, "", allowed=PICTURES)
-        if equal < TOKENS or apart > PICTURES:
-            raise ValueError(f"sampling {direction}: {equal:.1%} of tokens equal, pictures {apart:.2g} apart")
-    if device.type == "cuda" and not any(graph.replay for graph in graphs.graphed(net).graphs.values()):
+def _train(run: Trainer, steps: int, use_graph: bool) -> dict[str, float]:
+    """The losses of the last of `steps` training steps."""
+    for _ in range(steps):
+        if use_graph:
+            losses = run.update()
+        else:
+            with deterministic(run.device):
+                losses = training_step(run.state)
+        run.state.step += 1
+    return {m: float(loss) for m, loss in losses.items()}
+
+
+def sampling(log: ResultLog, device: torch.device) -> None:
+    """Compare joint samples of the digits network, and samples conditioned on captions."""
+    pipeline = shaken(build_pipeline(config_of("digits", []), codecs=False))
+    pipeline.net.to(device).eval().requires_grad_(False)
+    (image,), (text,) = pipeline.images, pipeline.texts
+    captions = torch.ones(16, *pipeline.space[text].shape, dtype=torch.int64, device=device)
+    for direction, conditions in (("joint", {}), (f"given {text}", {text: captions})):
+        graph = _sample(pipeline, conditions, device, use_graph=True)
+        eager = _sample(pipeline, conditions, device, use_graph=False)
+        equal = float((graph[text] == eager[text]).double().mean())
+        difference = float((graph[image] - eager[image]).abs().mean())
+        log.add(f"smoke: sampling {direction}, equal tokens", {"graph": equal}, "", allowed=MIN_EQUAL_TOKENS)
+        name = f"smoke: sampling {direction}, mean image difference"
+        log.add(name, {"graph": difference}, "", allowed=MAX_IMAGE_DIFFERENCE)
+        if equal < MIN_EQUAL_TOKENS or difference > MAX_IMAGE_DIFFERENCE:
+            raise ValueError(f"sampling {direction}: {equal:.1%} of tokens equal, images differ by {difference:.2g}")
+    if device.type == "cuda" and not any(g.replay for g in with_cuda_graphs(pipeline.net).graphs.values()):
         raise ValueError("no evaluation of the network was captured as a graph")
+
+
+class _EagerNet:
+    """The network as a plain callable, which the sampler never captures as graphs."""
+
+    def __init__(self, net: torch.nn.Module):
+        self.net = net
+
+    def __call__(self, *args, **options) -> dict:
+        return self.net(*args, **options)
+
+
+def _sample(pipeline: Pipeline, conditions: dict[str, Tensor], device: torch.device, use_graph: bool) -> dict:
+    return sample(
+        pipeline.net if use_graph else _EagerNet(pipeline.net),
+        pipeline.space,
+        conditions,
+        n=16,
+        steps=8,
+        guidance=pipeline.guidance(bool(conditions)),
+        samplers=pipeline.samplers,
+        device=device,
+    )

@@ -1,6 +1,6 @@
-"""Which block sizes are the fastest on this machine's GPU, and how fast it copies and multiplies.
+"""Sweep of block sizes on a GPU, and the measured bandwidth and matmul rate.
 
-The window on a GPU (`bench/gpu/window.sh 1`) times them; at home the best are kept in `kernels/tiles.json`:
+`bench/gpu/window.sh 1` runs the sweep on a GPU. Afterwards the fastest block sizes are written to `kernels/tiles.json`:
 
     python -m anystate.bench.gpu.sweep bench/results/gpu-MACHINE.jsonl
 """
@@ -19,38 +19,42 @@ from pathlib import Path
 import torch
 
 from ...kernels import adaln, qk_norm, tiles
-from ..speed.kernel_cases import SIZES, Inputs, cross_entropy, gate, leap, leap_linear, nbytes, pack
-from ..speed.kernel_cases import adaln as adaln_inputs
-from ..speed.rows import Row, Rows, read_lines
+from ..speed.kernel_floors import nbytes
+from ..speed.kernel_inputs import SIZES, Inputs, cross_entropy, gate, leap, leap_linear, pack
+from ..speed.kernel_inputs import adaln as adaln_inputs
+from ..speed.results import Result, ResultLog, read_results
 
-# their packages' attributes are the operations of the same name
+# imported by path, because attributes of the package with these names are operations
 tau_leap, tau_leap_linear, linear_cross_entropy = (
     importlib.import_module(f"...kernels.{name}", __package__)
     for name in ("tau_leap", "tau_leap_linear", "linear_cross_entropy")
 )
 
-WORTH = 0.97  # of the default's time: what is hardly faster is not kept
-PROGRAMS = tuple({"programs": n} for n in (512, 1024))  # of a backward kernel; the default is 2048
+MAX_RELATIVE_TIME = 0.97  # of the default; tiles that are hardly faster are not kept
+PROGRAMS = ({"programs": 512}, {"programs": 1024})  # of a backward kernel; the default is 2048
 ROW_TILES = tuple({"ROWS": r, "num_warps": w} for r, w in ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 8)))
-HEAD_TILES = tuple(
-    {"BLOCK_R": r, "BLOCK_V": v, "BLOCK_D": d, "num_warps": w, "num_stages": s, "programs": p}
-    for r, v, d, w, s, p in (
-        (64, 64, 64, 4, 3, 4),
-        (64, 64, 64, 4, 4, 4),
-        (64, 64, 64, 4, 4, 1),
-        (128, 64, 64, 8, 3, 2),
-    )
+HEAD_TILES = (
+    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3, "programs": 4},
+    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4, "programs": 4},
+    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4, "programs": 1},
+    {"BLOCK_R": 128, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3, "programs": 2},
 )
-RULE = {"rule": "tau", "mask_logit": False, "uncond": None, "guidance": None}
-SLICES = (2048, 3072, 4096)  # states of the head at a time
-PRODUCTS = {  # rows, inner and outer width of products in the blocks and the head of the official network
+STEP = {"rule": "tau", "mask_logit": False, "uncond": None, "guidance": None}
+SLICES = (2048, 3072, 4096)  # states per slice of the head
+MATMULS = {  # (rows, inner width, outer width) in the blocks and the head of the official network
     "official": (
-        *((8192, 8192, 8192), (65536, 1024, 1536), (65536, 512, 1024), (65536, 1024, 4096), (65536, 4096, 1024)),
-        *((30720, 1024, 2048), (30720, 2176, 1024), (30720, 2048, 1024)),
+        (8192, 8192, 8192),
+        (65536, 1024, 1536),
+        (65536, 512, 1024),
+        (65536, 1024, 4096),
+        (65536, 4096, 1024),
+        (30720, 1024, 2048),
+        (30720, 2176, 1024),
+        (30720, 2048, 1024),
     ),
     "tiny": ((64, 64, 64), (128, 24, 48)),
 }
-COPIED = {"official": 2**30, "tiny": 2**20}  # bytes
+COPY_BYTES = {"official": 2**30, "tiny": 2**20}
 
 
 def milliseconds(function: Callable[[], object], device: str) -> float:
@@ -64,25 +68,28 @@ def milliseconds(function: Callable[[], object], device: str) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def limits(rows: Rows, device: str, size: str) -> None:
-    """What the hardware reaches: a large copy, and bfloat16 products with the gradients of their weights."""
-    source = torch.empty(COPIED[size], dtype=torch.uint8, device=device)
+def limits(log: ResultLog, device: str, size: str) -> None:
+    """Speed of the hardware: a large copy, and bfloat16 matmuls with those of the gradients of their weights."""
+    source = torch.empty(COPY_BYTES[size], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     speed = 2 * source.numel() / milliseconds(lambda: target.copy_(source), device) / 1e6
-    rows.add("limit: copy, read and written", {"torch": speed}, "GB/s")
+    log.add("limit: copy, read and written", {"torch": speed}, "GB/s")
     inputs = Inputs(SIZES[size], device, torch.bfloat16)
-    for m, k, n in PRODUCTS[size]:
+    for m, k, n in MATMULS[size]:
         x, weight, grad = inputs.normal(m, k), inputs.normal(n, k), inputs.normal(m, n)
         for name, pair in ((f"{m}×{k}×{n}", (x, weight.t())), (f"{n}×{m}×{k}", (grad.t(), x))):
             rate = 2 * m * k * n / milliseconds(functools.partial(torch.mm, *pair), device) / 1e9
-            rows.add(f"limit: bfloat16 product {name}", {"torch": rate}, "TFLOP/s")
+            log.add(f"limit: bfloat16 product {name}", {"torch": rate}, "TFLOP/s")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One operation as its launcher runs it, and what to lay over the launcher's own choice.
+    """An operation and the launch arguments to try, which override the defaults of its launcher.
 
-    choices: each is timed; then: each is timed on top of the best of them. moved: the fewest bytes, 0 if not counted.
+    Args:
+        choices: are timed first.
+        then: are timed together with the best of the choices.
+        moved: least number of bytes, 0 if unknown.
     """
 
     op: str
@@ -95,7 +102,7 @@ class Trial:
 
 
 def trials(device: str, size: str) -> Iterator[Trial]:
-    """In order of importance."""
+    """All trials, in order of importance."""
     inputs = Inputs(SIZES[size], device, torch.bfloat16)
     yield from row_trials(inputs, torch.float32)
     yield from head_trials(inputs)
@@ -104,30 +111,38 @@ def trials(device: str, size: str) -> Iterator[Trial]:
 
 
 def row_trials(i: Inputs, stream: torch.dtype) -> Iterator[Trial]:
-    """adaLN and gated residual; the stream is float32 in training, modulation and branch bfloat16."""
+    """adaLN and gated residual. In training the stream is float32, modulation and branch are bfloat16."""
     width, a, g = i.size.width, adaln_inputs(i, stream), gate(i, stream)
     x, branch = a["x"], g["branch"]
     yield Trial(
-        *("adaln_modulate", width, stream),
+        "adaln_modulate",
+        width,
+        stream,
         lambda: adaln.launch_adaln(x, a["scale"], a["shift"], 1e-5, False),
         ROW_TILES,
         moved=2 * nbytes(x),
     )
     yield Trial(
-        *("adaln_modulate_backward", width, stream),
+        "adaln_modulate_backward",
+        width,
+        stream,
         lambda: adaln.launch_adaln_backward(x, x, a["scale"], 1e-5, False),
         ROW_TILES,
         PROGRAMS,
         moved=3 * nbytes(x),
     )
     yield Trial(
-        *("gated_residual", width, stream),
+        "gated_residual",
+        width,
+        stream,
         lambda: adaln.launch_gate(x, branch, g["gate"]),
         ROW_TILES,
         moved=2 * nbytes(x) + nbytes(branch),
     )
     yield Trial(
-        *("gated_residual_backward", width, stream),
+        "gated_residual_backward",
+        width,
+        stream,
         lambda: adaln.launch_gate_backward(x, branch, g["gate"]),
         ROW_TILES,
         PROGRAMS,
@@ -136,32 +151,37 @@ def row_trials(i: Inputs, stream: torch.dtype) -> Iterator[Trial]:
 
 
 def head_trials(i: Inputs) -> Iterator[Trial]:
-    """Cross-entropy, forward and backward, by slices of the head; τ-leaping by tiles of it."""
+    """Cross-entropy (slices of the head), forward and backward, and τ-leaping (tiles of the head)."""
     size, head, leaps = i.size, cross_entropy(i), leap_linear(i)
     upstream = torch.rand(size.rows, generator=i.generator, device=i.device)
 
-    def both_ways() -> None:
+    def forward_and_backward() -> None:
         _, lse = linear_cross_entropy.launch_forward(**head, z_loss=0.0)
         linear_cross_entropy.launch_backward(upstream, **head, lse=lse, z_loss=0.0, needs=[True] * 3)
 
     chunks = tuple({"chunk_bytes": size.rows * min(width, size.states) * i.dtype.itemsize} for width in SLICES)
-    yield Trial("linear_cross_entropy", size.width, i.dtype, both_ways, chunks)
+    yield Trial("linear_cross_entropy", size.width, i.dtype, forward_and_backward, chunks)
     yield Trial(
-        *("tau_leap_linear", size.width, i.dtype),
-        lambda: tau_leap_linear.launch(**leaps, **RULE),
+        "tau_leap_linear",
+        size.width,
+        i.dtype,
+        lambda: tau_leap_linear.launch(**leaps, **STEP),
         HEAD_TILES,
         moved=nbytes(leaps["weight"]),
     )
 
 
 def pack_trials(i: Inputs) -> Iterator[Trial]:
+    """Normalization and packing of q, k, v."""
     a, size = pack(i), i.size
     qkv, gammas, width = a["qkv"], (a["q_gamma"], a["k_gamma"]), size.heads * size.head_width
     grads = [i.normal(size.batch, size.patches + size.length, size.heads, size.head_width) for _ in range(3)]
     warps = tuple({"num_warps": n} for n in (1, 2))
     yield Trial("qk_norm_pack", width, i.dtype, lambda: qk_norm.launch_pack(qkv, *gammas), warps, moved=2 * nbytes(qkv))
     yield Trial(
-        *("qk_norm_pack_backward", width, i.dtype),
+        "qk_norm_pack_backward",
+        width,
+        i.dtype,
         lambda: qk_norm.launch_pack_backward(*grads, qkv, *gammas),
         warps,
         PROGRAMS,
@@ -169,48 +189,49 @@ def pack_trials(i: Inputs) -> Iterator[Trial]:
     )
 
 
-def sweep(rows: Rows, device: str, size: str) -> None:
-    """Time every trial; a choice that does not run is said and left out.
+def sweep(log: ResultLog, device: str, size: str) -> None:
+    """Time every trial. A choice that fails is reported and skipped.
 
     Raises:
-        ValueError: after all, where a launcher's own choice did not run.
+        ValueError: at the end, if the defaults of a launcher failed.
     """
     broken = []
     for trial in trials(device, size):
         times: dict[tuple, float] = {}
         for choice in ({}, *trial.choices):
-            measure(trial, choice, times, rows, device)
+            measure(trial, choice, times, log, device)
         if () not in times:
             broken.append(trial.op)
         if trial.then and times:
             best = dict(min(times, key=times.get))
-            for more in trial.then:
-                measure(trial, best | more, times, rows, device)
-    for key, choice in best_tiles(rows.rows).items():
-        rows.write(f"best: {' '.join(map(str, key))}: {label(choice)}")
-    others(rows, device, size)
+            for extra in trial.then:
+                measure(trial, best | extra, times, log, device)
+    for key, choice in best_tiles(log.results).items():
+        log.write(f"best: {' '.join(map(str, key))}: {label(choice)}")
+    design_measurements(log, device, size)
     if broken:
-        raise ValueError(f"not even the default runs: {', '.join(broken)}")
+        raise ValueError(f"sweep: the default failed for {', '.join(broken)}")
 
 
-def measure(trial: Trial, choice: dict[str, int], times: dict[tuple, float], rows: Rows, device: str) -> None:
+def measure(trial: Trial, choice: dict[str, int], times: dict[tuple, float], log: ResultLog, device: str) -> None:
     op, width, dtype = tiles.key_of(trial.op, trial.width, trial.dtype)
     about = {"op": op, "width": width, "dtype": dtype, "tile": choice, "kind": device.split(":")[0]}
-    about |= {"moved_bytes": trial.moved} if trial.moved else {}
+    if trial.moved:
+        about["moved_bytes"] = trial.moved
     with tiles.trial(trial.op, trial.width, trial.dtype, **choice):
-        spent = add(rows, f"{op} {width} {dtype}, {label(choice)}", "anystate", trial.launch, device, **about)
+        spent = add(log, f"{op} {width} {dtype}, {label(choice)}", "anystate", trial.launch, device, **about)
     if spent is not None:
         times[tuple(choice.items())] = spent
 
 
-def add(rows: Rows, name: str, by: str, function: Callable[[], object], device: str, **about) -> float | None:
-    """Time a function and keep the row; what does not run (a tile too large for the chip, say) is said and left out."""
+def add(log: ResultLog, name: str, by: str, function: Callable[[], object], device: str, **about) -> float | None:
+    """Time a function and log the result; a failure, such as a tile that needs too much memory, is only reported."""
     try:
         spent = milliseconds(function, device)
-    except Exception as error:
-        rows.write(f"failed: sweep {name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    except Exception as error:  # of the compiler or driver
+        log.write(f"failed: sweep {name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return None
-    rows.add(f"sweep {name}", {by: spent}, "ms", False, **about)
+    log.add(f"sweep {name}", {by: spent}, "ms", False, **about)
     return spent
 
 
@@ -218,29 +239,29 @@ def label(choice: dict[str, int]) -> str:
     return " ".join(f"{name} {value}" for name, value in choice.items()) or "default"
 
 
-def others(rows: Rows, device: str, size: str) -> None:
-    """What the next changes to the kernels depend on: float32 sums inside a product, casts, τ-leaping from logits."""
+def design_measurements(log: ResultLog, device: str, size: str) -> None:
+    """Measurements for the design of the kernels: accumulation inside a matmul, casts, τ-leaping from logits."""
     i = Inputs(SIZES[size], device, torch.bfloat16)
     n, states, width = i.size.rows, i.size.states, i.size.width
     head, leaps = i.normal(states, width, dtype=torch.float32), leap(i)
-    add(rows, "the head cast to bfloat16", "torch", lambda: head.to(i.dtype), device)
-    add(rows, "τ-leaping from logits", "anystate", lambda: tau_leap.launch_masked(**leaps, **RULE), device)
-    if device.startswith("cuda"):  # nothing else adds products of bfloat16 up in float32
+    add(log, "the head cast to bfloat16", "torch", lambda: head.to(i.dtype), device)
+    add(log, "τ-leaping from logits", "anystate", lambda: tau_leap.launch_masked(**leaps, **STEP), device)
+    if device.startswith("cuda"):  # CPU has no bfloat16 matmul with a float32 result
         grad, part = i.normal(n, min(2048, states)), i.normal(min(2048, states), width)
         total = torch.zeros(n, width, device=device)
         product = functools.partial(torch.mm, grad, part, out_dtype=torch.float32)
         inside = functools.partial(torch.addmm, total, grad, part, out_dtype=torch.float32)
         about = {}
-        with contextlib.suppress(RuntimeError, TypeError):  # as the rows below will say
+        with contextlib.suppress(RuntimeError, TypeError):  # reported below
             about["apart"] = float((inside() - product()).abs().max())
         name = "hidden gradient of a slice of the head"
-        add(rows, f"{name}, mm then added", "torch", lambda: total.add_(product()), device)
-        add(rows, f"{name}, addmm", "torch", lambda: inside(out=total), device, **about)
+        add(log, f"{name}, mm then added", "torch", lambda: total.add_(product()), device)
+        add(log, f"{name}, addmm", "torch", lambda: inside(out=total), device, **about)
 
 
-def best_tiles(rows: Iterable[Row]) -> dict[tiles.Key, dict[str, int]]:
-    """{(operation, width, dtype): tile} wherever one beats the launcher's own choice."""
-    groups: dict[tiles.Key, list[Row]] = {}
+def best_tiles(rows: Iterable[Result]) -> dict[tiles.Key, dict[str, int]]:
+    """{(operation, width, dtype): tile} where a tile is faster than the defaults of the launcher."""
+    groups: dict[tiles.Key, list[Result]] = {}
     for row in rows:
         if "tile" in row.about:
             groups.setdefault((row.about["op"], row.about["width"], row.about["dtype"]), []).append(row)
@@ -248,16 +269,16 @@ def best_tiles(rows: Iterable[Row]) -> dict[tiles.Key, dict[str, int]]:
     for key, group in groups.items():
         default = [row.value for row in group if not row.about["tile"]]
         best = min(group, key=lambda row: row.value)
-        if default and best.value <= WORTH * default[0]:
+        if default and best.value <= MAX_RELATIVE_TIME * default[0]:
             found[key] = best.about["tile"]
     return found
 
 
 def main(file: str) -> None:
-    """Lay the best tiles of a measured sweep over the committed table."""
-    found = best_tiles(row for row in read_lines(Path(file)) if row.about.get("kind") == "cuda")
+    """Update `kernels/tiles.json` with the best tiles of a results file."""
+    found = best_tiles(row for row in read_results(Path(file)) if row.about.get("kind") == "cuda")
     if not found:
-        sys.exit(f"{file} holds no sweep in which anything beats the kernels' own choice")
+        sys.exit(f"{file}: no tile is faster than the defaults in a sweep on a GPU")
     tiles.write(tiles.read() | found)
     for key, choice in found.items():
         print(f"{' '.join(map(str, key))}: {label(choice)}")

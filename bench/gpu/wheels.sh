@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fetches, into .whl/, the packages that a GPU machine without network lacks; bench/gpu/window.sh installs them there.
+# Downloads into .whl/ the packages that a GPU machine without network lacks; bench/gpu/window.sh installs them there.
 #
-# For x86-64 Linux with Python 3.12 and PyTorch already there; versions are those of constraints.txt.
+# For x86-64 Linux with Python 3.12 and PyTorch installed; the versions are those of constraints.txt.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-# not XGBoost: its grids would take the GPU's minutes, and synthetic rows can be scored anywhere
+root=$(cd "$(dirname "$0")/../.." && pwd)
+# without XGBoost: its grids would use up the time on the GPU, and synthetic rows can be evaluated on any machine
 wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand torchao)
 platforms=()
 for platform in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do

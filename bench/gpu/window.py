@@ -1,9 +1,9 @@
-"""What is measured on a GPU that is lent for three calls of ten minutes; `bench/gpu/window.sh 1|2|3` runs this.
+"""What is measured on a GPU in three calls of at most ten minutes; `bench/gpu/window.sh 1|2|3` runs this.
 
-A call is a list of parts (`gpu_parts`). Each is a process of its own with a time limit; every measurement is a line in
-one file, written at once, so that a limit loses only the rest. A part that ended is not measured again at the same
-commit on the same kind of GPU: the same command goes on where it was stopped, and a fresh machine goes on with the
-files that an earlier one left in bench/results.
+A call is a list of parts (`bench.gpu.parts`). Each part is a process with a time limit, and every measurement is
+appended to one file at once, so that a time limit loses only the rest. A part that ended well is not measured again at
+the same commit on the same kind of GPU: the same command continues an interrupted call, and a new machine continues
+with the files that an earlier one left in bench/results.
 """
 
 from __future__ import annotations
@@ -22,115 +22,157 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TextIO
 
-from .parts import CALLS, PAPER, PARTS, ROOT, Part, Session, Unfinished
+from .parts import CALLS, PARTS
+from .quality_parts import PAPER_RUN
+from .session import ROOT, Part, Session, Unfinished
 
 SECONDS = 555  # of a call
-RESERVE = 8  # seconds to begin no part in
-GRACE = 3  # seconds between a part's interruption and its end by force
-UNFINISHED = 3  # exit code of a part that has more to do
+RESERVE = 8  # no part starts with fewer seconds left
+GRACE = 3  # seconds between the interruption of a part and its kill
+UNFINISHED = 3  # exit code of a part that continues with the next call
 
 
-def run(call: int, dry: bool, only: list[str] | None, out: Path, kept: Path) -> int:
-    """Run a call's parts, or those asked for by name; returns an exit code, 1 if one failed or ran out of time."""
-    began = time.time()
-    parts = chosen(call, only)
-    machine = "dry run" if dry else gpu_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    if dry:  # its small runs are never gone on with, least of all by a real call
-        kept = kept / "tried"
-        shutil.rmtree(kept, ignore_errors=True)
-    results, log = out / f"gpu-{slug}.jsonl", out / f"gpu-{slug}-{call}.txt"
-    more = kept / f"more-{slug}-{call}"
-    out.mkdir(parents=True, exist_ok=True)
-    if dry:
-        results.unlink(missing_ok=True)
-    else:
-        take_up(results, kept, more)
-    before = set() if dry else ended(results, machine)
-    more.mkdir(parents=True, exist_ok=True)
-    lost, unfinished = [], []
-    with log.open("a", encoding="utf-8") as file:
+class Window:
+    """One call: runs its parts and collects their results.
 
-        def say(line: str) -> None:
-            print(line, flush=True)
-            print(line, file=file, flush=True)
+    Args:
+        call: 1, 2 or 3. dry: a trial of all parts at tiny sizes without a GPU.
+        only: names of parts to run instead of the call's.
+        out: folder of the results. workdir: folder of what stays on the machine between calls.
 
-        say(f"call {call} on {machine}: " + ", ".join(f"{p.name} ({p.seconds} s)" for p in parts))
-        due = 0.0
-        for part in parts:
-            spent = time.time() - began
-            left, due = SECONDS - spent, due + (SECONDS if only else part.seconds)
-            if part.name in before:
-                say(f"== {part.name}: measured before at this commit")
-                continue
-            if left < RESERVE:
-                say(f"== {part.name}: left out, {SECONDS} s are over")
-                lost.append(part.name)
-                continue
-            limit = min(left, due - spent)  # with what the parts before left unused
-            arguments = ["--part", part.name, "--results", results, "--more", more, "--kept", kept]
-            code, spent = limited(part, [*arguments, *(["--dry-run"] if dry else [])], limit, dry, say)
-            how = {0: "done", UNFINISHED: "goes on with the same command"}.get(code, f"exit {code}")
-            say(f"== {part.name}: {how}, after {spent:.0f} s")
-            if code:
-                (unfinished if code == UNFINISHED else lost).append(part.name)
-            if results.is_file() and not dry:
-                shutil.copy(results, kept / results.name)
-        if any(more.rglob("*")):
-            pack(out / f"gpu-{slug}-{call}.tar.gz", kept, more)
-        end = f"; to go on: {', '.join(unfinished)}" if unfinished else ""
-        end += f"; NOT DONE: {', '.join(lost)}" if lost else ""
-        say(f"{time.time() - began:.0f} s in all; rows in {results}{end}")
-    return int(bool(lost))
+    Raises:
+        ValueError: no such part, or no GPU.
+    """
+
+    def __init__(self, call: int, dry: bool, only: list[str] | None, out: Path, workdir: Path):
+        self.began, self.call, self.dry, self.only = time.time(), call, dry, only
+        self.parts = chosen(call, only)
+        self.machine = "dry run" if dry else gpu_name()
+        slug = re.sub(r"[^a-z0-9]+", "-", self.machine.lower()).strip("-")
+        self.workdir = workdir / "tried" if dry else workdir  # a real call must not continue the runs of a trial
+        self.results = out / f"gpu-{slug}.jsonl"
+        self.transcript, self.archive = out / f"gpu-{slug}-{call}.txt", out / f"gpu-{slug}-{call}.tar.gz"
+        self.files = self.workdir / f"more-{slug}-{call}"
+        self.lost: list[str] = []
+        self.unfinished: list[str] = []
+
+    def run(self) -> int:
+        """Run the parts that are not measured; returns an exit code, 1 if one failed or ran out of time."""
+        self.transcript.parent.mkdir(parents=True, exist_ok=True)
+        if self.dry:
+            shutil.rmtree(self.workdir, ignore_errors=True)
+            self.results.unlink(missing_ok=True)
+        else:
+            restore(self.results, self.workdir, self.files)
+        measured = set() if self.dry else completed(self.results, self.machine)
+        self.files.mkdir(parents=True, exist_ok=True)
+        with self.transcript.open("a", encoding="utf-8") as file:
+            write = Transcript(file)
+            write(f"call {self.call} on {self.machine}: " + ", ".join(f"{p.name} ({p.seconds} s)" for p in self.parts))
+            due = 0.0
+            for part in self.parts:
+                due += SECONDS if self.only else part.seconds
+                if part.name in measured:
+                    write(f"== {part.name}: measured before at this commit")
+                else:
+                    self._run_part(part, due, write)
+            if any(self.files.rglob("*")):
+                pack(self.archive, self.workdir, self.files)
+            write(self._summary())
+        return int(bool(self.lost))
+
+    def _run_part(self, part: Part, due: float, write: Callable[[str], None]) -> None:
+        """Run a part until `due` seconds after the beginning of the call, which includes time that others left."""
+        spent = time.time() - self.began
+        left = SECONDS - spent
+        if left < RESERVE:
+            write(f"== {part.name}: left out, {SECONDS} s are over")
+            self.lost.append(part.name)
+            return
+        arguments = ["--part", part.name, "--results", self.results, "--files", self.files, "--workdir", self.workdir]
+        arguments += ["--dry-run"] if self.dry else []
+        code, seconds = run_limited(part, arguments, min(left, due - spent), self.dry, write)
+        outcome = {0: "done", UNFINISHED: "continues with the same command"}.get(code, f"exit {code}")
+        write(f"== {part.name}: {outcome}, after {seconds:.0f} s")
+        if code == UNFINISHED:
+            self.unfinished.append(part.name)
+        elif code:
+            self.lost.append(part.name)
+        if self.results.is_file() and not self.dry:
+            shutil.copy(self.results, self.workdir / self.results.name)
+
+    def _summary(self) -> str:
+        line = f"{time.time() - self.began:.0f} s in all; results in {self.results}"
+        if self.unfinished:
+            line += f"; to be continued: {', '.join(self.unfinished)}"
+        if self.lost:
+            line += f"; NOT DONE: {', '.join(self.lost)}"
+        return line
+
+
+class Transcript:
+    """Prints lines, and writes them to a file."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        print(line, file=self.file, flush=True)
 
 
 def chosen(call: int, only: list[str] | None) -> list[Part]:
+    """The parts of a call, or those named."""
     if only is None:
         return list(CALLS[call])
-    if unknown := [name for name in only if name not in PARTS]:
+    unknown = [name for name in only if name not in PARTS]
+    if unknown:
         raise ValueError(f"--only: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     return [PARTS[name] for name in only]
 
 
 def gpu_name() -> str:
-    """The GPU as PyTorch names it; asked for without taking any of its memory."""
+    """The GPU as PyTorch names it, read without using any of its memory."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
-        raise ValueError("no GPU here: official sizes would take hours; --dry-run tries every part small") from None
+        raise ValueError("no GPU here, and official sizes take hours without one; --dry-run tries every part") from None
 
 
-def take_up(results: Path, kept: Path, more: Path) -> None:
-    """Go on from what this machine kept, or else from what an earlier machine left in bench/results."""
-    for folder in (kept, ROOT / "bench/results"):
+def restore(results: Path, workdir: Path, files: Path) -> None:
+    """Get the results and files of earlier calls, from this machine or from what another one left in bench/results."""
+    for folder in (workdir, ROOT / "bench/results"):
         if not results.is_file() and (folder / results.name).is_file():
             shutil.copy(folder / results.name, results)
-    packed = ROOT / "bench/results" / f"{more.name.replace('more-', 'gpu-', 1)}.tar.gz"
-    if not more.exists() and packed.is_file():
-        with tarfile.open(packed) as archive:
-            archive.extractall(kept, filter="data")
+    archive = ROOT / "bench/results" / f"{files.name.replace('more-', 'gpu-', 1)}.tar.gz"
+    if not files.exists() and archive.is_file():
+        with tarfile.open(archive) as opened:
+            opened.extractall(workdir, filter="data")
 
 
-def ended(results: Path, machine: str) -> set[str]:
+def completed(results: Path, machine: str) -> set[str]:
     """Names of the parts that ended well on such a machine at this commit."""
-    from ...train.provenance import origin
-    from ..speed.rows import read_lines
+    from ...train.provenance import provenance
+    from ..speed.results import read_results
 
-    commit = origin("cpu")["commit"]
-    rows = read_lines(results)
-    return {
-        row.name.removeprefix("part ")
-        for row in rows
-        if row.name.startswith("part ") and (row.origin["device"], row.origin["commit"]) == (machine, commit)
-    }
+    here = (machine, provenance("cpu")["commit"])
+    names = set()
+    for result in read_results(results):
+        where = (result.provenance["device"], result.provenance["commit"])
+        if result.name.startswith("part ") and where == here:
+            names.add(result.name.removeprefix("part "))
+    return names
 
 
-def limited(part: Part, arguments: list, limit: float, dry: bool, say: Callable[[str], None]) -> tuple[int, float]:
-    """(exit code, seconds) of a part in a process of its own, interrupted at its limit and soon after killed.
+def run_limited(
+    part: Part, arguments: list, limit: float, dry: bool, write: Callable[[str], None]
+) -> tuple[int, float]:
+    """(exit code, seconds) of a part in a process of its own, interrupted at its limit and killed soon after.
 
-    What it leaves running is killed too: it would hold the output open, and compute beside the next part.
+    Processes that it leaves behind are killed too: they would hold the output open and compute beside the next part.
     """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", ANYSTATE_WINDOW_END=str(time.time() + limit))
     if dry and part.interpreted:
@@ -144,45 +186,54 @@ def limited(part: Part, arguments: list, limit: float, dry: bool, say: Callable[
         env=environment,
         process_group=0,
     )
-
-    def stop(sign: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-
-    timers = [threading.Timer(limit + wait, stop, [s]) for wait, s in ((0, signal.SIGINT), (GRACE, signal.SIGKILL))]
-    for timer in timers:
-        timer.start()
-    threading.Thread(target=lambda: (process.wait(), time.sleep(2), stop(signal.SIGKILL)), daemon=True).start()
+    interrupt = threading.Timer(limit, send_signal, [process, signal.SIGINT])
+    kill = threading.Timer(limit + GRACE, send_signal, [process, signal.SIGKILL])
+    interrupt.start()
+    kill.start()
+    threading.Thread(target=kill_leftovers, args=[process], daemon=True).start()
     try:
         for line in process.stdout:
-            say(line.rstrip("\n"))
+            write(line.rstrip("\n"))
         code = process.wait()
     finally:
-        for timer in timers:
-            timer.cancel()
-        stop(signal.SIGKILL)
+        interrupt.cancel()
+        kill.cancel()
+        send_signal(process, signal.SIGKILL)
     return code, time.time() - began
 
 
-def pack(file: Path, kept: Path, more: Path) -> None:
-    """Files beside the rows, and the newest checkpoint of what goes on."""
-    checkpoints = sorted((kept / "runs" / PAPER).glob("step_*"))[-1:]
-    with tarfile.open(file, "w:gz") as archive:
-        for path in [more, *(checkpoints if more.name.endswith("3") else [])]:
-            archive.add(path, path.relative_to(kept))
+def send_signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Signal a process and all that it started, if any of them are left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
-def run_part(name: str, dry: bool, results: Path, more: Path, kept: Path) -> int:
-    """One part in this process."""
-    from ..speed.rows import Rows
+def kill_leftovers(process: subprocess.Popen) -> None:
+    """After a process has ended, kill what it started."""
+    process.wait()
+    time.sleep(2)
+    send_signal(process, signal.SIGKILL)
+
+
+def pack(archive: Path, workdir: Path, files: Path) -> None:
+    """Pack the files of a call and, after the third one, the newest checkpoint of the run that continues."""
+    checkpoints = sorted((workdir / "runs" / PAPER_RUN).glob("step_*"))[-1:]
+    with tarfile.open(archive, "w:gz") as opened:
+        for path in [files, *(checkpoints if files.name.endswith("3") else [])]:
+            opened.add(path, path.relative_to(workdir))
+
+
+def run_part(name: str, dry: bool, results: Path, files: Path, workdir: Path) -> int:
+    """Run one part in this process; returns its exit code."""
+    from ..speed.results import ResultLog
 
     device, began = "cpu" if dry else "cuda", time.time()
-    rows = Rows(device, results)
-    session = Session(device, rows, more, kept, dry, float(os.environ["ANYSTATE_WINDOW_END"]))
+    log = ResultLog(device, results)
+    session = Session(device, log, files, workdir, dry, float(os.environ["ANYSTATE_WINDOW_END"]))
     try:
         PARTS[name].run(session)
     except KeyboardInterrupt:
-        print(f"{name}: stopped at its limit; what was measured is kept", flush=True)
+        print(f"{name}: stopped at its time limit; completed measurements are kept", flush=True)
         return 130
     except Unfinished as error:
         print(f"{name}: {error}", flush=True)
@@ -191,28 +242,30 @@ def run_part(name: str, dry: bool, results: Path, more: Path, kept: Path) -> int
         traceback.print_exc()
         print(f"FAIL {name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}", flush=True)
         return 1
-    rows.add(f"part {name}", {"window": time.time() - began}, "s", False)
+    log.add(f"part {name}", {"window": time.time() - began}, "s", False)
     return 0
 
 
-def main(words: Iterable[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("bench/gpu/window.sh", description="What is measured on a GPU; see docs/gpu.md.")
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("bench/gpu/window.sh", description="Measurements on a GPU; see docs/gpu.md.")
     parser.add_argument("call", type=int, nargs="?", choices=sorted(CALLS), help="which of the three calls")
     parser.add_argument("--dry-run", action="store_true", help="every part at tiny sizes, without a GPU")
     parser.add_argument("--only", help="parts by name, separated by commas, instead of the call's; also fp8, emoji")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    for name in ("results", "more", "kept"):
+    for name in ("results", "files", "workdir"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
-    a = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part ends with its window
+    a = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated call kills its part
     if a.part:
-        return run_part(a.part, a.dry_run, a.results, a.more, a.kept)
+        return run_part(a.part, a.dry_run, a.results, a.files, a.workdir)
     if a.call is None:
         parser.error("which call: 1, 2 or 3")
-    kept = Path(os.environ.get("ANYSTATE_GPU_FOLDER", ROOT / ".gpu"))
-    out = Path(os.environ.get("OUT") or (kept / "dry-run" if a.dry_run else ROOT / "bench/results")).absolute()
+    workdir = Path(os.environ.get("ANYSTATE_GPU_FOLDER", ROOT / ".gpu"))
+    default = workdir / "dry-run" if a.dry_run else ROOT / "bench/results"
+    out = Path(os.environ.get("OUT") or default).absolute()
+    only = a.only.split(",") if a.only else None
     try:
-        return run(a.call, a.dry_run, a.only.split(",") if a.only else None, out, kept.absolute())
+        return Window(a.call, a.dry_run, only, out, workdir.absolute()).run()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What is measured on a GPU that is lent for three calls of ten minutes; docs/gpu.md says what each writes.
+# Runs the measurements of one of three ten-minute calls on a GPU; docs/gpu.md says what each call measures and writes.
 #
 #   bench/gpu/window.sh 1|2|3 [--only PARTS] [--dry-run]
 #
-# Needs Python ($PYTHON, else .venv's, else python3) with PyTorch and Triton, no network: run bench/gpu/wheels.sh on a
-# machine that has one and bring .whl/.
-# Results go to $OUT, or bench/results/ without it. Compilers' caches, runs and packages stay in .gpu/ of the checkout,
-# so that the next call on the same machine finds them.
+# Needs Python ($PYTHON, else .venv's, else python3) with PyTorch and Triton, but no network: run bench/gpu/wheels.sh on
+# a machine that has one, and copy .whl/ along.
+# Results go to $OUT, or bench/results/ without it. Compiler caches, runs and packages stay in .gpu/ of the checkout,
+# where the next call on the same machine finds them.
 set -uo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
 [ -z "${PYTHON:-}" ] && [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
 export OUT=${OUT:+$(realpath -m "$OUT")} ANYSTATE_GPU_FOLDER=${ANYSTATE_GPU_FOLDER:-$root/.gpu} PYTHONUNBUFFERED=1
@@ -19,7 +19,7 @@ trap 'rm -rf "$place"' EXIT
 ln -s "$root" "$place/anystate" # the repository folder is the package
 export PYTHONPATH=$place${PYTHONPATH:+:$PYTHONPATH}
 if ! "$python" -c 'import pydantic, webdataset' 2>/dev/null && compgen -G "$root/.whl/*.whl" >/dev/null; then
-    site=$ANYSTATE_GPU_FOLDER/site # of what bench/gpu/wheels.sh fetched
+    site=$ANYSTATE_GPU_FOLDER/site # packages from bench/gpu/wheels.sh
     if [ ! -d "$site" ]; then
         "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site.new" "$root"/.whl/*.whl || exit 2
         mv "$site.new" "$site"

@@ -1,6 +1,6 @@
-"""What captions say, taken apart into attributes, and how well one caption agrees with another.
+"""Attributes of captions, and agreement between two lists of attributes.
 
-A data set with the arrays `base` and `modifier` beside its captions (emoji) has captions that are a base with a
+A data set with the arrays `base` and `modifier` beside its captions (emoji) has captions that consist of a base and a
 modifier. Attributes of such a caption:
 
 - tone, and second tone: the skin tones of the phrases "T skin tone" and "T and T skin", in their order;
@@ -8,7 +8,7 @@ modifier. Attributes of such a caption:
 - base: its neutral form, "person running".
 
 An attribute that a caption does not have is absent. Two captions are compared on every attribute that either has, so
-a tone too many costs as much as one missing.
+that an extra tone counts as much as a missing one.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ def split_tones(caption: str) -> tuple[str, tuple[str, ...]]:
     ('woman beard', ('medium',))
     """
     for pattern in (TWO_TONES, ONE_TONE):
-        if match := pattern.search(caption):
+        match = pattern.search(caption)
+        if match:
             return caption[: match.start()] + caption[match.end() :], match.groups()
     return caption, ()
 
 
 class Grammar:
-    """Reads captions of a data set that has the arrays `base` and `modifier` (in `Pairs.meta`).
+    """Parses captions of a data set that has the arrays `base` and `modifier` (in `Pairs.meta`).
 
     Args:
-        parts: its splits; every combination of base and modifier they hold is known.
+        parts: splits of the data set; the grammar knows every caption without tones ("stem") that occurs in them.
     """
 
     def __init__(self, *parts: Pairs):
@@ -48,47 +49,63 @@ class Grammar:
         for part in parts:
             for texts, base, modifier in zip(part.texts, part.meta["base"], part.meta["modifier"], strict=True):
                 for text in texts:
-                    stem, tones = split_tones(text)
-                    if tones:
-                        self.stems.setdefault(stem, (stem, ""))  # unless the bare stem says more
-                    else:
-                        self.stems[stem] = (str(base), str(modifier))
+                    self._add(text, str(base), str(modifier))
+
+    def _add(self, text: str, base: str, modifier: str) -> None:
+        stem, tones = split_tones(text)
+        if tones:  # the modifier is the tone: a caption without tones says more about the stem
+            self.stems.setdefault(stem, (stem, ""))
+        else:
+            self.stems[stem] = (base, modifier)
 
     def attributes(self, caption: str) -> Attributes:
-        """Its attributes; of an unknown stem, the stem as base."""
+        """The attributes of a caption; if its stem is unknown, the stem is the base."""
         stem, tones = split_tones(caption)
         base, modifier = self.stems.get(stem, (stem, ""))
         return attributes(base, modifier, tones)
 
     def valid(self, caption: str) -> bool:
-        """Whether its stem is one of the data set; any tones go with it."""
+        """Whether the stem occurs in the data set; any tones are valid."""
         return split_tones(caption)[0] in self.stems
 
 
 def attributes(base: str, modifier: str = "", tones: Sequence[str] = ()) -> Attributes:
-    names = {"base": base, "modifier": modifier, **dict(zip(("tone", "second tone"), tones, strict=False))}
+    """(name, value) pairs of the attributes that are not empty."""
+    names = {"base": base, "modifier": modifier}
+    names.update(zip(("tone", "second tone"), tones, strict=False))
     return tuple((name, value) for name, value in names.items() if value)
 
 
-def exact_match(said: Sequence[str], truth: Sequence[Iterable[str]]) -> float:
-    """Share of captions that are, letter for letter, one of those of their picture."""
-    return sum(s in list(t) for s, t in zip(said, truth, strict=True)) / len(said)
+def exact_match(predicted: Sequence[str], truth: Sequence[Iterable[str]]) -> float:
+    """Share of captions that equal one of the reference captions of their image."""
+    return sum(caption in list(references) for caption, references in zip(predicted, truth, strict=True)) / len(
+        predicted
+    )
 
 
-def agreement(said: Sequence[Attributes | None], truth: Sequence[Attributes]) -> dict[str, float]:
-    """Shares of right attributes over all answers: `all` (every attribute of an answer right), `mean` (of the single
-    attributes) and one per attribute name. None as an answer has nothing right.
+def agreement(predicted: Sequence[Attributes | None], truth: Sequence[Attributes]) -> dict[str, float]:
+    """Shares of correct attributes over all predictions.
+
+    Returns:
+        `all` (every attribute of a sample correct), `mean` (over single attributes) and one share per attribute name.
+        A prediction of None has no correct attribute.
     """
-    right: dict[str, int] = {}
-    asked: dict[str, int] = {}
-    whole = 0
-    for answer, wanted in zip(said, truth, strict=True):
-        given, want = dict(answer or ()), dict(wanted)
-        names = list(want) + [name for name in given if name not in want]
-        hits = {name: given.get(name) == want.get(name) for name in names}
-        whole += all(hits.values())
+    correct: dict[str, int] = {}
+    total: dict[str, int] = {}
+    all_correct = 0
+    for sample, reference in zip(predicted, truth, strict=True):
+        hits = _compare(dict(sample or ()), dict(reference))
+        all_correct += all(hits.values())
         for name, hit in hits.items():
-            asked[name] = asked.get(name, 0) + 1
-            right[name] = right.get(name, 0) + hit
-    shares = {name: right[name] / asked[name] for name in asked}
-    return {"all": whole / len(truth), "mean": sum(right.values()) / sum(asked.values()), **shares}
+            total[name] = total.get(name, 0) + 1
+            correct[name] = correct.get(name, 0) + hit
+    shares = {"all": all_correct / len(truth), "mean": sum(correct.values()) / sum(total.values())}
+    for name in total:
+        shares[name] = correct[name] / total[name]
+    return shares
+
+
+def _compare(sample: dict[str, str], reference: dict[str, str]) -> dict[str, bool]:
+    """{attribute: whether equal} for every attribute that either has."""
+    names = list(reference) + [name for name in sample if name not in reference]
+    return {name: sample.get(name) == reference.get(name) for name in names}

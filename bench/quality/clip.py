@@ -1,4 +1,4 @@
-"""CLIP score with torchmetrics: 100 · cosine between a picture's and its caption's embedding (arXiv 2104.08718)."""
+"""CLIP score with torchmetrics: 100 · cosine between the embeddings of an image and its caption (arXiv 2104.08718)."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .fid import from_eval_extra
+from .fid import require_torchmetrics
+from .image_folder import ImageFolder
 
-DEFAULT = "openai/clip-vit-large-patch14"  # what the official evaluation uses
-CHUNK = 64
+CLIP = "openai/clip-vit-large-patch14"  # the model of the official evaluation
+BATCH = 64
 
 
 class ClipScore:
-    """Mean CLIP score of pairs.
+    """Mean CLIP score of image-caption pairs.
 
     Args:
         model: folder of a saved `CLIPModel` with its processor, or a Hugging Face id.
 
     Raises:
-        ValueError: a package is missing or the model cannot be had.
+        ValueError: a package is missing or the model cannot be loaded.
     """
 
-    def __init__(self, model: str = DEFAULT, device: torch.device | str = "cpu"):
-        from_eval_extra()
+    def __init__(self, model: str = CLIP, device: torch.device | str = "cpu"):
+        require_torchmetrics()
         from torchmetrics.multimodal.clip_score import CLIPScore
 
         self.device = torch.device(device)
         self.metric = CLIPScore(lambda: _load(model), sync_on_compute=False).to(self.device)
 
     @torch.no_grad()
-    def __call__(self, pictures: np.ndarray, captions: Sequence[str]) -> float:
-        """The mean score of uint8 pictures (n, H, W, C) and their n captions."""
+    def __call__(self, images: np.ndarray | ImageFolder, captions: Sequence[str]) -> float:
+        """The mean score of uint8 images (n, H, W, C) and their n captions."""
         self.metric.reset()
-        for first in range(0, len(pictures), CHUNK):
-            part = np.ascontiguousarray(pictures[first : first + CHUNK].transpose(0, 3, 1, 2))
-            x = torch.from_numpy(part).to(self.device)
+        for start in range(0, len(images), BATCH):
+            batch = np.ascontiguousarray(images[start : start + BATCH].transpose(0, 3, 1, 2))
+            x = torch.from_numpy(batch).to(self.device)
             if x.shape[1] == 1:
                 x = x.expand(-1, 3, -1, -1)
-            self.metric.update(x, list(captions[first : first + CHUNK]))
+            self.metric.update(x, list(captions[start : start + BATCH]))
         return float(self.metric.compute())
 
 
-class _Tensors(nn.Module):
-    """A CLIP model whose embeddings are tensors: since transformers 5 they come inside an output object."""
+class _TensorOutputs(nn.Module):
+    """A CLIP model whose embeddings are tensors: since transformers 5 they are inside an output object."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -63,12 +64,13 @@ def _embedding(output) -> Tensor:
 
 
 def _load(name: str):
-    """(model, processor) as torchmetrics wants them."""
+    """(model, processor), as torchmetrics expects them."""
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError:
         raise ValueError("CLIP score needs transformers: pip install 'anystate[eval]'") from None
     try:
-        return _Tensors(CLIPModel.from_pretrained(name).eval()), CLIPProcessor.from_pretrained(name)
+        return _TensorOutputs(CLIPModel.from_pretrained(name).eval()), CLIPProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--clip {name}: no CLIP model there ({' '.join(str(error).split())[:200]})") from None
+        message = " ".join(str(error).split())[:200]
+        raise ValueError(f"--clip {name}: no CLIP model could be loaded ({message})") from None

@@ -1,8 +1,9 @@
-"""How good the samples of a digits model are, judged by a classifier fitted on the real training pictures."""
+"""Quality of the samples of a digits model, measured with a classifier fitted on the real training images."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,34 +14,37 @@ from ...train.data.digits import captions_of, digit_of
 from ...train.data.pairs import Pairs
 
 
-class Judge:
-    """Names the digit in a picture: a support vector machine on pixels, fitted on real training pictures."""
+class DigitClassifier:
+    """Predicts the digit of an image: a support vector machine on pixels, fitted on real training images."""
 
     def __init__(self, train: Pairs):
         from sklearn.svm import SVC
 
         self.train = train
-        self.classifier = SVC(gamma="scale", C=10.0).fit(_flat(train.images), train.labels.numpy())
+        self.classifier = SVC(gamma="scale", C=10.0).fit(_flat(train.images).numpy(), train.labels.numpy())
 
     def __call__(self, images: Tensor) -> np.ndarray:
-        return self.classifier.predict(_flat(images))
+        """The digits (n,) of images (n, C, S, S) in [−1, 1]."""
+        return self.classifier.predict(_flat(images).numpy())
 
     def accuracy(self, pairs: Pairs) -> float:
-        """Share of real pictures that it names correctly: the ceiling of text → image."""
+        """Accuracy on real images: the highest value that `text_to_image` can be expected to reach."""
         return float((self(pairs.images) == pairs.labels.numpy()).mean())
 
     def nearest_train(self, images: Tensor) -> np.ndarray:
-        """Root-mean-square distance of each picture to its nearest training picture."""
-        return (torch.cdist(_tensor(images), _tensor(self.train.images)).min(1).values).numpy() / _pixels(images)
+        """Root-mean-square distance of each image to its nearest training image."""
+        distance = torch.cdist(_flat(images), _flat(self.train.images)).min(1).values
+        return distance.numpy() / float(images[0].numel() ** 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """The demo's metrics; all but the ratio are shares of samples.
+    """The metrics of the demo; all but the ratio are shares of samples.
 
-    text_to_image: the judge sees the digit asked for. image_to_text: captions of held-out pictures that name
-    the right digit. joint: caption in the grammar and naming the digit the judge sees. nearest_train_ratio: median
-    nearest-training-picture distance of joint samples over that of held-out pictures (copies would make it 0).
+    text_to_image: the classifier sees the digit of the caption. image_to_text: captions of held-out images that name
+    the right digit. joint: the caption is in the grammar and names the digit that the classifier sees.
+    nearest_train_ratio: median distance of joint samples to the nearest training image, divided by that of held-out
+    images (0 for copies of training images).
     """
 
     text_to_image: float
@@ -50,39 +54,38 @@ class Quality:
 
 
 def measure(
-    system: Pipeline, judge: Judge, test: Pairs, n: int = 500, seed: int = 0, progress: bool = False
+    pipeline: Pipeline, classifier: DigitClassifier, test: Pairs, n: int = 500, seed: int = 0, progress: bool = False
 ) -> Quality:
-    """Sample every direction and judge it: n pictures of n captions, a caption per held-out picture, n joint pairs."""
-    (image,), (text,) = system.images, system.texts
-    codec = system.codecs[text]
-    common = {"seed": seed, "chunk": system.config.sample.batch_size, "progress": progress}
+    """Sample in every direction and measure.
 
-    asked = np.arange(n) % 10
+    Args:
+        n: images sampled from captions, and joint samples; one caption is sampled for every held-out image.
+    """
+    (image,), (text,) = pipeline.images, pipeline.texts
+    codec = pipeline.codecs[text]
+    options = {"seed": seed, "batch_size": pipeline.config.sample.batch_size, "progress": progress}
+
+    digits = np.arange(n) % 10
     rng = np.random.default_rng(seed)
-    prompts = codec.encode([str(rng.choice(captions_of(d))) for d in asked])
-    drawn = system.sample({text: prompts}, **common)
+    prompts = codec.encode([str(rng.choice(captions_of(digit))) for digit in digits])
+    images = pipeline.sample({text: prompts}, **options)[image]
+    captions = codec.decode(pipeline.sample({image: test.images}, **options)[text])
+    joint = pipeline.sample(n=n, **options)
 
-    named = system.sample({image: test.images}, **common)
-    read = [digit_of(caption) for caption in codec.decode(named[text])]
-
-    joint = system.sample(n=n, **common)
-    said = [digit_of(caption) for caption in codec.decode(joint[text])]
-    distance = np.median(judge.nearest_train(joint[image]))
+    distance = np.median(classifier.nearest_train(joint[image]))
     return Quality(
-        text_to_image=float((judge(drawn[image]) == asked).mean()),
-        image_to_text=float(np.mean([r == int(d) for r, d in zip(read, test.labels, strict=True)])),
-        joint=float(np.mean([s == int(d) for s, d in zip(said, judge(joint[image]), strict=True)])),
-        nearest_train_ratio=float(distance / np.median(judge.nearest_train(test.images))),
+        text_to_image=float((classifier(images) == digits).mean()),
+        image_to_text=_share_naming(captions, test.labels),
+        joint=_share_naming(codec.decode(joint[text]), classifier(joint[image])),
+        nearest_train_ratio=float(distance / np.median(classifier.nearest_train(test.images))),
     )
 
 
-def _tensor(images: Tensor) -> Tensor:
+def _share_naming(captions: Sequence[str], digits: Sequence[int]) -> float:
+    """Share of captions that name the digit of their image."""
+    named = [digit_of(caption) for caption in captions]
+    return float(np.mean([name == int(digit) for name, digit in zip(named, digits, strict=True)]))
+
+
+def _flat(images: Tensor) -> Tensor:
     return images.cpu().float().clamp(-1.0, 1.0).flatten(1)
-
-
-def _flat(images: Tensor) -> np.ndarray:
-    return _tensor(images).numpy()
-
-
-def _pixels(images: Tensor) -> float:
-    return float(images[0].numel() ** 0.5)

@@ -1,7 +1,7 @@
-"""Fréchet Inception Distance with torchmetrics, against reference statistics that are kept and reused.
+"""Fréchet Inception Distance with torchmetrics, against reference statistics that are stored and reused.
 
-The arithmetic is torchmetrics'. What is added: any feature network, reference statistics as files, and a reader for
-the official `.npy`, a pickled dictionary, that executes nothing.
+torchmetrics computes the distance. This file adds other feature networks, reference statistics as files, and a reader
+for the official `.npy`, a pickled dictionary, which does not execute code from the file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .pictures import Pictures
+from .image_folder import ImageFolder
 
 INCEPTION = "inception"
-CHUNK = 64  # pictures the feature network sees at once
-HARMLESS = {  # what a pickled array of floats is made of
+BATCH = 64  # images per evaluation of the feature network
+ALLOWED = {  # names in the pickle of an array of floats
     (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
 } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Mean (d,) and covariance (d, d), float64, of the features of n pictures.
+    """Mean (d,) and covariance (d, d), float64, of the features of n images.
 
-    features: name of the network, "" if unknown (files of others). n: 0 if unknown.
+    features: name of the network, "" if unknown (files of other tools). n: 0 if unknown.
     """
 
     mean: np.ndarray
@@ -39,17 +39,17 @@ class Statistics:
     features: str = ""
 
     def save(self, path: Path) -> None:
-        """As .npz with mu, sigma, n and features; read back by `load` and by the field's other tools."""
+        """Write an .npz with mu, sigma, n and features; `load` and other FID tools read it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             np.savez(file, mu=self.mean, sigma=self.cov, n=self.n, features=self.features)
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """From .npz with mu and sigma, or the official .npy of a dictionary with the two.
+        """Read an .npz with mu and sigma, or the official .npy of a dictionary with the two.
 
         Raises:
-            ValueError: missing, damaged, without the two arrays, of shapes that do not fit, or a pickle of anything
+            ValueError: the file is missing, damaged, lacks the two arrays, has wrong shapes, or is a pickle of anything
                 but arrays.
         """
         if not path.is_file():
@@ -67,20 +67,20 @@ class Statistics:
 
 
 class FrechetDistance:
-    """FID of pictures against statistics or pictures.
+    """FID of images against reference statistics.
 
     Args:
         features: "inception" (2048 features, needs the extra `inception`); a TorchScript file; or `module:function`,
             which is called without arguments and returns an `nn.Module`. A network takes uint8 (n, C, H, W) and
             returns (n, d).
-        shape: (C, H, W) of the pictures.
+        shape: (C, H, W) of the images.
 
     Raises:
-        ValueError: the network cannot be had.
+        ValueError: the network cannot be loaded.
     """
 
     def __init__(self, features: str, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
-        from_eval_extra()
+        require_torchmetrics()
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         self.name, self.device = features, torch.device(device)
@@ -93,23 +93,23 @@ class FrechetDistance:
                     "or name another network with --features"
                 ) from None
         else:
-            self.metric = FrechetInceptionDistance(_Sized(features, shape), sync_on_compute=False)
+            self.metric = FrechetInceptionDistance(_FeatureNetwork(features, shape), sync_on_compute=False)
         self.metric = self.metric.to(self.device).eval()
 
     @torch.no_grad()
-    def statistics(self, pictures: np.ndarray | Pictures) -> Statistics:
-        """Of uint8 pictures (n, H, W, C), n >= 2.
+    def statistics(self, images: np.ndarray | ImageFolder) -> Statistics:
+        """Statistics of uint8 images (n, H, W, C), n >= 2.
 
         Raises:
-            ValueError: too few pictures.
+            ValueError: fewer than 2 images.
         """
-        n = len(pictures)
+        n = len(images)
         if n < 2:
-            raise ValueError(f"FID needs at least 2 pictures, got {n}")
+            raise ValueError(f"FID needs at least 2 images, got {n}")
         self.metric.reset()
-        for first in range(0, n, CHUNK):
-            part = np.ascontiguousarray(pictures[first : first + CHUNK].transpose(0, 3, 1, 2))
-            x = torch.from_numpy(part).to(self.device)
+        for start in range(0, n, BATCH):
+            batch = np.ascontiguousarray(images[start : start + BATCH].transpose(0, 3, 1, 2))
+            x = torch.from_numpy(batch).to(self.device)
             if self.name == INCEPTION and x.shape[1] == 1:
                 x = x.expand(-1, 3, -1, -1)
             self.metric.update(x, real=True)
@@ -117,26 +117,26 @@ class FrechetDistance:
         cov = (self.metric.real_features_cov_sum - n * torch.outer(mean, mean)) / (n - 1)
         return Statistics(mean.cpu().numpy(), cov.cpu().numpy(), n, self.name)
 
-    def __call__(self, pictures: np.ndarray | Pictures, reference: Statistics) -> float:
-        """The distance of uint8 pictures (n, H, W, C), n >= 2.
+    def __call__(self, images: np.ndarray | ImageFolder, reference: Statistics) -> float:
+        """The distance of uint8 images (n, H, W, C), n >= 2, to the reference.
 
         Raises:
-            ValueError: too few pictures, or the reference is of another network.
+            ValueError: fewer than 2 images, or the reference is of another network.
         """
         self.check(reference)
-        return self.between(self.statistics(pictures), reference)
+        return self.between(self.statistics(images), reference)
 
     def check(self, reference: Statistics) -> None:
-        """ValueError unless these are statistics of this network, as far as they tell."""
+        """Raise ValueError if the statistics name another feature network."""
         if reference.features not in ("", self.name):
             raise ValueError(f"the reference statistics are of the network {reference.features!r}, not {self.name!r}")
 
     @torch.no_grad()
     def between(self, own: Statistics, reference: Statistics) -> float:
-        """The distance of two sets of statistics.
+        """The distance between two sets of statistics.
 
         Raises:
-            ValueError: they have another number of features.
+            ValueError: they have different numbers of features.
         """
         d = len(own.mean)
         if len(reference.mean) != d:
@@ -150,8 +150,8 @@ class FrechetDistance:
         return max(float(self.metric.compute()), 0.0)
 
 
-class _Sized(nn.Module):
-    """A feature network that says how many features it has, and gives them in float64."""
+class _FeatureNetwork(nn.Module):
+    """A feature network in the interface of torchmetrics: `num_features`, and float64 outputs."""
 
     def __init__(self, source: str, shape: tuple[int, int, int]):
         super().__init__()
@@ -162,16 +162,16 @@ class _Sized(nn.Module):
             self.num_features = int(out.shape[1])
             fits = out.ndim == 2 and len(out) == 2
         except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise ValueError(f"--features {source}: fails on uint8 pictures {shape}: {_line(error)}") from None
+            raise ValueError(f"--features {source}: fails on uint8 images {shape}: {_last_line(error)}") from None
         if not fits:
-            raise ValueError(f"--features {source}: returned {tuple(out.shape)} for 2 pictures, expected (2, features)")
+            raise ValueError(f"--features {source}: returned {tuple(out.shape)} for 2 images, expected (2, features)")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x).double()
 
 
-def from_eval_extra() -> None:
-    """Raise a one-line ValueError where torchmetrics is missing."""
+def require_torchmetrics() -> None:
+    """Raise ValueError if torchmetrics is not installed."""
     try:
         import torchmetrics  # noqa: F401
     except ImportError:
@@ -179,12 +179,13 @@ def from_eval_extra() -> None:
 
 
 def _network(source: str) -> nn.Module:
+    """The network of a TorchScript file or of `module:function`."""
     module, separator, function = source.partition(":")
     if Path(source).is_file():
         try:
             return torch.jit.load(source, map_location="cpu")
         except RuntimeError as error:
-            raise ValueError(f"{source}: not a TorchScript file ({_line(error)})") from None
+            raise ValueError(f"{source}: not a TorchScript file ({_last_line(error)})") from None
     if not separator:
         raise ValueError(f"--features {source!r} is neither inception, a TorchScript file, nor module:function")
     try:
@@ -196,27 +197,27 @@ def _network(source: str) -> nn.Module:
     return network
 
 
-def _line(error: Exception) -> str:
-    """The last line of a message: TorchScript puts its traceback first."""
+def _last_line(error: Exception) -> str:
+    """The last line of an error message; those of TorchScript begin with a traceback."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _read_npy(path: Path) -> dict:
-    """The dictionary of an official statistics file: an .npy that holds one pickled object."""
+    """The dictionary in an official statistics file, an .npy with one pickled object."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         if shape != () or not dtype.hasobject:
             raise KeyError("mu")
-        found = _Arrays(io.BytesIO(file.read())).load()
+        found = _ArrayUnpickler(io.BytesIO(file.read())).load()
     return found.item() if isinstance(found, np.ndarray) else found
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles dictionaries of arrays and nothing else."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries of arrays and refuses everything else."""
 
-    def find_class(self, module, name):
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which statistics have no use for")
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not part of an array")
         return super().find_class(module, name)

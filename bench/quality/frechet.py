@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of feature vectors, each summarised as a Gaussian (arXiv 1706.08500, eq. 6)."""
+"""Fréchet distance between Gaussians fitted to two sets of feature vectors (arXiv 1706.08500, eq. 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet(mean: np.ndarray, cov: np.ndarray, mean_ref: np.ndarray, cov_ref: np.ndarray) -> float:
     """|μ − μ'|² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½).
 
-    The symmetric form keeps real, non-negative eigenvalues where the product Σ Σ' loses them: singular covariances.
+    In this symmetric form the eigenvalues are real and non-negative also for singular covariances; those of Σ Σ' are
+    not, in floating point.
     """
     values, vectors = np.linalg.eigh(cov)
     root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T

@@ -1,4 +1,4 @@
-"""What a run does with its averaged weights while it trains: galleries and evaluations."""
+"""Sample galleries and evaluations of the EMA weights during training."""
 
 from __future__ import annotations
 
@@ -8,65 +8,78 @@ import functools
 import torch
 
 from ...kernels import Rng
-from ...model.codecs.pixels import PixelCodec
 from ...sample.folder import write_sheet
 from ...sample.pipeline import Pipeline
 from ...train.trainer import Trainer
-from .digits import Judge as DigitJudge
-from .digits import measure
-from .evaluate import Measure, Request
-from .judges import Judge, has_judge, judge_of
+from .attribute_classifier import AttributeClassifier, fit_classifier, has_classifier
+from .digits import DigitClassifier, measure
+from .metrics import Evaluation, LabelAgreement
 from .samples import Samples
 
-JUDGED = 128  # samples of every direction that an evaluation within training judges, at most
+MAX_LABEL_SAMPLES = 128  # of every direction in an evaluation during training
 
 
 def save_galleries(trainer: Trainer) -> None:
-    """Write joint samples and samples given each modality of held-out data to OUT/samples/."""
-    system = trainer.averaged()
-    known = trainer.test_data.batch(trainer.config.seed, 0, range(16), 16)
-    cases = {"joint": {}, **{f"given_{m}": {m: x} for m, x in known.items()}}
-    for name, given in cases.items():
-        if not set(known) - set(given) <= set(trainer.learned()):
-            continue  # the first stage loss_mask pictures alone: captions must be given
-        write_sheet(system, system.sample(given, n=16), trainer.out / "samples" / f"{trainer.step:08d}_{name}.png")
+    """Write joint samples and samples conditioned on each modality of held-out data to OUT/samples/."""
+    pipeline = trainer.ema_pipeline()
+    held_out = trainer.test_data.batch(trainer.config.seed, 0, range(16), 16)
+    cases = {"joint": {}}
+    for m, x in held_out.items():
+        cases[f"given_{m}"] = {m: x}
+    for name, conditions in cases.items():
+        sampled = set(held_out) - set(conditions)
+        if not sampled <= set(trainer.learned()):
+            continue  # stage 1 trains images only, so captions have to be a condition
+        sheet = trainer.out / "samples" / f"{trainer.state.step:08d}_{name}.png"
+        write_sheet(pipeline, pipeline.sample(conditions, n=16), sheet)
 
 
 @torch.no_grad()
 def evaluate(trainer: Trainer) -> dict[str, float]:
-    """Losses on held-out data, at the same times and noise at every step; for data with a judge also its measures.
+    """Losses on held-out data, with the same times and noise at every step, and sample metrics where there are any.
 
-    Digits: `quality.measure`. Sets with the labels base and modifier (emoji): the family `labels` of `evaluate`.
+    Digits: `digits.measure`. Data with the arrays base and modifier (emoji): `metrics.LabelAgreement`.
     """
-    system, data = trainer.averaged(), trainer.test_data
+    pipeline, data = trainer.ema_pipeline(), trainer.test_data
+    values = _held_out_losses(trainer, pipeline)
+    if data.labels is not None:
+        classifier = DigitClassifier(trainer.train_data)
+        quality = measure(pipeline, classifier, data, n=200, seed=trainer.config.seed)
+        for name, value in dataclasses.asdict(quality).items():
+            values[f"quality/{name}"] = value
+    elif has_classifier(data) and pipeline.texts:
+        values |= _labels(trainer, pipeline)
+    return values
+
+
+def _held_out_losses(trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
+    """Mean loss of every modality over whole batches of held-out data."""
+    data = trainer.test_data
     size = min(trainer.config.train.batch, len(data))
-    sums: dict[str, float] = {}
     batches = len(data) // size
+    times = dataclasses.replace(trainer.state.times, condition_prob={})
+    means: dict[str, float] = {}
     for step in range(batches):
         x0 = {m: x.to(trainer.device) for m, x in data.batch(0, step, range(size), size).items()}
         rng = Rng(trainer.config.seed, torch.arange(size, device=trainer.device), step)
-        t, _ = dataclasses.replace(trainer.times, hold={})(system.space, rng)
-        for m, loss in system.space.losses(system.net, x0, t, rng, list(system.net.head)).items():
-            sums[f"held_out/{m}"] = sums.get(f"held_out/{m}", 0.0) + float(loss.mean()) / batches
-    if data.labels is None:
-        return {**sums, **(_labels(trainer, system) if has_judge(data) and _pixels(system) else {})}
-    quality = measure(system, DigitJudge(trainer.train_data), data, n=200, seed=trainer.config.seed)
-    return {**sums, **{f"quality/{name}": value for name, value in dataclasses.asdict(quality).items()}}
+        t, _ = times(pipeline.space, rng)
+        for m, loss in pipeline.space.losses(pipeline.net, x0, t, rng, list(pipeline.net.head)).items():
+            means[f"held_out/{m}"] = means.get(f"held_out/{m}", 0.0) + float(loss.mean()) / batches
+    return means
 
 
-def _labels(trainer: Trainer, system: Pipeline) -> dict[str, float]:
-    """The family `labels` of `evaluate` on a few samples of every direction."""
-    n, seed = min(len(trainer.test_data), JUDGED), trainer.config.seed
-    settings = {"seed": seed, "steps": trainer.config.sample.steps, "precision": system.precision()}
-    samples = Samples(system, trainer.test_data, None, settings)
-    measure = Measure(system, trainer.train_data, trainer.test_data, samples, Request(), n, _judge(trainer))
-    return {f"labels/{name}": entry["value"] for name, entry in measure.labels()().items()}
+def _labels(trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
+    """The metrics `labels` of `anystate eval` on a few samples of every direction; none for latents."""
+    n, seed = min(len(trainer.test_data), MAX_LABEL_SAMPLES), trainer.config.seed
+    settings = {"seed": seed, "steps": trainer.config.sample.steps, "precision": pipeline.precision()}
+    samples = Samples(pipeline, trainer.test_data, None, settings)
+    evaluation = Evaluation(pipeline, trainer.train_data, trainer.test_data, samples, n)
+    if not evaluation.in_pixels:
+        return {}
+    values = LabelAgreement(evaluation, _classifier(trainer)).measure()
+    return {f"labels/{name}": entry["value"] for name, entry in values.items()}
 
 
 @functools.lru_cache(maxsize=1)
-def _judge(trainer: Trainer) -> Judge:
-    return judge_of(trainer.train_data, trainer.test_data)
-
-
-def _pixels(system: Pipeline) -> bool:
-    return isinstance(system.codecs[system.images[0]], PixelCodec) and bool(system.texts)
+def _classifier(trainer: Trainer) -> AttributeClassifier:
+    return fit_classifier(trainer.train_data, trainer.test_data)

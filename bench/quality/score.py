@@ -1,4 +1,4 @@
-"""`anystate score`: FID and CLIP score of a folder of pictures, whatever made them."""
+"""`anystate score`: FID and CLIP score of a folder of images from any source."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from pathlib import Path
 
 import torch
 
-from .clip import DEFAULT as CLIP
-from .clip import ClipScore
+from .clip import CLIP, ClipScore
 from .fid import INCEPTION, FrechetDistance, Statistics
-from .pictures import Pictures
+from .image_folder import ImageFolder
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ScoreRequest:
     """What to measure.
 
     Args:
-        pictures: folder of pictures; one written by `anystate sample` brings its captions along.
-        reference: FID against these statistics (.npz, .npy) or the pictures of this folder.
-        captions: CLIP score with these: a text file, a caption a line in the order of the pictures' paths.
-        save: keep the pictures' statistics in this .npz, to be a reference later.
-        size: side that all pictures are brought to; default: they have one size already.
+        images: folder of images; a folder written by `anystate sample` contains its captions.
+        reference: FID against these statistics (.npz, .npy) or the images of this folder.
+        captions: CLIP score with these: a text file, one caption per line in the order of the images' paths.
+        save: write the images' statistics to this .npz, to be a reference later.
+        size: side that all images are resized to; default: they have one size already.
     """
 
-    pictures: Path
+    images: Path
     reference: Path | None = None
     captions: Path | None = None
     save: Path | None = None
@@ -34,14 +33,14 @@ class Request:
     size: int | None = None
 
 
-def score(request: Request, device: torch.device | str = "cpu") -> dict[str, dict]:
-    """{measure: {value, samples, …}}: fid where there is a reference, clip where there are captions.
+def score(request: ScoreRequest, device: torch.device | str = "cpu") -> dict[str, dict]:
+    """{metric: {value, samples, …}}: fid if there is a reference, clip if there are captions.
 
     Raises:
         ValueError: nothing to measure, or anything that cannot be read or does not fit.
     """
-    folder, captions = request.pictures, request.captions
-    if (folder / "manifest.json").is_file() and (folder / "image").is_dir():  # of `anystate sample`
+    folder, captions = request.images, request.captions
+    if (folder / "manifest.json").is_file() and (folder / "image").is_dir():  # written by `anystate sample`
         captions = captions or folder / "text.txt"
         folder = folder / "image"
     if request.reference is None and request.save is None and captions is None:
@@ -49,27 +48,32 @@ def score(request: Request, device: torch.device | str = "cpu") -> dict[str, dic
     if request.size is not None and request.size < 1:
         raise ValueError(f"--size must be at least 1, got {request.size}")
     if request.save is not None and request.save.suffix != ".npz":
-        raise ValueError(f"--save {request.save}: statistics are kept in an .npz file")
-    pictures = Pictures(folder, request.size and (request.size, request.size, 3))
-    texts = None if captions is None else _captions(captions, len(pictures))
+        raise ValueError(f"--save {request.save}: statistics are written as .npz, choose such a name")
+    images = ImageFolder(folder, request.size and (request.size, request.size, 3))
+    texts = None if captions is None else _captions(captions, len(images))
     values = {}
     if request.reference is not None or request.save is not None:
-        height, width, channels = pictures.shape
-        distance = FrechetDistance(request.features, (channels, height, width), device)
-        reference = request.reference and _reference(request.reference, distance, pictures.shape)
-        own = distance.statistics(pictures)
-        if request.save is not None:
-            own.save(request.save)
-        if reference is not None:
-            values["fid"] = {"value": distance.between(own, reference), "samples": own.n, "reference": reference.n}
+        values |= _fid(request, images, device)
     if texts is not None:
-        values["clip"] = {"value": ClipScore(request.clip, device)(pictures, texts), "samples": len(pictures)}
+        values["clip"] = {"value": ClipScore(request.clip, device)(images, texts), "samples": len(images)}
     return values
+
+
+def _fid(request: ScoreRequest, images: ImageFolder, device: torch.device | str) -> dict[str, dict]:
+    height, width, channels = images.shape
+    distance = FrechetDistance(request.features, (channels, height, width), device)
+    reference = request.reference and _reference(request.reference, distance, images.shape)
+    own = distance.statistics(images)
+    if request.save is not None:
+        own.save(request.save)
+    if reference is None:
+        return {}
+    return {"fid": {"value": distance.between(own, reference), "samples": own.n, "reference": reference.n}}
 
 
 def _reference(path: Path, distance: FrechetDistance, shape: tuple[int, int, int]) -> Statistics:
     if path.is_dir():
-        return distance.statistics(Pictures(path, shape))
+        return distance.statistics(ImageFolder(path, shape))
     reference = Statistics.load(path)
     distance.check(reference)
     return reference
@@ -81,5 +85,5 @@ def _captions(path: Path, n: int) -> list[str]:
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"--captions {path} is not a readable text file") from None
     if len(lines) != n:
-        raise ValueError(f"--captions {path} has {len(lines)} lines for {n} pictures: give one for each")
+        raise ValueError(f"--captions {path} has {len(lines)} lines for {n} images: write one line per image")
     return lines

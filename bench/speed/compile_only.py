@@ -1,8 +1,8 @@
-"""Compiles every kernel, as its launcher launches it at official sizes, for GPUs that need not be there.
+"""Compile all kernels for several GPU architectures without a GPU, and report registers, shared memory and spills.
 
-The launchers run on meta tensors while `recorded` catches their launches, so block sizes and flags are the shipped
-ones, written nowhere else. Each distinct launch is compiled for each target; registers, shared memory and spills are
-read from the cubin. Needs TRITON_INTERPRET unset.
+The launchers run on meta tensors of official sizes while `recorded` collects their launches, so that block sizes and
+flags are those in use. Each distinct launch is compiled for each target, and its resources are read from the cubin.
+TRITON_INTERPRET must be unset.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import importlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...kernels import adaln, heun, perturb, qk_norm
-from ...kernels import random as draws
+from ...kernels import random as random_numbers
 from ...kernels.backend import INTERPRETED, triton
 
-# their packages' attributes are the operations of the same name
+# imported by path, because attributes of the package with these names are operations
 eps_mse, tau_leap, tau_leap_linear, linear_cross_entropy = (
     importlib.import_module(f"...kernels.{name}", __package__)
     for name in ("eps_mse", "tau_leap", "tau_leap_linear", "linear_cross_entropy")
 )
 
 TARGETS = (80, 90, 100)
-TRAINED = (  # dtypes of the residual stream and of modulation and branch, and whether γ = 1 + scale
+BATCH, LENGTH, STATES, WIDTH = 64, 120, 49408, 1024  # of the official text+image network
+TRAINING = (  # dtypes of the residual stream and of modulation and branch, and whether γ = 1 + scale
     (torch.float32, torch.bfloat16, False),  # text and images, under autocast
     (torch.bfloat16, torch.bfloat16, False),
     (torch.float32, torch.float32, True),  # tables
@@ -44,7 +47,7 @@ DTYPES = {
 
 
 class Launch(NamedTuple):
-    """One kernel with the argument types, constants and options it is launched with."""
+    """A kernel with the argument types, constants and options of one launch."""
 
     kernel: object
     signature: dict[str, str]
@@ -53,8 +56,8 @@ class Launch(NamedTuple):
     options: dict[str, int]
 
 
-class Row(NamedTuple):
-    """One line of the table."""
+class Usage(NamedTuple):
+    """One line of the table: resources of a kernel on a target."""
 
     op: str
     kernel: str
@@ -64,8 +67,8 @@ class Row(NamedTuple):
     spilled_bytes: int
 
 
-def describe(kernel, args: tuple, kwargs: dict) -> Launch:
-    """What Triton would specialize this launch on: 1 is a constant, multiples of 16 are known to be such."""
+def describe(kernel, args: tuple, kwargs: dict[str, object]) -> Launch:
+    """The specialization that Triton chooses for a launch: 1 becomes a constant; divisibility by 16 is recorded."""
     options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, attributes = {}, {}, {}
@@ -85,8 +88,8 @@ def describe(kernel, args: tuple, kwargs: dict) -> Launch:
 
 
 @contextlib.contextmanager
-def recorded():
-    """Catches kernel launches instead of running them; yields the growing list."""
+def recorded() -> Iterator[list[Launch]]:
+    """Collect kernel launches in a list instead of running them."""
     launches, original = [], triton.JITFunction.run
     triton.JITFunction.run = lambda self, *args, grid, warmup, **kwargs: launches.append(describe(self, args, kwargs))
     try:
@@ -95,113 +98,163 @@ def recorded():
         triton.JITFunction.run = original
 
 
-def cases() -> dict:
-    """{op: launches at official sizes}, on meta tensors, in bfloat16 and, where training mixes dtypes, in TRAINED."""
+# Inputs on the meta device
 
-    def tensor(*shape, dtype=torch.bfloat16):
-        return torch.empty(shape, dtype=dtype, device="meta")
 
-    def rows(n=64, dtype=torch.float64):
-        return tensor(n, dtype=dtype)
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
-    def words(*shape):
-        return tensor(*shape, dtype=torch.int64)
 
-    batch, length, states, width = 64, 120, 49408, 1024
-    x32, x16 = tensor(batch, 4, 32, 32, dtype=torch.float32), tensor(batch, 4, 32, 32)
-    keys, tokens, rate = words(batch, 5), words(batch, length), rows()
-    logits, hidden, head, bias = (
-        tensor(batch, length, states + 1),
-        tensor(batch, length, width),
-        tensor(states + 1, width),
-        tensor(states + 1),
-    )
-    qkv, gammas = [tensor(256, 256, 1536), tensor(256, 120, 1536)], [tensor(8, 64, dtype=torch.float32)] * 2
-    joint = tensor(256, 376, 8, 64)
+def int64(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int64)
 
-    def leaps(launch):
-        for rule in ("tau", "ancestral"):
-            for mask_logit in (False, True):
-                launch(rule, mask_logit, None, None)
-        launch("tau", False, True, rows())
-        launch("tau", True, True, rows())
 
-    def masked(rule, mask_logit, guided, guidance):
-        tau_leap.launch_masked(
-            logits, tokens, rate, keys, states, rule, mask_logit, logits if guided else None, guidance
-        )
+def coefficient(n: int = BATCH, dtype: torch.dtype = torch.float64) -> Tensor:
+    return meta(n, dtype=dtype)
 
-    def linear(rule, mask_logit, guided, guidance, h=hidden, w=head, b=bias):
-        tau_leap_linear.launch(h, w, b, tokens, rate, keys, states, rule, mask_logit, h if guided else None, guidance)
 
-    def linear_all():
-        leaps(linear)
-        wide, odd = (
-            [x.float() for x in (hidden, head, bias)],
-            [hidden[..., :99].contiguous(), head[:, :99].contiguous(), bias],
-        )
-        for parts in (wide, odd):
-            linear("tau", False, None, None, *parts)
-            linear("tau", True, True, rows(), *parts)
+def latents(dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return meta(BATCH, 4, 32, 32, dtype=dtype)
 
-    def steps():
-        for kind in ("predict", "correct", "sde"):
-            for uncond, guidance in ((None, None), (x16, rows())):
-                heun.launch_step(x32, x32, x16, uncond, guidance, rate, rate, rate, keys, 1.0, kind)
 
-    def uniform():
-        for rule in ("tau", "euler", "last"):
-            tau_leap.launch_uniform(logits, tokens, rate, rate, keys, rule)
+def blocks() -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], bool]]:
+    """(stream, branch, modulation, plus_one) in the dtypes of training."""
+    for stream, other, plus_one in TRAINING:
+        modulation = meta(256, 6 * WIDTH, dtype=other).chunk(6, -1)
+        yield meta(256, 256, WIDTH, dtype=stream), meta(256, 256, WIDTH, dtype=other), modulation, plus_one
 
-    def dpmpp():
-        heun.launch_dpmpp(x32, x16, None, None, None, *[rate] * 4, None)
-        heun.launch_dpmpp(x32, x16, x16, rate, x32, *[rate] * 5)
 
-    def cross_entropy():
-        h, target, loss = tensor(30720, width), words(30720), rows(30720, torch.float32)
-        linear_cross_entropy.launch_forward(h, head, bias, target, 0.0)
-        linear_cross_entropy.launch_backward(loss, h, head, bias, target, loss, 1e-4, [True] * 3)
+# Launches of one operation each
 
-    def blocks():
-        """(stream, branch, modulation, plus_one) in the dtypes of training."""
-        for stream, other, plus_one in TRAINED:
-            modulation = tensor(256, 6 * width, dtype=other).chunk(6, -1)
-            yield tensor(256, 256, width, dtype=stream), tensor(256, 256, width, dtype=other), modulation, plus_one
 
-    def modulate():
-        for x, _, modulation, plus_one in blocks():
-            adaln.launch_adaln(x, modulation[0], modulation[1], 1e-5, plus_one)
-            adaln.launch_adaln_backward(x, x, modulation[0], 1e-5, plus_one)
+def launch_random() -> None:
+    for normal in (False, True):
+        random_numbers.launch_draw(int64(BATCH, 5), 4096, 0, normal)
 
-    def residual():
-        for x, branch, modulation, _ in blocks():
-            adaln.launch_gate(x, branch, modulation[2])
-            adaln.launch_gate_backward(x, branch, modulation[2])
 
-    def pack():
-        qk_norm.launch_pack(qkv, gammas, gammas)
-        qk_norm.launch_pack_backward(joint, joint, joint, qkv, gammas, gammas)
+def launch_gaussian_perturb() -> None:
+    perturb.launch_gaussian(latents(torch.float32), coefficient(), coefficient(), int64(BATCH, 5))
 
+
+def launch_mask_perturb() -> None:
+    perturb.launch_token(int64(BATCH, LENGTH), coefficient(), int64(BATCH, 5), STATES, False)
+
+
+def launch_uniform_perturb() -> None:
+    perturb.launch_token(int64(BATCH, LENGTH), coefficient(), int64(BATCH, 5), STATES, True)
+
+
+def launch_eps_mse() -> None:
+    eps_mse.launch_loss(latents(), int64(BATCH, 5))
+    eps_mse.launch_grad(coefficient(dtype=torch.float32), latents(), int64(BATCH, 5))
+
+
+def launch_heun() -> None:
+    x, eps, keys = latents(torch.float32), latents(), int64(BATCH, 5)
+    beta = sigma = dt = coefficient()
+    for kind in ("predict", "correct", "sde"):
+        for uncond, guidance in ((None, None), (eps, coefficient())):
+            heun.launch_step(x, x, eps, uncond, guidance, beta, sigma, dt, keys, 1.0, kind)
+
+
+def launch_dpmpp_2m() -> None:
+    x, eps, weight = latents(torch.float32), latents(), coefficient()
+    heun.launch_dpmpp(x, eps, None, None, None, *[weight] * 4, None)
+    heun.launch_dpmpp(x, eps, eps, weight, x, *[weight] * 5)
+
+
+def launch_tau_leap() -> None:
+    logits = meta(BATCH, LENGTH, STATES + 1)
+    for rule in ("tau", "ancestral"):
+        for mask_logit in (False, True):
+            tau_leap.launch_masked(logits, **masked_step(rule, mask_logit), uncond=None)
+    for mask_logit in (False, True):
+        tau_leap.launch_masked(logits, **masked_step("tau", mask_logit, coefficient()), uncond=logits)
+
+
+def masked_step(rule: str, mask_logit: bool, guidance: Tensor | None = None) -> dict[str, object]:
     return {
-        "draws": lambda: [draws.launch_draw(keys, 4096, 0, normal) for normal in (False, True)],
-        "gaussian_perturb": lambda: perturb.launch_gaussian(x32, rate, rate, keys),
-        "mask_perturb": lambda: perturb.launch_token(tokens, rate, keys, states, False),
-        "uniform_perturb": lambda: perturb.launch_token(tokens, rate, keys, states, True),
-        "eps_mse": lambda: (eps_mse.launch_loss(x16, keys), eps_mse.launch_grad(rows(64, torch.float32), x16, keys)),
-        "heun": steps,
-        "dpmpp_2m": dpmpp,
-        "tau_leap": lambda: leaps(masked),
-        "tau_leap_uniform": uniform,
-        "tau_leap_linear": linear_all,
-        "linear_cross_entropy": cross_entropy,
-        "adaln_modulate": modulate,
-        "gated_residual": residual,
-        "qk_norm_pack": pack,
+        "tokens": int64(BATCH, LENGTH),
+        "rate": coefficient(),
+        "keys": int64(BATCH, 5),
+        "states": STATES,
+        "rule": rule,
+        "mask_logit": mask_logit,
+        "guidance": guidance,
     }
 
 
+def launch_tau_leap_uniform() -> None:
+    logits, tokens, keys = meta(BATCH, LENGTH, STATES + 1), int64(BATCH, LENGTH), int64(BATCH, 5)
+    for rule in ("tau", "euler", "last"):
+        tau_leap.launch_uniform(logits, tokens, coefficient(), coefficient(), keys, rule)
+
+
+def launch_tau_leap_linear() -> None:
+    hidden, weight, bias = meta(BATCH, LENGTH, WIDTH), meta(STATES + 1, WIDTH), meta(STATES + 1)
+    for rule in ("tau", "ancestral"):
+        for mask_logit in (False, True):
+            tau_leap_linear.launch(hidden, weight, bias, **masked_step(rule, mask_logit), uncond=None)
+    guided = masked_step("tau", False, coefficient()), masked_step("tau", True, coefficient())
+    for step in guided:
+        tau_leap_linear.launch(hidden, weight, bias, **step, uncond=hidden)
+    float32 = hidden.float(), weight.float(), bias.float()
+    unaligned = hidden[..., :99].contiguous(), weight[:, :99].contiguous(), bias
+    for head in (float32, unaligned):
+        tau_leap_linear.launch(*head, **masked_step("tau", False), uncond=None)
+        tau_leap_linear.launch(*head, **masked_step("tau", True, coefficient()), uncond=head[0])
+
+
+def launch_linear_cross_entropy() -> None:
+    hidden, weight, bias = meta(30720, WIDTH), meta(STATES + 1, WIDTH), meta(STATES + 1)
+    target, loss = int64(30720), coefficient(30720, torch.float32)
+    linear_cross_entropy.launch_forward(hidden, weight, bias, target, 0.0)
+    linear_cross_entropy.launch_backward(loss, hidden, weight, bias, target, loss, 1e-4, [True] * 3)
+
+
+def launch_adaln_modulate() -> None:
+    for x, _, modulation, plus_one in blocks():
+        adaln.launch_adaln(x, modulation[0], modulation[1], 1e-5, plus_one)
+        adaln.launch_adaln_backward(x, x, modulation[0], 1e-5, plus_one)
+
+
+def launch_gated_residual() -> None:
+    for x, branch, modulation, _ in blocks():
+        adaln.launch_gate(x, branch, modulation[2])
+        adaln.launch_gate_backward(x, branch, modulation[2])
+
+
+def launch_qk_norm_pack() -> None:
+    qkv = [meta(256, 256, 1536), meta(256, 120, 1536)]
+    gammas = [meta(8, 64, dtype=torch.float32)] * 2
+    grad = meta(256, 376, 8, 64)
+    qk_norm.launch_pack(qkv, gammas, gammas)
+    qk_norm.launch_pack_backward(grad, grad, grad, qkv, gammas, gammas)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "random": launch_random,
+    "gaussian_perturb": launch_gaussian_perturb,
+    "mask_perturb": launch_mask_perturb,
+    "uniform_perturb": launch_uniform_perturb,
+    "eps_mse": launch_eps_mse,
+    "heun": launch_heun,
+    "dpmpp_2m": launch_dpmpp_2m,
+    "tau_leap": launch_tau_leap,
+    "tau_leap_uniform": launch_tau_leap_uniform,
+    "tau_leap_linear": launch_tau_leap_linear,
+    "linear_cross_entropy": launch_linear_cross_entropy,
+    "adaln_modulate": launch_adaln_modulate,
+    "gated_residual": launch_gated_residual,
+    "qk_norm_pack": launch_qk_norm_pack,
+}
+
+
+# Compilation
+
+
 def build(launch: Launch, capability: int) -> tuple[int, int, int]:
-    """(registers, bytes of shared memory, bytes of spills) of one compiled launch."""
+    """(registers, bytes of shared memory, spilled bytes) of one launch, compiled for a compute capability."""
     source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
@@ -213,12 +266,12 @@ def build(launch: Launch, capability: int) -> tuple[int, int, int]:
     return registers, compiled.metadata.shared, stack + local
 
 
-def table(ops: list[str] | None = None, targets: tuple[int, ...] = TARGETS) -> list[Row]:
-    """One row per kernel and target: the largest of each resource over the flags and dtypes it is launched with."""
+def table(ops: list[str] | None = None, targets: tuple[int, ...] = TARGETS) -> list[Usage]:
+    """One row per kernel and target: the maximum of each resource over the recorded launches."""
     if INTERPRETED:
-        raise ValueError("compiling needs TRITON_INTERPRET unset: it turns kernels into Python functions")
+        raise ValueError("TRITON_INTERPRET: unset it to compile kernels")
     rows = []
-    for op, launch_all in cases().items():
+    for op, launch_all in CASES.items():
         if ops and op not in ops:
             continue
         with recorded() as launches:
@@ -228,5 +281,5 @@ def table(ops: list[str] | None = None, targets: tuple[int, ...] = TARGETS) -> l
             for target in targets:
                 usage = [build(launch, target) for launch in distinct if launch.kernel is kernel]
                 largest = (max(values) for values in zip(*usage, strict=True))
-                rows.append(Row(op, kernel.__name__, f"sm_{target}", *largest))
+                rows.append(Usage(op, kernel.__name__, f"sm_{target}", *largest))
     return rows

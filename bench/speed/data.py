@@ -1,16 +1,20 @@
-"""Samples per second of the packed loader and of the official way, single .npy files behind a PyTorch DataLoader.
+"""`anystate bench data`: samples per second of the packed loader and of the official layout, single .npy files.
 
-Latents of 32×32×4 (mean and deviation stored) and 120 tokens, made up, on the same disk; every way gets the same cores
-and is measured in turn, several rounds. Files are read once before, so all come from the file cache.
+The data are synthetic latents of 32×32×4 (mean and standard deviation stored) and 120 tokens, written to the same disk
+in both layouts. All loaders get the same cores and alternate over several rounds. The files were just written, so all
+are read from the file cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +22,19 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...train.data.packed.packed import Packed
 from ...train.data.packed.shards import Manifest, ShardWriter
-from .rows import Rows
+from .results import ResultLog
 
 CHANNELS, SIZE, TOKENS, STATES, SCALE = 4, 32, 120, 49408, 0.18215
 SHARD = 4096  # samples per shard, the default of `data pack`
+WARM_UP = 2  # batches
 
 
-class Files(Dataset):
+class NpyFiles(Dataset):
     """The official layout: images/0000/I.npy float32 (8, 32, 32), tokens/0000/I.npy int64 (120,), read one by one."""
 
     def __init__(self, folder: Path, samples: int):
@@ -37,7 +43,7 @@ class Files(Dataset):
     def __len__(self) -> int:
         return self.samples
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         name = f"{i:08d}"[:4] + f"/{i}.npy"
         moments = torch.from_numpy(np.load(self.folder / "images" / name, mmap_mode="r").copy())
         mean, std = moments.chunk(2)
@@ -46,11 +52,11 @@ class Files(Dataset):
 
 
 @dataclasses.dataclass
-class Way:
-    """One way of loading: start() gives its batches, and a function that ends it."""
+class Loader:
+    """A loader under test. open: a context manager of its endless batches. rates: samples per second of each round."""
 
     name: str
-    start: Callable[[], tuple[Iterator, Callable[[], None]]]
+    open: Callable[[], AbstractContextManager[Iterator]]
     rates: list[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -60,80 +66,98 @@ class Way:
 
 def run(
     samples: int, batch: int, batches: int, rounds: int, folder: Path | None, json: Path | None, console: Console
-) -> list[Way]:
-    """Measure every way and print the table.
+) -> list[Loader]:
+    """Measure every loader and print a table.
 
     Args:
-        samples: in the made-up data set. batches: of `batch` samples, measured per way and round after a warm-up.
-        folder: on the disk to be measured; default the system's folder for temporary files.
+        samples: size of the synthetic data set. batches: of `batch` samples, per loader and round, after a warm-up.
+        folder: on the disk to measure; default the system's folder for temporary files.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="anystate-bench-") as made:
-        root = Path(made)
-        make(root, samples, console)
-        ways = [
-            Way("packed, DALI", lambda: packed(root, "dali", batch)),
-            Way("packed, webdataset", lambda: packed(root, "webdataset", batch)),
-            Way("files, 2 workers", lambda: official(root, samples, batch, 2)),
-            Way("files, no workers", lambda: official(root, samples, batch, 0)),
+    with tempfile.TemporaryDirectory(dir=folder, prefix="anystate-bench-") as temporary:
+        root = Path(temporary)
+        write_data(root, samples, console)
+        loaders = [
+            Loader("packed, DALI", functools.partial(packed, root, "dali", batch)),
+            Loader("packed, webdataset", functools.partial(packed, root, "webdataset", batch)),
+            Loader("files, 2 workers", functools.partial(official, root, samples, batch, 2)),
+            Loader("files, no workers", functools.partial(official, root, samples, batch, 0)),
         ]
         for _ in track(range(rounds), description="rounds", console=console):
-            for way in ways:
-                way.rates.append(rate(way, batch, batches))
-    best = max(way.median for way in ways if way.name.startswith("files"))
-    table = Table("way", "samples/s, median", "lowest", "highest", "times the best official")
-    for way in ways:
-        cells = [f"{value:,.0f}" for value in (way.median, min(way.rates), max(way.rates))]
-        table.add_row(way.name, *cells, f"{way.median / best:.1f}")
-    console.print(table)
-    rows = Rows("cpu", json, write=lambda line: None)
-    about = {"samples": samples, "batch": batch, "batches": batches}
-    rates = {way.name: way.rates for way in ways}
-    values = {"plain": best} | {way.name: way.median for way in ways}
-    rows.add("latents and tokens from the disk", values, "samples/s", rates=rates, **about)
-    return ways
+            for loader in loaders:
+                loader.rates.append(rate(loader, batch, batches))
+    best = max(loader.median for loader in loaders if loader.name.startswith("files"))
+    console.print(_table(loaders, best))
+    log = ResultLog("cpu", json, write=lambda line: None)
+    values = {"plain": best}
+    for loader in loaders:
+        values[loader.name] = loader.median
+    rates = {loader.name: loader.rates for loader in loaders}
+    about = {"rates": rates, "samples": samples, "batch": batch, "batches": batches}
+    log.add("latents and tokens from the disk", values, "samples/s", **about)
+    return loaders
 
 
-def rate(way: Way, batch: int, batches: int) -> float:
-    """Samples per second over some batches, after two to get going."""
-    loaded, end = way.start()
-    try:
-        for _ in range(2):
+def _table(loaders: list[Loader], best: float) -> Table:
+    table = Table("loader", "samples/s, median", "lowest", "highest", "ratio to the best official")
+    for loader in loaders:
+        cells = [f"{value:,.0f}" for value in (loader.median, min(loader.rates), max(loader.rates))]
+        table.add_row(loader.name, *cells, f"{loader.median / best:.1f}")
+    return table
+
+
+def rate(loader: Loader, batch: int, batches: int) -> float:
+    """Samples per second over `batches` batches, after a warm-up."""
+    with loader.open() as loaded:
+        for _ in range(WARM_UP):
             next(loaded)
         began = time.perf_counter()
         for _ in range(batches):
             next(loaded)
         return batch * batches / (time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def packed(root: Path, backend: str, batch: int) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """Batches of our packed shards; backend: dali or webdataset."""
+    data = Packed(root, loader=backend, checksums=False)
+    try:
+        yield _packed_batches(data, batch)
     finally:
-        end()
+        data.close()
 
 
-def packed(root: Path, loader: str, batch: int) -> tuple[Iterator, Callable[[], None]]:
-    data = Packed(root, loader=loader, checksums=False)
-
-    def batches():
-        step = 0
-        while True:
-            yield data.batch(0, step, range(batch), batch)
-            step += 1
-
-    return batches(), data.close
+def _packed_batches(data: Packed, batch: int) -> Iterator[dict[str, Tensor]]:
+    step = 0
+    while True:
+        yield data.batch(0, step, range(batch), batch)
+        step += 1
 
 
-def official(root: Path, samples: int, batch: int, workers: int) -> tuple[Iterator, Callable[[], None]]:
+@contextlib.contextmanager
+def official(root: Path, samples: int, batch: int, workers: int) -> Iterator[Iterator[list[Tensor]]]:
+    """Batches of single files by a PyTorch DataLoader."""
     loader = DataLoader(
-        Files(root, samples), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+        NpyFiles(root, samples),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
     )
-
-    def batches():
-        while True:
-            yield from loader
-
-    made = batches()
-    return made, made.close
+    batches = _endless(loader)
+    try:
+        yield batches
+    finally:
+        batches.close()
 
 
-def make(root: Path, samples: int, console: Console) -> None:
-    """The same made-up samples packed, and as single files."""
+def _endless(loader: DataLoader) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
+
+
+def write_data(root: Path, samples: int, console: Console) -> None:
+    """Write the same synthetic samples as shards and as single files."""
     rng = np.random.default_rng(0)
     shards, writer = [], None
     for i in track(range(samples), description="writing", console=console):
@@ -142,12 +166,12 @@ def make(root: Path, samples: int, console: Console) -> None:
             writer = ShardWriter(root, f"train/{i // SHARD:05d}.tar")
         moments = rng.standard_normal((2 * CHANNELS, SIZE, SIZE), np.float32)
         tokens = rng.integers(0, STATES, TOKENS)
-        writer.add(f"{i:09d}", moments.astype(np.float16), tokens[None].astype(np.int32), {"captions": ["made up"]})
+        writer.add(f"{i:09d}", moments.astype(np.float16), tokens[None].astype(np.int32), {"captions": ["synthetic"]})
         for kind, values in (("images", moments), ("tokens", tokens)):
             file = root / kind / f"{i:08d}"[:4] / f"{i}.npy"
             if i % 10_000 == 0:
                 file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, values)
-    image = {"kind": "latents", "channels": CHANNELS, "size": SIZE, "scale": SCALE, "vae": "made up"}
+    image = {"kind": "latents", "channels": CHANNELS, "size": SIZE, "scale": SCALE, "vae": "synthetic"}
     text = {"kind": "clip", "length": TOKENS, "states": STATES, "pad": 0, "start": None, "end": None, "file": ""}
     Manifest(root, image, text, {"train": [*shards, writer.close()]}).save()

@@ -1,7 +1,8 @@
-"""`anystate bench kernels`: each operation against its floor, PyTorch eager, torch.compile and well-kept peers.
+"""`anystate bench kernels`: times of each operation, compared with its floor and with other implementations.
 
-The floor is the least work of `kernel_cases` at the speeds measured here first: bytes over the bandwidth of a large
-copy, or FLOPs over the rate of a large matmul, whichever takes longer. Times on a GPU are taken with a cold L2 cache.
+The floor in time is the least work of `kernel_floors` at the measured speed of this machine: bytes over the bandwidth
+of a large copy, or FLOPs over the rate of a large matmul, whichever takes longer. The other implementations are the
+reference in eager PyTorch, torch.compile of it, and the baselines of `kernel_cases`. On a GPU the L2 cache is cold.
 """
 
 from __future__ import annotations
@@ -10,26 +11,29 @@ import dataclasses
 import json as json_format
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
 
 from ...kernels import reference
 from ...model.storage import atomic_write
-from ...train.provenance import origin
+from ...train.provenance import provenance
 from . import compile_only as compiled_kernels
-from .kernel_cases import CASES, SIZES, Inputs, operation_of, outputs_of, with_gradients
-from .rows import Rows, clock
+from .kernel_cases import CASES, operation_of, outputs_of, with_gradients
+from .kernel_floors import Work
+from .kernel_inputs import SIZES, Arguments, Inputs
+from .results import ResultLog
+from .workers import clock
 
-BUDGET_MS = 200.0  # of measuring per implementation
+BUDGET_MS = 200.0  # measuring time per implementation
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATMUL_WIDTH = {"cuda": 8192, "cpu": 768}
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One row: an implementation of an operation, its times, how much it moved, how near the floor it came."""
+    """One row of the table: times, throughput and share of the floor of one implementation of an operation."""
 
     op: str
     mode: str
@@ -60,7 +64,7 @@ HEADER = f"{'op':24} {'mode':8} {'by':10} {'median ms':>10} {'GB/s':>9} {'TFLOP/
 
 
 def quantiles(function: Callable[[], object], device: str) -> tuple[float, float, float]:
-    """20, 50 and 80% of the time in milliseconds, after a warm-up."""
+    """20%, 50% and 80% quantiles of the time of a call in milliseconds, after a warm-up."""
     if device.startswith("cuda"):
         from triton.testing import do_bench
 
@@ -77,7 +81,7 @@ def quantiles(function: Callable[[], object], device: str) -> tuple[float, float
 
 
 def peak_megabytes(function: Callable[[], object], device: str) -> float | None:
-    """The most memory beyond what was there before, results included; None where there is no GPU to ask."""
+    """Peak GPU memory of a call in MB, results included, without the memory in use before; None on CPU."""
     if not device.startswith("cuda"):
         return None
     torch.cuda.synchronize()
@@ -90,7 +94,7 @@ def peak_megabytes(function: Callable[[], object], device: str) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What this machine reaches: bytes/s of a copy (read and written) and FLOP/s of a matmul in `dtype`."""
+    """Measured speed of this machine: bytes/s of a copy (read and written) and FLOP/s of a matmul."""
 
     bytes_per_s: float
     flop_per_s: float
@@ -106,40 +110,52 @@ class Limits:
         product = quantiles(lambda: a @ a, device)[1]
         return cls(2 * source.numel() / copy * 1000, 2 * width**3 / product * 1000)
 
-    def floor_ms(self, work: tuple[int, int]) -> float:
+    def floor_ms(self, work: Work) -> float:
         return 1000 * max(work[0] / self.bytes_per_s, work[1] / self.flop_per_s)
 
 
 def implementations(name: str, device: str, compile: bool = True) -> dict[str, Callable]:
-    """{label: operation}; compiled ones only on a GPU, where they compete, and of operations with gradients: compiling
-    the others' random numbers takes longer than a measurement is worth."""
-    ours, eager = operation_of(name), operation_of(name, reference)
-    found = {"anystate": ours, "eager": eager}
+    """{label: operation}. torch.compile is included on a GPU for operations with gradients; for the others compiling
+    the random numbers takes too long."""
+    eager = operation_of(name, reference)
+    found = {"anystate": operation_of(name), "eager": eager}
     if device.startswith("cuda") and compile and CASES[name].gradients:
         torch.compiler.reset()
         found["compile"] = torch.compile(eager)
-    return found | CASES[name].peers()
+    return found | CASES[name].baselines()
 
 
-def runs(name: str, operation: Callable, arguments: dict) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(mode, function) of one implementation: forward, and forward with backward where it trains."""
+def modes(name: str, operation: Callable, arguments: Arguments) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(mode, function) of one implementation: "forward", and "training" (forward and backward) with gradients."""
     case = CASES[name]
 
-    def forward():
+    def forward() -> object:
         with torch.no_grad():
             return case.call(operation, arguments)
 
     yield "forward", forward
     if not case.gradients:
         return
-    leafy, leaves = with_gradients(arguments, case.gradients)
-    upstream = [torch.ones_like(output) for output in outputs_of(forward())]  # not part of the operation's time
+    differentiable, leaves = with_gradients(arguments, case.gradients)
+    upstream = [torch.ones_like(output) for output in outputs_of(forward())]  # created once, outside the measured time
 
-    def training():
-        # not `backward`, which copies a gradient that is the upstream one itself
-        torch.autograd.grad(outputs_of(case.call(operation, leafy)), leaves, upstream)
+    def training() -> None:
+        # not `backward`, which would copy a gradient that is the upstream gradient itself
+        torch.autograd.grad(outputs_of(case.call(operation, differentiable)), leaves, upstream)
 
     yield "training", training
+
+
+def work_of(name: str, arguments: Arguments) -> dict[str, Work]:
+    """{mode: least work} of a case."""
+    case = CASES[name]
+    with torch.no_grad():
+        out = case.call(operation_of(name), arguments)
+    work = {"forward": case.work(arguments, out)}
+    if case.work_backward:
+        backward = case.work_backward(arguments, out)
+        work["training"] = work["forward"][0] + backward[0], work["forward"][1] + backward[1]
+    return work
 
 
 def measure(
@@ -151,46 +167,46 @@ def measure(
     failed: Callable[[str], None],
     compile: bool = True,
 ) -> Iterator[Measurement]:
-    """Every implementation of one case in every mode; `failed` gets a line for each that does not run."""
-    case = CASES[name]
-    arguments = case.inputs(Inputs(SIZES[size], device, dtype))
-    with torch.no_grad():
-        out = case.call(operation_of(name), arguments)
-    work = {"forward": case.work(arguments, out)}
-    if case.work_backward:
-        work["training"] = tuple(map(sum, zip(work["forward"], case.work_backward(arguments, out), strict=True)))
+    """Measure every implementation of one case in every mode; `failed` is called with a line for each failure."""
+    arguments = CASES[name].inputs(Inputs(SIZES[size], device, dtype))
+    work = work_of(name, arguments)
     for label, operation in implementations(name, device, compile).items():
-        for mode, function in runs(name, operation, arguments):
+        for mode, function in modes(name, operation, arguments):
             try:
                 p20, p50, p80 = quantiles(function, device)
                 peak = peak_megabytes(function, device)
-            except Exception as error:  # whatever a compiler or driver raises: the others still count
-                failed(f"{name} {mode} by {label}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            except Exception as error:  # of a compiler or driver; the other implementations are still measured
+                failed(f"{name} {mode} by {label}: {_message(error)}")
                 continue
             moved, computed = work[mode]
             floor = limits.floor_ms(work[mode])
             yield Measurement(
-                name,
-                mode,
-                label,
-                size,
-                str(dtype).removeprefix("torch."),
-                p20,
-                p50,
-                p80,
-                moved / p50 / 1e6,
-                computed / p50 / 1e9,
-                floor,
-                floor / p50,
-                peak,
+                op=name,
+                mode=mode,
+                implementation=label,
+                size=size,
+                dtype=str(dtype).removeprefix("torch."),
+                p20_ms=p20,
+                p50_ms=p50,
+                p80_ms=p80,
+                gb_per_s=moved / p50 / 1e6,
+                tflop_per_s=computed / p50 / 1e9,
+                floor_ms=floor,
+                share_of_floor=floor / p50,
+                peak_mb=peak,
             )
+
+
+def _message(error: Exception) -> str:
+    """One line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 # Output
 
 
 def plot_shares(rows: list[Measurement], title: str, file: Path) -> None:
-    """Bars: the floor's share of each implementation's median time; 1 is the hardware's limit."""
+    """Bar chart of floor / median time of each implementation; 1 is the limit of the hardware."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -201,13 +217,13 @@ def plot_shares(rows: list[Measurement], title: str, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.15 * len(labels) * len(names)), layout="constrained")
     height = 0.8 / len(names)
     for k, name in enumerate(names):
-        mine = {f"{row.op} {row.mode}": row.share_of_floor for row in rows if row.implementation == name}
-        places = [labels.index(label) + (k - len(names) / 2 + 0.5) * height for label in mine]
-        axes.barh(places, list(mine.values()), height, label=name)
+        shares = {f"{row.op} {row.mode}": row.share_of_floor for row in rows if row.implementation == name}
+        positions = [labels.index(label) + (k - len(names) / 2 + 0.5) * height for label in shares]
+        axes.barh(positions, list(shares.values()), height, label=name)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("least possible time / measured time")
+    axes.set_xlabel("floor / measured time")
     axes.set_title(title)
     axes.legend()
     figure.savefig(file, dpi=150)
@@ -215,7 +231,7 @@ def plot_shares(rows: list[Measurement], title: str, file: Path) -> None:
 
 
 def print_resources(ops: list[str] | None, write: Callable[[str], None]) -> int:
-    """The table of registers, shared memory and spills; the number of kernels that spill."""
+    """Write the table of registers, shared memory and spills; returns the number of kernels that spill."""
     write(f"{'op':22} {'kernel':24} {'target':7} {'registers':>9} {'shared B':>9} {'spilled B':>9}")
     spilling = 0
     for row in compiled_kernels.table(ops):
@@ -233,28 +249,28 @@ def run(
     compile_only: bool = False,
     device: str | None = None,
     write: Callable[[str], None] = print,
-    rows: Rows | None = None,
+    log: ResultLog | None = None,
     compile: bool = True,
 ) -> int:
-    """Measures and writes a table; returns an exit code, 1 if something did not run or spills registers.
+    """Measure and write a table; returns the exit code, 1 if an implementation failed or a kernel spills registers.
 
     Args:
-        ops: cases of `kernel_cases.CASES`, or operations of `compile_only.cases()`; all by default.
+        ops: cases of `kernel_cases.CASES`, or operations of `compile_only.CASES`; default all.
         size: tiny, small or official.
-        json, plot: files to write the rows and the bars to.
-        compile_only: print the compiler's resource table instead; needs no GPU.
-        rows: keeps every measurement as well.
-        compile: on a GPU also what torch.compile makes of the reference.
+        json, plot: files for the measurements and the bar chart.
+        compile_only: write the compiler's resource table instead; needs no GPU.
+        log: a log that every measurement is added to.
+        compile: on a GPU also measure torch.compile of the reference.
     """
     if compile_only:
-        return int(print_resources(_known(ops, compiled_kernels.cases()), write) > 0)
+        return int(print_resources(_known(ops, compiled_kernels.CASES), write) > 0)
     if size not in SIZES:
         raise ValueError(f"size: must be one of {', '.join(SIZES)}, got {size!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     limits = Limits.measure(device, dtype)
-    where = {**origin(device), **dataclasses.asdict(limits)}
-    write(f"{where['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
+    about = {**provenance(device), **dataclasses.asdict(limits)}
+    write(f"{about['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
     write(HEADER)
     measured, failures = [], []
     for name in _known(ops, CASES) or CASES:
@@ -262,24 +278,32 @@ def run(
             for row in measure(name, size, device, dtype, limits, failures.append, compile):
                 measured.append(row)
                 write(str(row))
-                if rows is not None:
-                    about = dataclasses.asdict(row)
-                    label = f"kernel {about.pop('op')} {about.pop('mode')}"
-                    rows.add(label, {about.pop("implementation"): about.pop("p50_ms")}, "ms", False, **about)
-        except Exception as error:  # ours did not run, so nothing of this case can be measured
-            failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        if json:  # after every case, so that a run that is cut short keeps what it measured
-            plain = [dataclasses.asdict(row) for row in measured]
-            content = where | {"size": size, "failures": failures, "rows": plain}
+                if log is not None:
+                    _add(row, log)
+        except Exception as error:  # the operation itself failed, so that its floor is unknown
+            failures.append(f"{name}: {_message(error)}")
+        if json:  # after every case, so that an interrupted run keeps its measurements
+            content = {
+                **about,
+                "size": size,
+                "failures": failures,
+                "rows": [dataclasses.asdict(row) for row in measured],
+            }
             atomic_write(Path(json), json_format.dumps(content, indent=1) + "\n")
     for line in failures:
         write(f"failed: {line}")
     if plot and measured:
-        plot_shares(measured, f"{where['device']}, {size} size", Path(plot))
+        plot_shares(measured, f"{about['device']}, {size} size", Path(plot))
     return int(bool(failures))
 
 
-def _known(ops: list[str] | None, known) -> list[str] | None:
+def _add(row: Measurement, log: ResultLog) -> None:
+    about = dataclasses.asdict(row)
+    label = f"kernel {about.pop('op')} {about.pop('mode')}"
+    log.add(label, {about.pop("implementation"): about.pop("p50_ms")}, "ms", False, **about)
+
+
+def _known(ops: list[str] | None, known: Collection[str]) -> list[str] | None:
     unknown = [name for name in ops or [] if name not in known]
     if unknown:
         raise ValueError(f"op: unknown {', '.join(unknown)}; known are {', '.join(known)}")

@@ -7,18 +7,21 @@ what follows then differs, so the share of equal tokens stands in the row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import torch
 
 from ...kernels import LazyLogits
 from ...model.compilation import compile_net
+from ...model.cpu_memory import keep_memory
 from ...sample import sample
 from ...sample.pipeline import Pipeline, build_pipeline, sample_flops
-from ...train.engine import ENGINES
-from .rows import Rows, in_turns, quantile, workers
+from ..reference import sample as reference
+from .results import ResultLog
 from .systems import config_of, made_up, shaken
 from .train import ORDER
+from .workers import interleave, quantile, workers
 
 EQUAL_TOKENS = {"cpu": 0.999, "cuda": 0.9}
 Case = tuple[str, int, int]  # what is given, or "joint"; samples; steps
@@ -27,7 +30,7 @@ Case = tuple[str, int, int]  # what is given, or "joint"; samples; steps
 def sampling(
     size: str,
     device: torch.device,
-    rows: Rows,
+    rows: ResultLog,
     compile: str = "always",
     batches: list[int] | None = None,
     steps: list[int] | None = None,
@@ -52,7 +55,7 @@ def sampling(
             for case in cases:
                 drawn[case] |= {engine: worker(f"draw {case}").result for engine, worker in group.items()}
                 memory = {engine: worker(f"time {case}").memory for engine, worker in group.items()}
-                seconds = {e: quantile(times, 0.5) for e, times in in_turns(group, f"time {case}", rounds).items()}
+                seconds = {e: quantile(times, 0.5) for e, times in interleave(group, f"time {case}", rounds).items()}
                 report(size, case, drawn[case], seconds, memory, device, rows)
 
 
@@ -63,7 +66,7 @@ def report(
     seconds: dict[str, float],
     memory: dict[str, float | None],
     device: torch.device,
-    rows: Rows,
+    rows: ResultLog,
 ) -> None:
     """The rows of the engines that were timed, once the samples of all that have drawn agree."""
     direction, n, steps = case
@@ -83,45 +86,46 @@ def report(
         rows.add(f"{name}: peak memory", memory, "GB", False, **about)
 
 
-def calls(size: str, device: torch.device, engine: str, compile: str, cases: list[Case]):
-    """What a measuring process can do: "draw CASE" (samples, evaluations) and "time CASE" (nothing but the drawing)."""
-    config = config_of(size, [f"engine={engine}", f"compile={compile}"])
-    system = shaken(build_pipeline(config, codecs=False))
-    net = system.net.to(device).eval().requires_grad_(False)
-    ENGINES[engine].settle(device)
-    pairs = made_up(config, device)
-    given = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
-    flops = sample_flops(system)
-
-    def draw(direction: str, n: int, steps: int, used=net) -> dict:
-        known = {direction: given[direction][torch.arange(n, device=device) % len(pairs)]} if direction in given else {}
-        return sample(
-            used,
-            system.space,
-            known,
-            n=n,
-            steps=steps,
-            guidance=system.guidance(bool(known)),
-            samplers=system.samplers,
-            chunk=n,
-            device=device,
-            engine=engine,
-            precision=system.precision(),
-        )
-
+def calls(
+    size: str, device: torch.device, engine: str, compile: str, cases: list[Case]
+) -> tuple[dict[str, Callable], torch.device]:
+    """The functions of a measuring process: "draw CASE" (samples, evaluations) and "time CASE" (sampling alone)."""
+    pipeline = shaken(build_pipeline(config_of(size, [f"compile={compile}"]), codecs=False))
+    net = pipeline.net.to(device).eval().requires_grad_(False)
+    pairs = made_up(pipeline.config, device)
+    known = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
+    flops = sample_flops(pipeline)
+    if device.type == "cpu":
+        keep_memory()
     if engine == "fast" and compile != "never":
         compile_net(net, device, demanded=True, dynamic=True)
+
+    def draw(direction: str, n: int, steps: int, used: Callable = net) -> dict:
+        conditions = {}
+        if direction in known:
+            conditions[direction] = known[direction][torch.arange(n, device=device) % len(pairs)]
+        guidance = pipeline.guidance(bool(conditions))
+        if engine == "plain" and used is net:
+            own = {m: (s.method, s.time_grid) for m, s in pipeline.samplers.items()}
+            bf16 = torch.autocast(device.type, torch.bfloat16, enabled=pipeline.precision() == "bf16")
+            with bf16:
+                return reference.sample(net, pipeline.space, conditions, n, steps, own, guidance, device=device)
+        options = {"samplers": pipeline.samplers, "precision": pipeline.precision(), "batch_size": n, "device": device}
+        return sample(used, pipeline.space, conditions, n=n, steps=steps, guidance=guidance, **options)
+
     functions = {}
     for case in cases:
-        counted: list[int] = []
-        draw(*case, used=counting(system, counted))
-        about = {"evaluations": len(counted), "flops": flops}
-        functions[f"draw {case}"] = lambda c=case, a=about: {
-            "samples": {m: x.cpu().numpy() for m, x in draw(*c).items()},
-            **a,
-        }
-        functions[f"time {case}"] = lambda c=case: draw(*c) and None
+        evaluations: list[int] = []
+        draw(*case, used=counting(pipeline, evaluations))
+        about = {"evaluations": len(evaluations), "flops": flops}
+        functions[f"draw {case}"] = functools.partial(drawn_by, draw, case, about)
+        functions[f"time {case}"] = lambda case=case: draw(*case) and None
     return functions, device
+
+
+def drawn_by(draw: Callable, case: Case, about: dict) -> dict:
+    """The samples of a case as arrays, with facts about it."""
+    return {"samples": {m: x.cpu().numpy() for m, x in draw(*case).items()}, **about}
 
 
 def counting(system: Pipeline, calls: list[int]):

@@ -44,7 +44,7 @@ class Bench(Trainer):
         self.config, pairs = config, made_up(config, device)
         super().__init__(config, Path(self.temporary.name), device, (pairs, pairs), quiet=True)
 
-    def build_pipeline(self) -> Pipeline:
+    def build(self) -> Pipeline:
         return build_pipeline(self.config, codecs=False)
 
 

@@ -1,10 +1,11 @@
-"""pytest-benchmark over the cases of `kernel_cases`: `pytest bench/speed/test_kernels.py --benchmark-only`."""
+"""pytest-benchmark of the operations in `kernel_cases`: `pytest bench/speed/test_kernels.py --benchmark-only`."""
 
 import pytest
 import torch
 
-from anystate.bench.speed.kernel_cases import CASES, SIZES, Inputs, operation_of
-from anystate.bench.speed.kernels import runs
+from anystate.bench.speed.kernel_cases import CASES, operation_of
+from anystate.bench.speed.kernel_inputs import SIZES, Inputs
+from anystate.bench.speed.kernels import modes
 from anystate.kernels import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,7 +20,7 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 def test_speed(name, mode, implementation, benchmark):
     arguments = CASES[name].inputs(Inputs(SIZES[SIZE], DEVICE, DTYPE))
     operation = operation_of(name) if implementation == "anystate" else operation_of(name, reference)
-    function = dict(runs(name, operation, arguments))[mode]
+    function = dict(modes(name, operation, arguments))[mode]
 
     def run():
         function()

@@ -21,9 +21,11 @@ import torch
 from ...model import float8
 from ...sample.pipeline import sample_flops
 from ...train.trainer import Trainer
+from ..reference import train as reference
 from .kernels import Limits
-from .rows import Rows, in_turns, quantile, workers
+from .results import ResultLog
 from .systems import Bench, config_of
+from .workers import interleave, quantile, workers
 
 TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
 FP8_TOLERANCE = 0.02  # relative, of the mean losses over the second half of the steps
@@ -35,7 +37,7 @@ MOST_PARTS = 64
 def train(
     size: str,
     device: torch.device,
-    rows: Rows,
+    rows: ResultLog,
     compile: str = "always",
     steps: int = 30,
     batch: int | None = None,
@@ -57,7 +59,7 @@ def train(
 def fp8(
     size: str,
     device: torch.device,
-    rows: Rows,
+    rows: ResultLog,
     compile: str = "always",
     steps: int = 30,
     batch: int | None = None,
@@ -68,7 +70,7 @@ def fp8(
         ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
     """
     float8.check(device)
-    settings = [*asked(size, compile, batch), "train.warmup_steps=0"]  # a short run loss_mask nothing while it warms up
+    settings = [*asked(size, compile, batch), "train.warmup_steps=0"]  # a short run learns nothing during the warm-up
     name = f"train {size}, fp8"
     ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
     found: dict[str, Timed] = {}
@@ -92,8 +94,9 @@ def asked(size: str, compile: str, batch: int | None) -> list[str]:
     return settings
 
 
-def text_image(device: torch.device, engine: str, settings: list[str], size: str) -> Trainer:
-    return Bench(config_of(size, [*settings, f"engine={engine}"]), device)
+def text_image(device: torch.device, settings: list[str], size: str) -> Trainer:
+    """A trainer of a size on made-up data."""
+    return Bench(config_of(size, settings), device)
 
 
 def measure(
@@ -101,12 +104,12 @@ def measure(
     make: Callable[..., Trainer],
     args: tuple,
     device: torch.device,
-    rows: Rows,
+    rows: ResultLog,
     steps: int,
     trace: Path | None,
     parts: Mapping[str, int] | None = None,
 ) -> None:
-    """Both engines of `make(device, engine, settings, …)`, or those of `parts`.
+    """Both engines of `make(device, settings, …)`, or those of `parts`.
 
     Args:
         parts: {engine: parts of a batch to begin with}; default one part of each engine.
@@ -141,8 +144,8 @@ def timed(each: dict[str, tuple], device: torch.device, steps: int) -> Iterator[
     with workers(calls, each, together=device.type == "cpu") as groups:
         for group in groups:
             facts = {way: worker("start").result for way, worker in group.items()}
-            in_turns(group, "step", 3)
-            seconds, found = in_turns(group, "step", steps), {}
+            interleave(group, "step", 3)
+            seconds, found = interleave(group, "step", steps), {}
             for way, worker in group.items():
                 memory, losses = worker("step").memory, worker("losses").result
                 found[way] = Timed(seconds[way], facts[way], losses, memory)
@@ -159,7 +162,7 @@ def matmul_rate(kind: str, dtype: torch.dtype) -> float:
     return rate
 
 
-def report(name: str, found: dict[str, Timed], device: torch.device, rows: Rows, steps: int) -> None:
+def report(name: str, found: dict[str, Timed], device: torch.device, rows: ResultLog, steps: int) -> None:
     """The rows of speed and memory."""
     facts = {way: f.facts for way, f in found.items()}
     first = next(iter(facts.values()))
@@ -178,48 +181,89 @@ def report(name: str, found: dict[str, Timed], device: torch.device, rows: Rows,
         rows.add(f"{name}: peak memory", {w: f.memory for w, f in found.items()}, "GB", False, **about)
 
 
+class Engine:
+    """A trainer whose steps are measured: ours, or the reference on the same batches, times and noise."""
+
+    def __init__(self, trainer: Trainer, engine: str):
+        self.trainer, self.engine, state = trainer, engine, trainer.state
+        self.losses: list[dict[str, torch.Tensor]] = []
+        if engine == "plain":
+            self.optimizer = reference.adamw(state.net, state.weighting, state.settings)
+
+    def step(self) -> dict[str, torch.Tensor]:
+        """One optimizer step; {modality: mean unweighted loss}."""
+        self.losses.append(self.trainer.update() if self.engine == "fast" else self._reference_step())
+        self.trainer.state.step += 1
+        return self.losses[-1]
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means over the second half of the steps so far."""
+        kept = self.losses[len(self.losses) // 2 :]
+        return {m: float(torch.stack([torch.as_tensor(values[m]) for values in kept]).mean()) for m in kept[0]}
+
+    def _reference_step(self) -> dict[str, float]:
+        state = self.trainer.state
+        return reference.training_step(
+            state.net,
+            state.ema,
+            {m: state.weighting[m] for m in state.module.names},
+            self.optimizer,
+            state.space,
+            state.times,
+            state.data.batch(state.seed, state.step, state.rows, state.settings.batch),
+            state.settings,
+            state.seed,
+            state.step,
+            state.module.observed,
+            torch.bfloat16 if state.bf16 else torch.float32,
+        )
+
+
 def calls(
     make: Callable[..., Trainer], device: torch.device, engine: str, args: tuple, folder: Path | None, parts: int
-):
-    """What a measuring process can do with a trainer."""
+) -> tuple[dict[str, Callable], torch.device]:
+    """The functions of a measuring process."""
     size, settings = args
-    state: dict = {"losses": []}
+    measured: list[Engine] = []
 
-    def start(parts: int = parts) -> dict:
+    def start() -> dict:
         """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
-        while parts <= MOST_PARTS:
-            trainer = make(device, engine, [*settings, f"train.gradient_accumulation_steps={parts}"], size)
-            config = trainer.config.train
-            facts = {"batch": config.batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.system) * config.batch}
-            facts["dtype"] = torch.bfloat16 if trainer.in_bf16() else torch.float32
-            began = time.perf_counter()
-            try:
-                losses = {m: float(value) for m, value in trainer.update().items()}
-            except torch.OutOfMemoryError:
-                losses = None  # and no more here: the error holds the step's memory until this block ends
-            if losses is None:
-                del trainer
-                torch._dynamo.reset()  # what was compiled for other parts counts against the limit of kinds
-                gc.collect()
-                torch.cuda.empty_cache()
-                parts *= 2
-                continue
-            state["trainer"] = trainer
-            seconds = time.perf_counter() - began  # the clock of the wall: compilers are other processes
-            trainer.step += 1
-            return {"losses": losses, "first": seconds, **facts}
-        raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")
+        made, facts = first_step(make, device, engine, size, settings, parts)
+        measured.append(made)
+        return facts
 
-    def step() -> None:
-        state["losses"].append(state["trainer"].update())
-        state["trainer"].step += 1
+    functions = {
+        "start": start,
+        "step": lambda: measured[0].step() and None,
+        "losses": lambda: measured[0].mean_losses(),
+        "profile": lambda: profile(measured[0].step, device, folder),
+    }
+    return functions, device
 
-    def losses() -> dict[str, float]:
-        """Means over the second half of the steps so far."""
-        kept = state["losses"][len(state["losses"]) // 2 :]
-        return {m: float(torch.stack([values[m] for values in kept]).mean()) for m in kept[0]}
 
-    return {"start": start, "step": step, "losses": losses, "profile": lambda: profile(step, device, folder)}, device
+def first_step(
+    make: Callable[..., Trainer], device: torch.device, engine: str, size: str, settings: list[str], parts: int
+) -> tuple[Engine, dict]:
+    """A trainer after its first step, with its batches in at least so many parts, and facts about it."""
+    while parts <= MOST_PARTS:
+        own = [*settings, *(["compile=never"] if engine == "plain" else [])]
+        trainer = make(device, [*own, f"train.gradient_accumulation_steps={parts}"], size)
+        batch = trainer.config.train.batch
+        facts = {"batch": batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.pipeline) * batch}
+        facts["dtype"] = torch.bfloat16 if trainer.in_bf16() else torch.float32
+        made, began = Engine(trainer, engine), time.perf_counter()
+        try:
+            losses = {m: float(value) for m, value in made.step().items()}
+        except torch.OutOfMemoryError:
+            losses = None  # no more in this block: the error keeps the step's memory until it ends
+        if losses is not None:  # wall time: compilers are processes of their own
+            return made, {"losses": losses, "first": time.perf_counter() - began, **facts}
+        del trainer, made
+        torch._dynamo.reset()  # code compiled for other parts counts against the limit of compilations
+        gc.collect()
+        torch.cuda.empty_cache()
+        parts *= 2
+    raise ValueError(f"a batch does not fit the memory, not even in {MOST_PARTS} parts")
 
 
 def check_losses(name: str, losses: dict[str, float], tolerance: float) -> None:

@@ -1,7 +1,7 @@
-"""Tables of known worth to hold a synthetic table against: resampled rows, independent columns, a Gaussian copula.
+"""Baselines for synthetic tables: resampled real rows, independent columns, a Gaussian copula.
 
-For the sets of the literature the scores were measured with the official code (`table_yardsticks.json`, a copy of the
-golden file); for other tables they are measured here.
+For the published data sets their scores were measured with the official code (`baselines.json`, a copy of the golden
+file); for other tables they are measured here.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ def _measured() -> dict:
     return json.loads(FILE.read_text())["datasets"]
 
 
-def known(name: str | None) -> dict:
-    """Yardsticks of a set by name; {} for a set without any."""
+def published_baselines(name: str | None) -> dict:
+    """The measured scores of the baselines on a set; {} for a set without any."""
     return _measured().get(name, {})
 
 
 def resample(real: pd.DataFrame, rows: int, rng: np.random.Generator, extremes: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Real rows drawn with replacement; the first rows hold the minimum and maximum of the columns in `extremes`."""
+    """Real rows drawn with replacement; the first ones have the minimum and maximum of the columns in `extremes`."""
     chosen = rng.integers(0, len(real), rows)
-    ends = [end for c in extremes for v in [numbers(real[c])] if not np.isnan(v).all()
-            for end in (np.nanargmin(v), np.nanargmax(v))]  # fmt: skip
-    ends = ends[:rows]
-    chosen[: len(ends)] = ends
+    ends = []
+    for values in (numbers(real[c]) for c in extremes):
+        if not np.isnan(values).all():
+            ends += [np.nanargmin(values), np.nanargmax(values)]
+    chosen[: len(ends)] = ends[:rows]
     return real.iloc[chosen].reset_index(drop=True)
 
 
 def independent(real: pd.DataFrame, rows: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Every column permuted on its own (repeated as often as needed): exact margins, no dependence."""
+    """Every column permuted independently (repeated as often as needed): exact margins, no dependence."""
     repeats = -(-rows // len(real))
     return pd.DataFrame(
         {c: real[c].take(np.concatenate([rng.permutation(len(real)) for _ in range(repeats)])[:rows]).array
@@ -48,11 +49,13 @@ def independent(real: pd.DataFrame, rows: int, rng: np.random.Generator) -> pd.D
 
 
 def gaussian_copula(real: pd.DataFrame, roles: Roles, rows: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Normal scores of ranks (ties and categories ordered at random within a value), one correlation matrix, and back
-    through the empirical margins."""
+    """A Gaussian copula with the empirical margins.
+
+    Its correlation matrix is that of the normal scores of ranks; equal values are ranked in random order.
+    """
     from scipy.stats import norm
 
-    columns, orders, scores = roles.columns, {}, []
+    columns, orders, z = roles.columns, {}, []
     if len(real) < 2:
         return real[columns].take(np.zeros(rows, int)).reset_index(drop=True)
     for column in columns:
@@ -60,8 +63,8 @@ def gaussian_copula(real: pd.DataFrame, roles: Roles, rows: int, rng: np.random.
         orders[column] = np.lexsort([rng.random(len(real)), values])
         rank = np.empty(len(real))
         rank[orders[column]] = np.arange(len(real))
-        scores.append(norm.ppf((rank + 0.5) / len(real)))
-    correlation = np.atleast_2d(np.corrcoef(scores))
+        z.append(norm.ppf((rank + 0.5) / len(real)))
+    correlation = np.atleast_2d(np.corrcoef(z))
     drawn = norm.cdf(rng.multivariate_normal(np.zeros(len(columns)), correlation, rows, method="eigh"))
-    places = np.minimum((drawn * len(real)).astype(int), len(real) - 1)
-    return pd.DataFrame({c: real[c].take(orders[c][places[:, i]]).array for i, c in enumerate(columns)})
+    ranks = np.minimum((drawn * len(real)).astype(int), len(real) - 1)
+    return pd.DataFrame({c: real[c].take(orders[c][ranks[:, i]]).array for i, c in enumerate(columns)})

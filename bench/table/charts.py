@@ -1,4 +1,4 @@
-"""Pictures of two tables side by side: a small SVG per column, and maps of association as PNG inside SVG."""
+"""Charts of a real and a synthetic table: an SVG per column, and maps of association as PNG inside SVG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .columns import Roles, codes, numbers
 from .metrics import correlations
 
 REAL, SYNTH = "#9aa0a6", "#1a73e8"
-BARS = 30  # of a histogram; numbers with fewer values get a bar per value
+BARS = 30  # of a histogram; a numerical column with fewer values gets a bar per value
 LEVELS = 10  # categories shown by name; the rest are one bar
 WIDTH, HEIGHT = 380, 150
-MAP_ROWS = 20_000  # rows that associations are computed on
-MAP_LABELS = 40  # columns up to which a map names them
+MAP_ROWS = 20_000  # rows that associations are computed from, at most
+MAP_LABELS = 40  # columns up to which a map shows their names
 
 
 def marginal(real: pd.Series, synth: pd.Series, numerical: bool) -> str:
@@ -27,36 +27,22 @@ def marginal(real: pd.Series, synth: pd.Series, numerical: bool) -> str:
 
 
 def _histogram(real: pd.Series, synth: pd.Series) -> str:
-    a, b = numbers(real), numbers(synth)
-    missing = [float(np.isnan(v).mean()) for v in (a, b)]
-    a, b = a[~np.isnan(a)], b[~np.isnan(b)]
-    both = np.concatenate([a, b])
-    if not len(both):
+    tables = numbers(real), numbers(synth)
+    missing = [float(np.isnan(v).mean()) for v in tables]
+    present = [v[~np.isnan(v)] for v in tables]
+    if not any(map(len, present)):
         return _svg(_text(WIDTH / 2, HEIGHT / 2, "every value is missing", "middle"), "every value is missing")
-    values, note = np.unique(both), ""
-    if len(values) <= BARS:
-        shares = [np.array([(v == x).sum() for x in values]) for v in (a, b)]
-        ends = [_number(values[0], real), _number(values[-1], real)]
-    else:
-        low, high = np.quantile(both, [0.005, 0.995])
-        if not high > low:
-            low, high = values[0], values[-1]
-        if (high - low) < 0.5 * (values[-1] - values[0]):
-            note = "end bars hold what lies beyond"
-        else:
-            low, high = values[0], values[-1]
-        edges = np.linspace(low, high, BARS + 1)
-        shares = [np.histogram(np.clip(v, low, high), edges)[0] for v in (a, b)]
-        ends = [_number(low, real), _number(high, real)]
-    shares = [s / max(n, 1) for s, n in zip(shares, (len(real), len(synth)), strict=True)]
+    counts, low, high, note = _counts(*present)
+    ends = [_number(low, real), _number(high, real)]
+    shares = [c / max(len(v), 1) for c, v in zip(counts, tables, strict=True)]
     if any(missing):
         shares = [np.append(s, [0.0, m]) for s, m in zip(shares, missing, strict=True)]
     top = max(s.max() for s in shares)
     step, base, parts = (WIDTH - 10) / len(shares[0]), HEIGHT - 22, []
     for i, (x, y) in enumerate(zip(*shares, strict=True)):
-        left, tall = 5 + i * step, [(base - 16) * v / top for v in (x, y)]
-        parts.append(_rect(left + 0.08 * step, base - tall[0], 0.84 * step, tall[0], REAL, 0.75))
-        parts.append(_rect(left + 0.3 * step, base - tall[1], 0.4 * step, tall[1], SYNTH))
+        left, heights = 5 + i * step, [(base - 16) * v / top for v in (x, y)]
+        parts.append(_rect(left + 0.08 * step, base - heights[0], 0.84 * step, heights[0], REAL, 0.75))
+        parts.append(_rect(left + 0.3 * step, base - heights[1], 0.4 * step, heights[1], SYNTH))
     parts.append(f'<line x1="5" x2="{WIDTH - 5}" y1="{base}" y2="{base}" stroke="#bdc1c6"/>')
     right = WIDTH - 5 - (2 * step if any(missing) else 0)
     parts += [_text(5, HEIGHT - 8, ends[0]), _text(right, HEIGHT - 8, ends[1], "end")]
@@ -65,6 +51,21 @@ def _histogram(real: pd.Series, synth: pd.Series) -> str:
         note = "; ".join(filter(None, [f"∅ missing: {missing[0]:.1%} real, {missing[1]:.1%} synthetic", note]))
     parts.append(_text(WIDTH - 5, 10, note or f"highest bar {top:.1%}", "end"))
     return _svg("".join(parts), "histogram")
+
+
+def _counts(real: np.ndarray, synth: np.ndarray) -> tuple[list[np.ndarray], float, float, str]:
+    """(counts of both tables in each bar, lowest value, highest value, a note on outliers)."""
+    both = np.concatenate([real, synth])
+    values = np.unique(both)
+    if len(values) <= BARS:
+        return [np.array([(v == x).sum() for x in values]) for v in (real, synth)], values[0], values[-1], ""
+    low, high = np.quantile(both, [0.005, 0.995])
+    if low < high < low + 0.5 * (values[-1] - values[0]):
+        note = "the outermost bars include all values beyond them"
+    else:
+        low, high, note = values[0], values[-1], ""
+    edges = np.linspace(low, high, BARS + 1)
+    return [np.histogram(np.clip(v, low, high), edges)[0] for v in (real, synth)], low, high, note
 
 
 def _bars(real: pd.Series, synth: pd.Series) -> str:
@@ -88,14 +89,15 @@ def _bars(real: pd.Series, synth: pd.Series) -> str:
 
 
 def associations(table: pd.DataFrame, roles: Roles, columns: list[str], seed: int = 0) -> np.ndarray:
-    """Pearson's r of two numbers, Cramér's V of two categories, correlation ratio η of a number and a category."""
+    """(C, C): Pearson's r of two numerical columns, Cramér's V of two categorical ones, correlation ratio η of one of
+    each; NaN where a column does not vary."""
     if len(table) > MAP_ROWS:
         table = table.iloc[np.random.default_rng(seed).permutation(len(table))[:MAP_ROWS]]
     values = {c: numbers(table[c]) for c in columns if c in roles.numerical}
     levels = {c: codes(table[c]).codes[0] + 1 for c in columns if c not in values}
     result = np.full((len(columns), len(columns)), np.nan)
-    place = [columns.index(c) for c in values]
-    result[np.ix_(place, place)] = correlations(values)
+    index = [columns.index(c) for c in values]
+    result[np.ix_(index, index)] = correlations(values)
     for j, b in enumerate(columns):
         for i, a in enumerate(columns[: j + 1]):
             if a in levels and b in levels:
@@ -107,6 +109,7 @@ def associations(table: pd.DataFrame, roles: Roles, columns: list[str], seed: in
 
 
 def _cramer(a: np.ndarray, b: np.ndarray) -> float:
+    """Cramér's V of two columns of codes."""
     a, b = (np.unique(v, return_inverse=True)[1] for v in (a, b))
     shape = (int(a.max()) + 1, int(b.max()) + 1)
     if min(shape) < 2:
@@ -119,8 +122,9 @@ def _cramer(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ratio(value: np.ndarray, level: np.ndarray) -> float:
-    known = ~np.isnan(value)
-    value, level = value[known], np.unique(level[known], return_inverse=True)[1]
+    """The correlation ratio η of numbers and codes."""
+    present = ~np.isnan(value)
+    value, level = value[present], np.unique(level[present], return_inverse=True)[1]
     if not len(value) or np.ptp(value) == 0 or level.max() == 0:
         return float("nan")
     value = value - value.mean()
@@ -130,7 +134,7 @@ def _ratio(value: np.ndarray, level: np.ndarray) -> float:
 
 
 def association_map(matrix: np.ndarray, columns: list[str], title: str, scale: float) -> str:
-    """A square per pair: blue for +scale, white for 0, red for −scale, grey where a column does not vary."""
+    """A square per pair of columns: blue for +scale, white for 0, red for −scale, grey for NaN."""
     shown = np.clip(np.nan_to_num(matrix) / scale, -1, 1)[..., None]
     blue, red, white = (np.array(c, float) for c in ((26, 115, 232), (217, 48, 37), (255, 255, 255)))
     colours = np.where(shown > 0, white + shown * (blue - white), white - shown * (red - white))
@@ -138,15 +142,15 @@ def association_map(matrix: np.ndarray, columns: list[str], title: str, scale: f
     buffer = io.BytesIO()
     Image.fromarray(colours.round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    named, size = len(columns) <= MAP_LABELS, 260
-    left = 105 if named else 4
+    labelled, size = len(columns) <= MAP_LABELS, 260
+    left = 105 if labelled else 4
     cell = size / max(len(columns), 1)
     parts = [
         f'<image x="{left}" y="4" width="{size}" height="{size}" style="image-rendering:pixelated" '
         f'preserveAspectRatio="none" href="data:image/png;base64,{data}"/>'
         f'<rect x="{left}" y="4" width="{size}" height="{size}" fill="none" stroke="#dadce0"/>'
     ]
-    if named:
+    if labelled:
         small = min(11.0, cell * 0.85)
         for i, name in enumerate(columns):
             label = name if len(name) <= 16 else name[:15] + "…"
@@ -154,7 +158,7 @@ def association_map(matrix: np.ndarray, columns: list[str], title: str, scale: f
             parts.append(_text(left - 4, middle, label, "end", small))
             x = left + (i + 0.5) * cell + small * 0.35
             parts.append(_text(x, size + 10, label, "end", small, f'transform="rotate(-90 {x:.1f} {size + 10})"'))
-    return _svg("".join(parts), title, size + (110 if named else 8), left + size + 4)
+    return _svg("".join(parts), title, size + (110 if labelled else 8), left + size + 4)
 
 
 def _number(value: float, column: pd.Series) -> str:
@@ -171,11 +175,11 @@ def _rect(x: float, y: float, width: float, height: float, fill: str, opacity: f
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{fill}"{faint}/>'
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", size: float = 10.5, more: str = "") -> str:
-    words = "".join(c if c.isprintable() else "�" for c in words)
+def _text(x: float, y: float, text: str, anchor: str = "start", size: float = 10.5, more: str = "") -> str:
+    text = "".join(c if c.isprintable() else "�" for c in text)
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size:.1f}" fill="#5f6368" {more}>'
-        f"{escape(words)}</text>"
+        f"{escape(text)}</text>"
     )
 
 

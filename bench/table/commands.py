@@ -1,4 +1,4 @@
-"""`anystate table …`: from a CSV to synthetic rows, conditional rows and filled-in cells."""
+"""`anystate table …`: from a CSV to synthetic rows, conditional rows and imputed cells."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import importlib.util
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from ...configs.options import choose_device, parse_pairs
+from ...configs.options import (
+    Checkpoint,
+    Device,
+    Override,
+    RunOut,
+    SamplingSteps,
+    Weights,
+    choose_device,
+    parse_pairs,
+    require_path,
+)
+
+if TYPE_CHECKING:
+    from ...train.synthesizer import TableSynthesizer
 
 app = typer.Typer(help="Synthesize, condition and impute mixed-type tables.", no_args_is_help=True)
 console = Console()
 
 Source = Annotated[str, typer.Argument(help="A CSV (also .gz) or Parquet file, or the name of a bundled set: adult.")]
-Run = Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
-Weights = Annotated[str, typer.Option(help="ema or raw.")]
-Missing = Annotated[list[str] | None, typer.Option(help="Text that means an empty cell, e.g. '?'; repeat for several.")]
+Missing = Annotated[
+    list[str] | None, typer.Option(help="String that means an empty cell, e.g. '?'; repeat for several.")
+]
 
 
 @app.callback()
-def needs_pandas() -> None:
+def require_pandas() -> None:
     if importlib.util.find_spec("pandas") is None:
         raise ValueError("tables need pandas: pip install anystate[table]")
 
@@ -32,15 +44,19 @@ def needs_pandas() -> None:
 @app.command()
 def schema(
     source: Source,
-    out: Annotated[Path | None, typer.Option(help="Write the YAML here instead of printing it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the YAML to this file instead of the screen.")
+    ] = None,
     missing: Missing = None,
 ) -> None:
-    """Infer what the columns are; edit the YAML and give it to fit as --schema."""
-    from ...model.codecs.table.columns import infer
-    from ...model.codecs.table.files import read_table
+    """Infer the kinds of the columns; edit the YAML and give it to fit as --schema."""
     from ...train.data.bundled import find_table
 
-    text = infer(read_table(find_table(source), missing or [""])).dump()
+    path = find_table(source)
+    from ...model.codecs.table.files import read_table
+    from ...model.codecs.table.schema import infer
+
+    text = infer(read_table(path, missing or [""])).dump()
     if out is None:
         console.print(text, markup=False, highlight=False, end="")
     else:
@@ -51,29 +67,34 @@ def schema(
 @app.command()
 def fit(
     source: Source,
-    override: Annotated[list[str] | None, typer.Argument(help="Settings, key=value, e.g. train.steps=2000.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; the same folder resumes. Default runs/NAME.")] = None,
+    override: Override = None,
+    out: RunOut = None,
     config: Annotated[str, typer.Option(help="A YAML file or a shipped config.")] = "table/default",
-    schema: Annotated[Path | None, typer.Option(help="Kinds of the columns; default inferred.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="Kinds of the columns (YAML); default inferred.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and training; default the config's.")] = None,
     missing: Missing = None,
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the schema and the config, and stop.")] = False,
 ) -> None:
-    """Learn a table; run the same command again to resume."""
+    """Train a model of a table; run the same command again to resume."""
     from ...configs.load import dump_config, load_config
     from ...configs.table import TableConfig
-    from ...model.codecs.table.columns import Schema, infer
-    from ...model.codecs.table.files import describe, read_table
     from ...train.data.bundled import find_table
-    from ...train.synthesizer import TableSynthesizer
 
-    overrides = [*(override or []), *([f"missing={json.dumps(missing)}"] if missing else [])]
-    overrides += [] if seed is None else [f"seed={seed}"]
+    overrides = list(override or [])
+    if missing:
+        overrides.append(f"missing={json.dumps(missing)}")
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    require_path("--schema:", schema)
     resolved = load_config(config, overrides, TableConfig)
     path = find_table(source)
+    from ...model.codecs.table.files import describe, read_table
+    from ...model.codecs.table.schema import Schema, infer
+    from ...train.synthesizer import TableSynthesizer
+
     table = read_table(path, resolved.missing)
-    columns = infer(table) if schema is None else Schema.load(schema)
+    columns = infer(table, None if schema is None else Schema.load(schema))
     if dry_run:
         console.print(columns.dump() + dump_config(resolved), markup=False, highlight=False, end="")
         return
@@ -83,7 +104,7 @@ def fit(
         console.print(f"  {name}: {kind}", markup=False, highlight=False)
     began = time.perf_counter()
     model = TableSynthesizer(config, overrides, columns, device=choose_device(device), out=run, verbose=True).fit(table)
-    parameters = sum(p.numel() for p in model.system_.net.parameters())
+    parameters = sum(p.numel() for p in model.pipeline_.net.parameters())
     console.print(
         f"trained {parameters:,} parameters in {time.perf_counter() - began:.0f} seconds; "
         f"sample with: anystate table sample {run}"
@@ -92,100 +113,90 @@ def fit(
 
 @app.command()
 def sample(
-    run: Run,
+    run: Checkpoint,
     more: Annotated[list[str] | None, typer.Argument(help="Further conditions, as in --where.")] = None,
-    n: Annotated[int | None, typer.Option("-n", "--n", help="Rows; default as many as in training.")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Rows; default as many as in training.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="COLUMN=VALUE, COLUMN=LOW..HIGH (an end may be left open), or COLUMN= for an empty cell."),
+        typer.Option(help="COLUMN=VALUE, COLUMN=LOW..HIGH (either end may be missing), or COLUMN= for an empty cell."),
     ] = None,
-    balance: Annotated[str | None, typer.Option(help="Column all of whose values come equally often.")] = None,
-    out: Annotated[Path, typer.Option(help="File to write, .csv, .csv.gz or .parquet.")] = Path("synthetic.csv"),
-    steps: Annotated[int | None, typer.Option(help="Network evaluations per row; default the config's.")] = None,
+    balance: Annotated[str | None, typer.Option(help="Categorical column whose values are equally frequent.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, .csv, .csv.gz or .parquet.")] = Path(
+        "synthetic.csv"
+    ),
+    steps: SamplingSteps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the rows; default the config's.")] = None,
     weights: Weights = "ema",
     device: Device = None,
 ) -> None:
-    """Draw new rows, all or under conditions."""
-    from ...model.codecs.table.files import write_table
-
+    """Sample new rows, unconditionally or under conditions."""
+    pairs = parse_pairs("--where", [*(where or []), *(more or [])])
     model = _load(run, weights, device)
-    conditions = parse_where(model.system_.codec, parse_pairs("--where", [*(where or []), *(more or [])]))
+    from ...model.codecs.table.files import write_table
+    from ...sample.table.where import parse_where
+
     began = time.perf_counter()
-    table = model.sample(n, conditions, balance, seed, steps)
-    write_table(table, out, model.system_.config.missing[0])
+    table = model.sample(n, parse_where(model.pipeline_.codec, pairs), balance, seed, steps)
+    write_table(table, out, model.pipeline_.config.missing[0])
     console.print(f"wrote {len(table):,} rows to {out} in {time.perf_counter() - began:.1f} seconds")
 
 
 @app.command()
 def impute(
-    run: Run,
-    source: Annotated[Path, typer.Argument(help="The table with empty cells; CSV (also .gz) or Parquet.")],
-    out: Annotated[Path, typer.Option(help="File to write; several draws go to NAME.1.csv, NAME.2.csv, …")] = Path(
-        "filled.csv"
-    ),
+    run: Checkpoint,
+    source: Annotated[
+        Path,
+        typer.Argument(help="Table with empty cells; CSV (also .gz) or Parquet."),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to write; several draws go to NAME.1.csv, NAME.2.csv, …")
+    ] = Path("filled.csv"),
     draws: Annotated[
         int | None,
-        typer.Option(help="How many draws; default 1; with --expected 20, of the numbers that need drawing."),
+        typer.Option(min=1, help="Number of draws; default 1, with --expected 20 for numbers that are sampled."),
     ] = None,
     expected: Annotated[
-        bool, typer.Option("--expected", help="Fill with the mean of numbers and the mode of categories.")
+        bool, typer.Option("--expected", help="Fill with the mean of numbers and the most probable category.")
     ] = False,
     spread: Annotated[
-        Path | None, typer.Option(help="With --expected: standard deviations and shares of other values, as CSV.")
+        Path | None,
+        typer.Option(help="With --expected: standard deviations and probabilities of other values, as CSV."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws; default the config's.")] = None,
     weights: Weights = "ema",
     device: Device = None,
 ) -> None:
     """Fill the empty cells of a table; every other byte of a CSV stays."""
-    from ...model.codecs.table.columns import NUMERIC
-    from ...model.codecs.table.files import parse_csv, read_table, read_text
-
     if spread is not None and not expected:
         raise ValueError("--spread belongs to --expected")
+    require_path("table", source)
     model = _load(run, weights, device)
-    missing, codec = model.system_.config.missing, model.system_.codec
-    text = None
-    if source.suffix in (".parquet", ".pq"):
-        table = read_table(source)
-    elif source.is_file():
-        text = read_text(source)
-        words = [c.name for c in codec.columns.values() if c.column.kind not in NUMERIC or c.column.format]
-        table = parse_csv(text, str(source), missing, words)
-    else:
-        raise ValueError(f"table {str(source)!r} not found")
-    known = table[[name for name in table.columns if name in codec.columns]]
-    if expected:
-        filled, deviation = model.impute(known, "expected", draws, seed)
-        tables = [filled]
-    else:
-        tables = model.impute(known, "draw", draws or 1, seed)
-    written = []
-    for i, filled in enumerate(tables):
-        path = out if len(tables) == 1 else out.with_name(out.name.replace(".", f".{i + 1}.", 1))
-        _write_filled(path, text, table, filled, missing)
-        written.append(str(path))
-    if spread is not None:
-        deviation.to_csv(spread, index=False)
-        written.append(str(spread))
-    console.print(f"filled {int(known.isna().sum().sum()):,} cells; wrote {', '.join(written)}")
+    from ...train.table_files import impute_file
+
+    cells, written = impute_file(model, source, out, draws, expected, spread, seed)
+    console.print(f"filled {cells:,} cells; wrote {', '.join(map(str, written))}")
 
 
 @app.command()
 def report(
-    real: Annotated[Path, typer.Argument(help="The real rows that the generator was trained on.")],
+    real: Annotated[Path, typer.Argument(help="The real rows that the model was trained on.")],
     synth: Annotated[Path, typer.Argument(help="The synthetic rows.")],
     test: Annotated[
-        Path | None, typer.Option(help="Real rows it never saw: adds MLE and the level of privacy.")
+        Path | None,
+        typer.Option(help="Held-out real rows: adds MLE and a reference for privacy."),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
-    schema: Annotated[Path | None, typer.Option(help="Roles of the columns (YAML); known sets are recognized.")] = None,
-    target: Annotated[str | None, typer.Option(help="Column that models should predict.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Fit 4 settings instead of 36 for MLE.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the judges.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="HTML page to write.")] = Path("report.html"),
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="Columns and their roles (YAML); known sets are recognized."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column that models predict in MLE.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="MLE: fit 4 hyper-parameter settings instead of 36.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation models.")] = 0,
 ) -> None:
-    """Compare synthetic with real rows: marginals, correlations, scores beside yardsticks, privacy; one page."""
+    """Compare synthetic with real rows on one page: marginals, correlations, scores beside baselines, privacy."""
+    for what, path in (("table", real), ("table", synth), ("--test:", test), ("--schema:", schema)):
+        require_path(what, path)
     from .report import report as write
 
     for name, value in write(real, synth, test, out, schema, target, fast, seed).items():
@@ -195,51 +206,25 @@ def report(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="adult, default, shoppers, magic, beijing or news.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets a folder of that name.")] = Path("data"),
+    name: Annotated[
+        Literal["adult", "default", "shoppers", "magic", "beijing", "news"], typer.Argument(help="Data set.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder in which a folder of that name is made.")] = Path(
+        "data"
+    ),
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Download a finished set again.")] = False,
 ) -> None:
-    """Download one of the paper's six tables from UCI, checked and split as the literature does."""
-    from ...train.data.table_sets import fetch as get
+    """Download one of the paper's six tables from UCI, checked and split as in the literature."""
+    from .fetch import fetch as download
 
-    console.print(f"{name}: {get(name, out, url, force)}")
-
-
-def parse_where(codec, pairs: list[tuple[str, str]]) -> dict:
-    """{column: condition} of COLUMN=VALUE texts; see `TableSynthesizer.sample`."""
-    conditions = {}
-    for name, value in pairs:
-        numeric = name in codec.columns and codec.columns[name].numeric
-        if name in conditions:
-            raise ValueError(f"--where gives column {name!r} twice")
-        if value == "":
-            conditions[name] = None
-        elif numeric and ".." in value:
-            low, _, high = value.partition("..")
-            conditions[name] = (low or None, high or None)
-        else:
-            conditions[name] = value
-    return conditions
+    console.print(f"{name}: {download(name, out, url, force)}")
 
 
-def _write_filled(path: Path, text: str | None, table, filled, missing: list[str]) -> None:
-    import gzip
+def _load(run: Path, weights: str, device: str | None) -> TableSynthesizer:
+    from ...configs.runs import resolve
 
-    from ...model.codecs.table.files import fill_csv, write_table
-    from ...model.storage import atomic_write
-
-    whole = table.assign(**{str(name): filled[name] for name in filled.columns})
-    if text is None or path.suffix in (".parquet", ".pq"):
-        write_table(whole, path, missing[0])
-        return
-    data = fill_csv(text, table, whole, missing).encode("utf-8")
-    atomic_write(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
-def _load(run: Path, weights: str, device: str | None):
+    resolve(run)
     from ...train.synthesizer import TableSynthesizer
 
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"--weights must be ema or raw, got {weights!r}")
     return TableSynthesizer.load(run, weights, choose_device(device))

@@ -1,12 +1,12 @@
-"""`anystate bench table --conditional`: rows drawn under a condition against unconditional rows filtered to it.
+"""`anystate bench table --conditional`: conditional rows against unconditional rows filtered by the condition.
 
-For every combination of the conditioning columns, the distribution of a target column in the real rows (training and
-test together) is compared with that of rows drawn under the condition and that of unconditional rows which happen to
-meet it, by total variation distance. Two comparisons:
+For every combination of values of the conditioning columns, the distribution of a target column in the real rows
+(training and test together) is compared, by total variation distance, with that of conditional rows and with that of
+the unconditional rows that satisfy the condition. Two comparisons:
 
-- the same number of rows: as many conditional rows as the filter leaves, at most `rows`;
-- the same wish: `rows` conditional rows against all that the filter leaves of a pool of unconditional rows, which cost
-  pool / rows times as many network evaluations.
+- the same number of rows: as many conditional rows as the filter keeps, at most `rows`;
+- the same task: `rows` conditional rows against all rows that the filter keeps of a pool of unconditional rows, which
+  takes pool / rows times the network evaluations.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import pandas as pd
 from rich.table import Table
 
 from ...train.synthesizer import TableSynthesizer
-from .columns import words
+from .columns import strings
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """One condition; distances are in [0, 1], NaN where the filter leaves no row.
+class ConditionResult:
+    """The scores of one condition, `columns` = `given`; distances are in [0, 1], NaN if the filter keeps no row.
 
     Args:
-        real: real rows that meet it; share: of all real rows.
-        noise: the distance that as many fresh real rows as there are would have (half the mean absolute deviation).
-        filtered: unconditional rows that meet it.
-        ours: of `rows` conditional rows; ours_same: of as many as were filtered.
-        theirs: of the filtered rows; theirs_same: of at most `rows` of them.
+        real, share: number of real rows that satisfy it, and their share of all real rows.
+        noise: expected distance of another sample of real rows of this size (half the mean absolute deviation).
+        filtered: number of unconditional rows that satisfy it.
+        ours, ours_same: distance of `rows` conditional rows, and of as many as the filter keeps.
+        theirs, theirs_same: distance of all filtered rows, and of at most `rows` of them.
+        cost: network evaluations of filtering divided by those of conditional sampling.
     """
 
     columns: tuple[str, ...]
@@ -48,8 +49,7 @@ class Condition:
     cost: float
 
     @classmethod
-    def of(cls, saved: dict) -> Condition:
-        """From JSON."""
+    def from_json(cls, saved: dict) -> ConditionResult:
         return cls(**{**saved, "columns": tuple(saved["columns"]), "given": tuple(saved["given"])})
 
 
@@ -58,15 +58,16 @@ def conditional(
     real: pd.DataFrame,
     given: list[str],
     target: str,
-    plain: pd.DataFrame,
+    pool: pd.DataFrame,
     rows: int = 200,
-    fewest: int = 10,
+    min_real: int = 10,
     seed: int = 0,
-) -> list[Condition]:
-    """Every combination of values of `given` that at least `fewest` real rows have.
+) -> list[ConditionResult]:
+    """The result of every combination of values of `given` that at least `min_real` real rows have.
 
     Args:
-        plain: unconditional rows of the model, to be filtered.
+        pool: unconditional rows of the model, to be filtered.
+        rows: number of conditional rows.
 
     Raises:
         ValueError: an unknown column.
@@ -74,55 +75,59 @@ def conditional(
     for name in (*given, target):
         if name not in real:
             raise ValueError(f"unknown column {name!r}; the table has {', '.join(map(str, real))}")
-    levels = sorted(words(real[target]).dropna().unique())
-    spelled = {name: dict(zip(words(real[name]), real[name], strict=True)) for name in given}
+    levels = sorted(strings(real[target]).dropna().unique())
+    value_of = {name: dict(zip(strings(real[name]), real[name], strict=True)) for name in given}
     found = []
-    for values in itertools.product(*(sorted(spelled[name]) for name in given)):
-        there, kept = _meets(real, given, values), _meets(plain, given, values)
-        if len(there) < fewest:
+    for values in itertools.product(*(sorted(value_of[name]) for name in given)):
+        matching, kept = _matching(real, given, values), _matching(pool, given, values)
+        if len(matching) < min_real:
             continue
-        where = {name: spelled[name][value] for name, value in zip(given, values, strict=True)}
-        # random numbers of its own, or all conditions would err together
+        where = {name: value_of[name][value] for name, value in zip(given, values, strict=True)}
+        # every condition has its own seed, so that their errors are independent
         drawn = model.sample(rows, where=where, seed=1000 * seed + len(found) + 1)
-        truth, n = _shares(there[target], levels), min(len(kept), rows)
-        noise = float(np.sqrt(2 * truth * (1 - truth) / (np.pi * len(there))).sum() / 2)
+        truth, n = _shares(matching[target], levels), min(len(kept), rows)
+        noise = float(np.sqrt(2 * truth * (1 - truth) / (np.pi * len(matching))).sum() / 2)
         found.append(
-            Condition(
+            ConditionResult(
                 columns=tuple(given),
                 given=values,
                 seed=seed,
-                real=len(there),
-                share=len(there) / len(real),
+                real=len(matching),
+                share=len(matching) / len(real),
                 noise=noise,
                 filtered=len(kept),
                 ours=_distance(truth, drawn[target], levels),
                 ours_same=_distance(truth, drawn[target].iloc[:n], levels),
                 theirs=_distance(truth, kept[target], levels),
                 theirs_same=_distance(truth, kept[target].iloc[:n], levels),
-                cost=len(plain) / rows,
+                cost=len(pool) / rows,
             )
         )
     return found
 
 
-def _meets(table: pd.DataFrame, given: list[str], values: tuple[str, ...]) -> pd.DataFrame:
-    meets = np.logical_and.reduce([words(table[name]) == v for name, v in zip(given, values, strict=True)])
-    return table[meets]
+def _matching(table: pd.DataFrame, given: list[str], values: tuple[str, ...]) -> pd.DataFrame:
+    """The rows that have these values in the columns `given`."""
+    conditions = [strings(table[name]) == value for name, value in zip(given, values, strict=True)]
+    return table[np.logical_and.reduce(conditions)]
 
 
 def _shares(column: pd.Series, levels: list[str]) -> np.ndarray:
-    return words(column).value_counts(normalize=True).reindex(levels, fill_value=0.0).to_numpy()
+    return strings(column).value_counts(normalize=True).reindex(levels, fill_value=0.0).to_numpy()
 
 
 def _distance(truth: np.ndarray, column: pd.Series, levels: list[str]) -> float:
     return float(np.abs(truth - _shares(column, levels)).sum() / 2) if len(column) else float("nan")
 
 
-def summary(found: list[Condition], rare: float = 1e-3) -> list[dict]:
-    """Mean distances over all conditions, over them weighted by their real rows, and over the rare ones; a condition
-    of which the filter leaves nothing counts as distance 1 there and is left out where row numbers are equal."""
+def summary(found: list[ConditionResult], rare: float = 1e-3) -> list[dict]:
+    """Mean distances over all conditions, over all weighted by their number of real rows, and over the rare ones.
+
+    Where the filter keeps no row, the distance of the filtered rows is 1, and the condition does not count in the
+    comparison of equal numbers of rows.
+    """
     groups = {
-        "every condition alike": (found, np.ones(len(found))),
+        "all conditions": (found, np.ones(len(found))),
         "weighted by real rows": (found, np.array([c.real for c in found], dtype=float)),
     }
     few = [c for c in found if c.share < rare]
@@ -145,16 +150,16 @@ def summary(found: list[Condition], rare: float = 1e-3) -> list[dict]:
 
 
 def table_of(rows: list[dict], title: str) -> Table:
-    """Mean distances down, groups of conditions across."""
+    """A table of a `summary`: rows are distances, columns are groups of conditions."""
     lines = {
         "n": "conditions",
-        "filtered_rows": "rows that the filter leaves",
-        "cost": "evaluations of filtering ÷ of giving",
-        "ours": "given",
-        "theirs": "filtered, all it leaves",
-        "ours_same": "given, as many rows",
-        "theirs_same": "filtered, as many rows",
-        "noise": "of fresh real rows",
+        "filtered_rows": "rows that the filter keeps",
+        "cost": "NFE of filtering / of conditioning",
+        "ours": "conditional rows",
+        "theirs": "all filtered rows",
+        "ours_same": "conditional rows, same number",
+        "theirs_same": "filtered rows, same number",
+        "noise": "new real rows (noise)",
     }
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("mean distance to real")

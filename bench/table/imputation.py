@@ -1,11 +1,11 @@
-"""`anystate bench table --imputation`: cells removed at random from held-out rows, filled by us and by scikit-learn.
+"""`anystate bench table --imputation`: cells removed at random from held-out rows, imputed by us and by baselines.
 
-Numbers are judged by their root mean square error over the standard deviation of the column (1 is the mean of the
-held-out column itself), categories by the share that is right; a column's scores are over the same removed cells for
-all. Every filler loss_mask from the training rows alone. The opponents: the column's mean or most frequent value, and
-`IterativeImputer` (Bayesian ridge regression, the default) twice: categories as their numbers in sorted order, rounded
-when they come back; and one-hot, the largest of which is the category filled in. The latter leaves categories at their
-most frequent value, because the levels of one column tell each other and are missing together.
+The score of a numerical column is the root mean square error over its standard deviation (1: the mean of the held-out
+column), that of a categorical column the accuracy, over the same removed cells for all methods. All methods are fitted
+on the training rows. The baselines are the column's mean or most frequent value, and scikit-learn's `IterativeImputer`
+with its default, Bayesian ridge regression, in two forms: categories as their index in sorted order, rounded; and
+one-hot, the largest of which is the category. One-hot imputation mostly returns the most frequent category, because the
+indicators of one column predict each other perfectly but are always missing together.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from .columns import Roles, numbers, words
+from .columns import Roles, numbers, strings
+
+if TYPE_CHECKING:
+    from sklearn.impute import IterativeImputer
 
 Fill = Callable[[pd.DataFrame], pd.DataFrame]
 FILLERS = ("anystate", "iterative, ordinal", "iterative, one-hot", "mean/mode")
@@ -27,7 +31,7 @@ FILLERS = ("anystate", "iterative, ordinal", "iterative, one-hot", "mean/mode")
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """One column by one filler: RMSE over standard deviation (lower is better) or accuracy (higher is better)."""
+    """The score of one method on one column: RMSE over standard deviation, or accuracy."""
 
     column: str
     metric: str
@@ -35,11 +39,11 @@ class Filled:
     score: float
     cells: int
     seconds: float
-    error: float  # standard error of the difference to the best other filler, paired over cells
+    error: float  # standard error of the difference to the best other method, paired over cells
 
 
 def remove(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """The table without a share of its cells, and which they are."""
+    """(the table without a random share of its cells, (N, C) bool of the cells removed)."""
     gone = np.random.default_rng(seed).random(table.shape) < share
     return table.mask(gone), gone & table.notna().to_numpy()
 
@@ -53,56 +57,73 @@ def imputation(
     seed: int = 0,
     one_hot_rows: int = 8000,
 ) -> list[Filled]:
-    """Scores of every column and filler; `ours` takes a table with empty cells.
+    """The scores of every column and method.
 
     Args:
-        one_hot_rows: training rows of IterativeImputer on one-hot categories, which takes minutes for so many.
+        ours: fills the missing cells of a table.
+        share: share of the cells to remove.
+        one_hot_rows: training rows of IterativeImputer on one-hot categories, at most; 8,000 take minutes.
     """
     train, test = (t[list(roles.columns)].reset_index(drop=True) for t in (train, test))
     holes, gone = remove(test, share, seed)
-    few = train.sample(min(one_hot_rows, len(train)), random_state=0)
-    fills = dict(zip(FILLERS, (ours, _ordinal(train, roles), _one_hot(few, roles), _simple(train, roles)), strict=True))
-    made, seconds = {}, {}
+    subsample = train.sample(min(one_hot_rows, len(train)), random_state=0)
+    fills = dict(
+        zip(FILLERS, (ours, _ordinal(train, roles), _one_hot(subsample, roles), _simple(train, roles)), strict=True)
+    )
+    imputed, seconds = {}, {}
     for name, fill in fills.items():
         began = time.perf_counter()
-        made[name] = fill(holes)
+        imputed[name] = fill(holes)
         seconds[name] = time.perf_counter() - began
     rows = []
     for c, column in enumerate(roles.columns):
-        at = gone[:, c]
-        if not at.any():
+        cells = gone[:, c]
+        if not cells.any():
             continue
-        losses = {name: _losses(test[column][at], made[name][column][at], column in roles.numerical) for name in fills}
-        scale = float(np.nanvar(numbers(test[column]))) if column in roles.numerical else 1.0
-        roots = column in roles.numerical
-        for name, loss in losses.items():
-            score = float(np.sqrt(loss.mean() / scale)) if roots else 1.0 - float(loss.mean())
-            other = min((k for k in losses if k != name), key=lambda k: losses[k].mean())
-            error = float((loss - losses[other]).std() / np.sqrt(len(loss)))
-            if roots:  # a − b = (a² − b²) / (a + b)
-                error /= max(scale * (score + np.sqrt(losses[other].mean() / scale)), 1e-12)
-            metric = "RMSE" if roots else "accuracy"
-            rows.append(Filled(column, metric, name, score, int(at.sum()), round(seconds[name], 1), error))
+        numerical = column in roles.numerical
+        losses = {name: _losses(test[column][cells], imputed[name][column][cells], numerical) for name in fills}
+        variance = float(np.nanvar(numbers(test[column]))) if numerical else None
+        for name in fills:
+            score, error = _score(losses, name, variance)
+            metric = "RMSE" if numerical else "accuracy"
+            rows.append(Filled(column, metric, name, score, int(cells.sum()), round(seconds[name], 1), error))
     return rows
 
 
+def _score(losses: dict[str, np.ndarray], name: str, variance: float | None) -> tuple[float, float]:
+    """(score of a method, standard error of its difference to the best other one).
+
+    Args:
+        losses: of every method, per cell.
+        variance: of a numerical column; None of a categorical one.
+    """
+    loss = losses[name]
+    other = min((losses[k] for k in losses if k != name), key=np.mean)
+    error = float((loss - other).std() / np.sqrt(len(loss)))
+    if variance is None:
+        return 1.0 - float(loss.mean()), error
+    score = float(np.sqrt(loss.mean() / variance))
+    # a − b = (a² − b²) / (a + b)
+    return score, error / max(variance * (score + np.sqrt(other.mean() / variance)), 1e-12)
+
+
 def _losses(truth: pd.Series, guess: pd.Series, numerical: bool) -> np.ndarray:
-    """Squared errors or mistakes, cell by cell."""
+    """Per cell, the squared error, or whether the category is wrong."""
     if numerical:
         return (numbers(truth) - numbers(guess)) ** 2
-    return (words(truth).to_numpy() != words(guess).to_numpy()).astype(float)
+    return (strings(truth).to_numpy() != strings(guess).to_numpy()).astype(float)
 
 
 def _simple(train: pd.DataFrame, roles: Roles) -> Fill:
     values = {c: float(np.nanmean(numbers(train[c]))) for c in roles.numerical}
-    values |= {c: words(train[c]).mode().iloc[0] for c in roles.categorical}
+    values |= {c: strings(train[c]).mode().iloc[0] for c in roles.categorical}
 
     def fill(holes: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(
             {
                 c: pd.Series(numbers(holes[c])).fillna(values[c])
                 if c in roles.numerical
-                else words(holes[c]).fillna(values[c])
+                else strings(holes[c]).fillna(values[c])
                 for c in roles.columns
             }
         )
@@ -111,40 +132,40 @@ def _simple(train: pd.DataFrame, roles: Roles) -> Fill:
 
 
 def _ordinal(train: pd.DataFrame, roles: Roles) -> Fill:
-    """IterativeImputer on numbers and the places of categories."""
-    levels = {c: np.array(sorted(words(train[c]).dropna().unique()), dtype=object) for c in roles.categorical}
+    """IterativeImputer on numbers and indices of categories."""
+    levels = {c: np.array(sorted(strings(train[c]).dropna().unique()), dtype=object) for c in roles.categorical}
     scale = _scale(train, roles)
 
     def features(table: pd.DataFrame) -> np.ndarray:
         parts = [(numbers(table[c]) - scale[c][0]) / scale[c][1] for c in roles.numerical]
         for c in roles.categorical:
-            place = pd.Index(levels[c]).get_indexer(words(table[c])).astype(float)
-            parts.append(np.where(place < 0, np.nan, place))
+            index = pd.Index(levels[c]).get_indexer(strings(table[c])).astype(float)
+            parts.append(np.where(index < 0, np.nan, index))
         return np.column_stack(parts)
 
     imputer = _fitted(features(remove(train, 0.2, 1)[0]))
 
     def fill(holes: pd.DataFrame) -> pd.DataFrame:
         values = dict(zip(roles.columns, imputer.transform(features(holes)).T, strict=True))
-        made = {c: values[c] * scale[c][1] + scale[c][0] for c in roles.numerical}
+        imputed = {c: values[c] * scale[c][1] + scale[c][0] for c in roles.numerical}
         for c in roles.categorical:
-            made[c] = levels[c][np.clip(np.round(values[c]), 0, len(levels[c]) - 1).astype(int)]
-        return pd.DataFrame(made)
+            imputed[c] = levels[c][np.clip(np.round(values[c]), 0, len(levels[c]) - 1).astype(int)]
+        return pd.DataFrame(imputed)
 
     return fill
 
 
 def _one_hot(train: pd.DataFrame, roles: Roles) -> Fill:
     """IterativeImputer on numbers and one-hot categories."""
-    levels = {c: np.array(sorted(words(train[c]).dropna().unique()), dtype=object) for c in roles.categorical}
+    levels = {c: np.array(sorted(strings(train[c]).dropna().unique()), dtype=object) for c in roles.categorical}
     scale = _scale(train, roles)
 
     def features(table: pd.DataFrame) -> np.ndarray:
         parts = [((numbers(table[c]) - scale[c][0]) / scale[c][1])[:, None] for c in roles.numerical]
         for c in roles.categorical:
-            known = words(table[c])
-            hot = (known.to_numpy(dtype=object)[:, None] == levels[c]).astype(float)
-            hot[known.isna().to_numpy()] = np.nan
+            categories = strings(table[c])
+            hot = (categories.to_numpy(dtype=object)[:, None] == levels[c]).astype(float)
+            hot[categories.isna().to_numpy()] = np.nan
             parts.append(hot)
         return np.concatenate(parts, 1)
 
@@ -152,46 +173,50 @@ def _one_hot(train: pd.DataFrame, roles: Roles) -> Fill:
 
     def fill(holes: pd.DataFrame) -> pd.DataFrame:
         values = imputer.transform(features(holes))
-        made = {c: values[:, i] * scale[c][1] + scale[c][0] for i, c in enumerate(roles.numerical)}
+        imputed = {c: values[:, i] * scale[c][1] + scale[c][0] for i, c in enumerate(roles.numerical)}
         start = len(roles.numerical)
         for c in roles.categorical:
-            made[c] = levels[c][values[:, start : start + len(levels[c])].argmax(1)]
+            imputed[c] = levels[c][values[:, start : start + len(levels[c])].argmax(1)]
             start += len(levels[c])
-        return pd.DataFrame(made)
+        return pd.DataFrame(imputed)
 
     return fill
 
 
 def _scale(train: pd.DataFrame, roles: Roles) -> dict[str, tuple[float, float]]:
-    return {c: (np.nanmean(v), np.nanstd(v) or 1.0) for c in roles.numerical for v in [numbers(train[c])]}
+    """{numerical column: (mean, standard deviation)}."""
+    values = {c: numbers(train[c]) for c in roles.numerical}
+    return {c: (np.nanmean(v), np.nanstd(v) or 1.0) for c, v in values.items()}
 
 
-def _fitted(features: np.ndarray):
-    """IterativeImputer as it comes, fitted on rows with cells removed."""
+def _fitted(features: np.ndarray) -> IterativeImputer:
+    """IterativeImputer with its default settings, fitted on rows with cells removed."""
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it did not converge in its ten rounds
+        warnings.simplefilter("ignore")  # it may not converge in its ten rounds
         return IterativeImputer(random_state=0, keep_empty_features=True).fit(features)
 
 
 def verdict(rows: list[Filled], column: str) -> str:
-    """Ours against the better of the others: better, within two standard errors, or worse."""
+    """Whether ours is better or worse than the best baseline by more than two standard errors."""
     scores = {row.filler: row for row in rows if row.column == column}
-    mine, sign = scores["anystate"], -1 if scores["anystate"].metric == "RMSE" else 1
-    lead = sign * mine.score - max(sign * row.score for row in scores.values() if row is not mine)
-    return "better" if lead > 2 * mine.error else "worse" if lead < -2 * mine.error else "equal within noise"
+    ours, sign = scores["anystate"], -1 if scores["anystate"].metric == "RMSE" else 1
+    difference = sign * ours.score - max(sign * row.score for row in scores.values() if row is not ours)
+    if abs(difference) <= 2 * ours.error:
+        return "equal within noise"
+    return "better" if difference > 0 else "worse"
 
 
 def table_of(rows: list[Filled], title: str) -> Table:
-    """Columns down, fillers across."""
+    """A table of the scores: rows are columns of the data, columns are methods."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("column", "metric", "cells", *FILLERS, ""):
         table.add_column(name, justify="left" if name in ("column", "metric", "") else "right")
     for column in dict.fromkeys(row.column for row in rows):
         scores = {row.filler: row for row in rows if row.column == column}
-        mine = scores["anystate"]
+        ours = scores["anystate"]
         cells = (f"{scores[name].score:.4f}" for name in FILLERS)
-        table.add_row(column, mine.metric, str(mine.cells), *cells, verdict(rows, column))
+        table.add_row(column, ours.metric, str(ours.cells), *cells, verdict(rows, column))
     return table

@@ -1,9 +1,9 @@
-"""How near a synthetic table is to a real one: Shape, Trend, detection, α-precision and β-recall, privacy.
+"""Scores of a synthetic table against a real one: Shape, Trend, detection, α-precision and β-recall, privacy.
 
-Shape and Trend equal sdmetrics 0.11.1, the version of the published numbers (later versions leave out weakly related
-pairs unless both thresholds are 0). They are computed here rather than by sdmetrics because that is slow on many
-columns and samples rows above 50,000; tests hold every column and pair to sdmetrics and the means to the yardsticks.
-All scores are in [0, 1].
+Shape and Trend equal those of sdmetrics 0.11.1, the version of the published numbers (later versions leave out weakly
+related pairs unless both thresholds are 0). They are computed here because sdmetrics is slow on many columns and
+subsamples tables of more than 50,000 rows; tests compare every column and pair with sdmetrics, and the means with the
+baselines. All scores are in [0, 1].
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from .columns import MISSING, Encoded, Features, Roles, codes, numbers, words
+from .columns import MISSING, Encoded, Features, Roles, codes, numbers, strings
 
-BINS = 10  # of a number that meets a category in Trend
+BINS = 10  # of a numerical column in the Trend of a pair with a categorical one
 DECIMALS = 14  # sdmetrics rounds numbers to these before the Kolmogorov–Smirnov statistic
-BLOCK = 2048  # rows of a distance block
-TIES = 1e-9  # distances this near are equal
-RECORDS = 50_000  # real rows that distances are taken to, at most
+BLOCK = 2048  # rows of a block of the distance matrix
+TIES = 1e-9  # distances that differ by less are equal
+RECORDS = 50_000  # real rows that distances are computed to, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,20 @@ class Density:
 
 
 def density(real: pd.DataFrame, synth: pd.DataFrame, roles: Roles) -> Density:
-    """Shape: mean over columns of 1 − Kolmogorov–Smirnov (numbers) or 1 − total variation (categories).
-    Trend: mean over pairs of 1 − |Δ Pearson|/2 (two numbers) or 1 − total variation of the contingency tables, where a
-    number is cut into ten equal bins of each table's own range."""
-    number = {c: (numbers(real[c]), numbers(synth[c])) for c in roles.numerical}
-    level = {c: codes(real[c], synth[c]).codes for c in roles.categorical}
-    columns = {c: ks_complement(*number[c]) for c in roles.numerical}
-    columns |= {c: tv_complement(*(v[v >= 0] for v in level[c])) for c in roles.categorical}
+    """Shape and Trend.
 
-    binned = {c: tuple(_binned(v) for v in pair) for c, pair in number.items()} if roles.categorical else {}
-    cells = {**binned, **{c: tuple(v + 1 for v in pair) for c, pair in level.items()}}
-    pairs = _correlation_pairs(number)
+    Shape is the mean over columns of 1 − Kolmogorov–Smirnov statistic (numerical) or 1 − total variation (categorical).
+    Trend is the mean over pairs of 1 − |Δ Pearson|/2 (two numerical columns) or 1 − total variation of the contingency
+    tables, where a numerical column is cut into ten equal bins of each table's own range.
+    """
+    numerical = {c: (numbers(real[c]), numbers(synth[c])) for c in roles.numerical}
+    categorical = {c: codes(real[c], synth[c]).codes for c in roles.categorical}
+    columns = {c: ks_complement(*numerical[c]) for c in roles.numerical}
+    columns |= {c: tv_complement(*(v[v >= 0] for v in categorical[c])) for c in roles.categorical}
+    pairs = _correlation_pairs(numerical)
+    cells = {c: tuple(v + 1 for v in tables) for c, tables in categorical.items()}
+    if categorical:
+        cells |= {c: tuple(_binned(v) for v in tables) for c, tables in numerical.items()}
     for a, b in itertools.combinations(roles.columns, 2):
         if (a, b) not in pairs:
             pairs[a, b] = tv_complement(*_joint(cells[a], cells[b]))
@@ -52,7 +55,7 @@ def density(real: pd.DataFrame, synth: pd.DataFrame, roles: Roles) -> Density:
 
 
 def ks_complement(real: np.ndarray, synth: np.ndarray) -> float:
-    """1 − largest gap between the two empirical distribution functions; NaN if either has no values."""
+    """1 − the largest difference of the two empirical distribution functions; NaN if either table has no values."""
     real, synth = (np.sort(np.round(v[~np.isnan(v)], DECIMALS)) for v in (real, synth))
     if not len(real) or not len(synth):
         return float("nan")
@@ -92,11 +95,12 @@ def correlations(values: dict[str, np.ndarray]) -> np.ndarray:
     return result
 
 
-def _correlation_pairs(number: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[tuple[str, str], float]:
-    real, synth = (correlations({c: pair[i] for c, pair in number.items()}) for i in (0, 1))
+def _correlation_pairs(numerical: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[tuple[str, str], float]:
+    """1 − |Δ Pearson|/2 of every pair of numerical columns {name: (real, synthetic)}."""
+    real, synth = (correlations({c: tables[i] for c, tables in numerical.items()}) for i in (0, 1))
     return {
         (a, b): 1.0 - float(abs(real[i, j] - synth[i, j])) / 2
-        for (i, a), (j, b) in itertools.combinations(enumerate(number), 2)
+        for (i, a), (j, b) in itertools.combinations(enumerate(numerical), 2)
     }
 
 
@@ -106,13 +110,14 @@ def _binned(values: np.ndarray) -> np.ndarray:
 
 
 def _joint(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One code per row for the pair of codes a and b, each of (real, synthetic)."""
     width = int(max(part.max(initial=0) for part in b)) + 1
     return tuple(x.astype(np.int64) * width + y for x, y in zip(a, b, strict=True))
 
 
 def _mean(scores: dict) -> float:
-    known = [s for s in scores.values() if not np.isnan(s)]
-    return float(np.mean(known)) if known else float("nan")
+    finite = [s for s in scores.values() if not np.isnan(s)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +133,14 @@ class Detection:
 def detection(
     real: pd.DataFrame, synth: pd.DataFrame, roles: Roles, seed: int = 0, limit: int = 20_000, folds: int = 3
 ) -> Detection:
-    """Classifier two-sample test, cross-validated: logistic regression (as sdmetrics' LogisticDetection: means for
-    missing numbers, robust scaling, one-hot categories) and XGBoost. Tables are cut to equal size, at most `limit`."""
+    """Cross-validated classifier two-sample tests by logistic regression and XGBoost.
+
+    Logistic regression is that of sdmetrics' LogisticDetection: means for missing numbers, robust scaling, one-hot
+    categories. Both tables are subsampled to the same number of rows, at most `limit`.
+
+    Raises:
+        ValueError: fewer rows than folds.
+    """
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -159,13 +170,13 @@ def detection(
 
 
 def model_features(table: pd.DataFrame, levels_from: pd.DataFrame, roles: Roles, leave_out: tuple = ()) -> np.ndarray:
-    """Raw numbers (NaN where missing) and one-hot categories, whose levels come from the second table."""
+    """(N, F) float32: numbers (NaN where missing) and one-hot categories, whose levels come from the second table."""
     parts = [numbers(table[c]).astype(np.float32) for c in roles.numerical if c not in leave_out]
     for column in roles.categorical:
         if column in leave_out:
             continue
-        levels = words(levels_from[column]).fillna(MISSING).value_counts().index
-        found = levels.get_indexer(words(table[column]).fillna(MISSING))
+        levels = strings(levels_from[column]).fillna(MISSING).value_counts().index
+        found = levels.get_indexer(strings(table[column]).fillna(MISSING))
         parts.append((found[:, None] == np.arange(len(levels))).astype(np.float32))
     return np.column_stack(parts) if parts else np.zeros((len(table), 0), np.float32)
 
@@ -181,13 +192,16 @@ class PrecisionRecall:
 def precision_recall(
     real: pd.DataFrame, synth: pd.DataFrame, roles: Roles, seed: int = 0, limit: int = 10_000, levels: int = 30
 ) -> PrecisionRecall:
-    """Integrated α-precision and β-recall of Alaa et al. 2022 (arXiv 2102.08921), on quantiles and one-hot categories
-    instead of a learned embedding.
+    """Integrated α-precision and β-recall (Alaa et al. 2022, arXiv 2102.08921) of the points of `Features` instead of a
+    learned embedding.
 
-    The α-support of a table is the ball about its mean that holds a share α of its rows. P_α is the share of synthetic
-    rows inside the real α-support. R_β is the share of real rows whose nearest synthetic row lies in the synthetic
-    β-support (measured among such nearest rows, as the authors' code does) and is no farther than the nearest other
-    real row. Each score is 1 − Σ|curve − level| / Σ level, 1 when the curve is the diagonal.
+    The α-support of a table is the ball around its mean with a share α of its rows. P_α is the share of synthetic rows
+    inside the real α-support. R_β is the share of real rows whose nearest synthetic row is in the synthetic β-support
+    (a share β of these nearest rows, as in the authors' code) and no farther than the nearest other real row. Each
+    score is 1 − Σ|curve − level| / Σ level, which is 1 if the curve is the diagonal.
+
+    Raises:
+        ValueError: a table has fewer than 2 rows.
     """
     rng = np.random.default_rng(seed)
     features = Features(roles, real)
@@ -215,8 +229,11 @@ def _from_point(rows: Encoded, point: np.ndarray) -> np.ndarray:
 
 
 def nearest(queries: Encoded, among: Encoded, skip_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to, and index of, the nearest row of `among` for every query; memory is two blocks of rows.
-    `skip_self`: the two are the same table, and a row is not its own neighbour."""
+    """(distance, index) of the nearest row of `among` for every query, computed in blocks of the distance matrix.
+
+    Args:
+        skip_self: the two are the same table, and a row is not its own neighbour.
+    """
     best, index = np.full(len(queries), np.inf), np.zeros(len(queries), np.int64)
     for start, others in among.blocks(BLOCK):
         squares = (others**2).sum(1)
@@ -232,17 +249,20 @@ def nearest(queries: Encoded, among: Encoded, skip_self: bool = False) -> tuple[
             best[rows] = np.where(closer, value, best[rows])
             index[rows] = np.where(closer, found + start, index[rows])
     distance = np.sqrt(np.maximum(best, 0.0))
-    distance[distance < 1e-6] = 0.0  # what rounding leaves of the distance of equal points
+    distance[distance < 1e-6] = 0.0  # equal points, up to rounding
     return distance, index
 
 
 @dataclasses.dataclass(frozen=True)
 class Privacy:
-    """Copies are rows equal in every column. DCR is the distance to the closest record.
+    """Copies are rows equal to a training row in every column; DCR is the distance to the closest record.
 
-    The `holdout_*` fields are what real rows the model never saw get: the level that copies nothing. closer_to_train is
-    the share of synthetic rows whose closest real row is a training row rather than a holdout row. Fresh rows get
-    closer_expected, the share of training rows among the real ones (rows are exchangeable); copies get 1.
+    Args:
+        copies, median_dcr: of the synthetic rows.
+        holdout_copies, holdout_median_dcr: of real rows that were not used in training, for reference.
+        closer_to_train: share of synthetic rows whose closest real row is a training row, not a holdout row.
+        closer_expected: what independent rows of the real distribution get there, the share of training rows among the
+            real ones; copies get 1.
     """
 
     copies: float
@@ -262,40 +282,41 @@ def privacy(
     limit: int = 10_000,
 ) -> Privacy:
     """Copies are counted among all rows; distances are those of at most `limit` rows, drawn by the seed, to at most
-    RECORDS real rows of each table."""
+    RECORDS rows of each real table."""
     rng = np.random.default_rng(seed)
     features = Features(roles, train)
-
-    def some(table: pd.DataFrame, most: int) -> Encoded:
-        return features.table(table.iloc[rng.permutation(len(table))[:most]])
-
-    queries, known = some(synth, limit), some(train, RECORDS)
-    to_train, _ = nearest(queries, known)
-    copies, middle = copied(train, synth, roles), float(np.median(to_train))
+    queries = _subsample(features, synth, limit, rng)
+    train_rows = _subsample(features, train, RECORDS, rng)
+    to_train, _ = nearest(queries, train_rows)
+    copies, median = copied(train, synth, roles), float(np.median(to_train))
     if holdout is None:
-        return Privacy(copies, middle)
-    unseen = some(holdout, RECORDS)
-    to_holdout, _ = nearest(queries, unseen)
-    apart, _ = nearest(unseen.take(np.arange(min(limit, len(unseen)))), known)
-    share = len(known) / (len(known) + len(unseen))
+        return Privacy(copies, median)
+    holdout_rows = _subsample(features, holdout, RECORDS, rng)
+    to_holdout, _ = nearest(queries, holdout_rows)
+    holdout_to_train, _ = nearest(holdout_rows.take(np.arange(min(limit, len(holdout_rows)))), train_rows)
+    share = len(train_rows) / (len(train_rows) + len(holdout_rows))
     return Privacy(
-        copies,
-        middle,
-        copied(train, holdout, roles),
-        float(np.median(apart)),
-        float(((to_train < to_holdout) + share * (to_train == to_holdout)).mean()),
-        share,
+        copies=copies,
+        median_dcr=median,
+        holdout_copies=copied(train, holdout, roles),
+        holdout_median_dcr=float(np.median(holdout_to_train)),
+        closer_to_train=float(((to_train < to_holdout) + share * (to_train == to_holdout)).mean()),
+        closer_expected=share,
     )
 
 
+def _subsample(features: Features, table: pd.DataFrame, limit: int, rng: np.random.Generator) -> Encoded:
+    return features.table(table.iloc[rng.permutation(len(table))[:limit]])
+
+
 def copied(train: pd.DataFrame, rows: pd.DataFrame, roles: Roles) -> float:
-    """Share of rows that stand in the training table, every column equal (numbers as float32)."""
+    """Share of rows that equal a training row in every column (numbers as float32)."""
     return float(row_keys(rows, roles).isin(row_keys(train, roles)).mean())
 
 
 def row_keys(table: pd.DataFrame, roles: Roles) -> pd.Series:
-    """A 64-bit key per row; equal rows have equal keys."""
-    plain = {c: numbers(table[c]).astype(np.float32) + np.float32(0) for c in roles.numerical}
-    plain |= {c: words(table[c]).astype(object).fillna(MISSING).to_numpy() for c in roles.categorical}
-    columns = [plain[c] for c in sorted(plain)]
+    """A 64-bit hash per row; equal rows have equal hashes."""
+    values = {c: numbers(table[c]).astype(np.float32) + np.float32(0) for c in roles.numerical}  # −0 becomes 0
+    values |= {c: strings(table[c]).astype(object).fillna(MISSING).to_numpy() for c in roles.categorical}
+    columns = [values[c] for c in sorted(values)]
     return pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False)

@@ -1,31 +1,34 @@
-"""Machine-learning efficiency: XGBoost trained on synthetic rows, tested on real ones.
+"""Machine-learning efficiency (MLE): XGBoost trained on synthetic rows, tested on real ones.
 
-The grid of the papers: 36 settings, selected on a ninth of the synthetic rows. Two scores:
+As in the papers, 36 hyperparameter settings are compared on a validation set, a ninth of the synthetic rows. Two
+scores:
 
-- `score`, the honest one: the setting with the best AUC (or smallest error) on the ninth, whatever it does on test.
-- `official`: as the papers' code, which selects five settings by five criteria (regression: two) and reports the one
-  that is best on the test rows; which never takes the logarithm of the ninth's target; and which scales every
-  number by the minimum and maximum of the first one (`_official_scale`).
+- `score`: the test score of the setting with the best validation AUC (or smallest validation error).
+- `official`: that of the papers' code. It selects settings by five validation criteria (regression: two) and reports
+  the best test score among them; it does not take the logarithm of the validation target; and it scales all numerical
+  columns by the minimum and maximum of the first one (`_official_scale`).
 
-Boosting adds trees one after another, so the settings with 10 and 50 trees are the first trees of the one with 100:
-12 fits give all 36. Trees see only the order of a number, so the official scaling needs fits of its own only where it
-is a logarithm that merges values.
+Boosting adds trees one by one, so the settings with 10 and 50 trees are the first trees of the one with 100, and 12
+fits give all 36 settings. Trees depend only on the order of values, so the official scaling needs separate fits only
+where its logarithm merges values.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .columns import Roles, numbers, words
+from .columns import Roles, numbers, strings
 from .metrics import model_features
 
 GRID = {"gamma": (0.0, 1.0), "max_depth": (5, 10, 20), "min_child_weight": (1, 10), "n_estimators": (10, 50, 100)}
 FAST = {"gamma": (0.0,), "max_depth": (5, 10), "min_child_weight": (10,), "n_estimators": (50, 100)}
-LOG_RANGE = (1.0, 20_000.0)  # the papers' regression targets are clipped to this and logarithms taken
+LOG_RANGE = (1.0, 20_000.0)  # the papers clip regression targets to this range and take the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +52,17 @@ def mle(
     log_target: bool | None = None,
     threads: int | None = None,
 ) -> Mle:
-    """Fit on `synth`, score on `test`. `grid="fast"` tries 4 settings, for a quick look that is not comparable with
-    published numbers. `log_target`: RMSE of the logarithm of the target clipped to [1, 20000]; by default if the
-    target is never negative and reaches 100 in the test rows, as in the papers' sets."""
+    """Fit on `synth`, score on `test`.
+
+    Args:
+        grid: "official", or "fast" for 4 settings, whose score is not comparable with published ones.
+        log_target: RMSE of the logarithm of the target clipped to [1, 20000]; default: if the target in the test rows
+            is not negative and reaches 100, as in the papers' sets.
+        threads: of XGBoost; default all.
+
+    Raises:
+        ValueError: no target, too few rows with a value of it, or a single class.
+    """
     if grid not in ("official", "fast"):
         raise ValueError(f"grid {grid!r} is neither official nor fast")
     if roles.target is None:
@@ -69,22 +80,24 @@ def mle(
             log_target = bool(y_test.min() >= 0 and y_test.max() >= 100)
         data = _Data(x, y, x_test, y_test, train, val, threads, log_target)
     else:
-        levels = pd.Index(sorted(set(words(synth[roles.target]))))
-        y, y_test = levels.get_indexer(words(synth[roles.target])), levels.get_indexer(words(test[roles.target]))
+        levels = pd.Index(sorted(set(strings(synth[roles.target]))))
+        y, y_test = levels.get_indexer(strings(synth[roles.target])), levels.get_indexer(strings(test[roles.target]))
         if len(set(y[train])) < 2:
-            raise ValueError(f"target {roles.target!r} has one value in the synthetic rows: nothing to learn")
+            raise ValueError(f"target {roles.target!r} has only one value in the synthetic rows")
         data = _Data(x, y, x_test, y_test, train, val, threads, False)
-    honest, chosen, official = fit(data, settings)
+    score, chosen, official = fit(data, settings)
     scaled, scaled_test, merges = _official_scale(x, x_test, synth, test, roles)
     if merges:
         _, _, official = fit(dataclasses.replace(data, x=scaled, x_test=scaled_test), settings)
     metric = "RMSE" if roles.task == "regression" else "AUC"
     tried = int(np.prod([len(v) for v in settings.values()]))
-    return Mle(metric, honest, official, chosen, tried, bool(log_target))
+    return Mle(metric, score, official, chosen, tried, bool(log_target))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
+    """Features and targets of the synthetic rows and of the test rows; train and val index the former."""
+
     x: np.ndarray
     y: np.ndarray
     x_test: np.ndarray
@@ -96,14 +109,16 @@ class _Data:
 
 
 def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows and the selection ninth, by numpy's legacy generator as in the papers' code."""
+    """(training indices, validation indices), by numpy's legacy generator as in the papers' code."""
     order = np.arange(n)
     np.random.RandomState(seed).shuffle(order)
     return order[n // 9 :], order[: n // 9]
 
 
-def _fits(data: _Data, y: np.ndarray, settings: dict, make):
-    """(setting, function from rows to the model's output) for every setting, in the order of scikit-learn's grid."""
+def _fits(
+    data: _Data, y: np.ndarray, settings: dict, make: Callable
+) -> Iterator[tuple[dict, Callable[[np.ndarray], np.ndarray]]]:
+    """(setting, function from features to predictions) of every setting, in the order of scikit-learn's grid."""
     trees = settings["n_estimators"]
     for gamma, depth, weight in itertools.product(*(settings[k] for k in list(settings)[:3])):
         model = make(
@@ -119,7 +134,7 @@ def _fits(data: _Data, y: np.ndarray, settings: dict, make):
             yield setting, lambda x, model=model, count=count: _output(model, x, count)
 
 
-def _output(model, x: np.ndarray, count: int) -> np.ndarray:
+def _output(model: Any, x: np.ndarray, count: int) -> np.ndarray:
     predict = getattr(model, "predict_proba", None) or model.predict
     return predict(x, iteration_range=(0, count))
 
@@ -127,7 +142,7 @@ def _output(model, x: np.ndarray, count: int) -> np.ndarray:
 def _classification(data: _Data, settings: dict) -> tuple[float, dict, float]:
     from xgboost import XGBClassifier
 
-    # labels that the training part lacks get no class of the model: XGBoost wants 0 … k − 1
+    # XGBoost wants labels 0 … k − 1, so classes without a training row get −1
     present = np.unique(data.y[data.train])
     place = np.full(data.y.max() + 1, -1)
     place[present] = np.arange(len(present))
@@ -143,29 +158,26 @@ def _classification(data: _Data, settings: dict) -> tuple[float, dict, float]:
     return tests[best["auc"]], rows[best["auc"]]["setting"], max(tests[i] for i in best.values())
 
 
-def auc(y: np.ndarray, shares: np.ndarray) -> float:
+def auc(y: np.ndarray, probabilities: np.ndarray) -> float:
     """Area under the ROC curve; the mean over classes, each against the rest, with more than two. A label of −1
-    belongs to no class. NaN where no class can be told from the rest."""
+    belongs to no class. NaN if no class has both rows in it and rows outside."""
     from sklearn.metrics import roc_auc_score
 
-    classes = [1] if shares.shape[1] == 2 and (y >= 0).all() else range(shares.shape[1])
-    scores = [roc_auc_score(y == k, shares[:, k]) for k in classes if 0 < (y == k).sum() < len(y)]
+    classes = [1] if probabilities.shape[1] == 2 and (y >= 0).all() else range(probabilities.shape[1])
+    scores = [roc_auc_score(y == k, probabilities[:, k]) for k in classes if 0 < (y == k).sum() < len(y)]
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def _criteria(y: np.ndarray, shares: np.ndarray) -> dict[str, float]:
-    """The five criteria of the official selection."""
-    guess = shares.argmax(1)
+def _criteria(y: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The five criteria of the official selection, of true labels and predicted probabilities (N, k)."""
+    guess = probabilities.argmax(1)
     classes = np.union1d(y, guess)
     hits = np.array([((guess == k) & (y == k)).sum() for k in classes])
-    seen, said = (np.array([(v == k).sum() for k in classes]) for v in (y, guess))
-    f1 = 2 * hits / np.maximum(seen + said, 1)
-    weighted = float((f1 * (1 - seen / len(y))).sum() / max(len(classes) - 1, 1))
-    if shares.shape[1] == 2:
-        plain = float(f1[classes == 1].sum())
-    else:
-        plain = float(f1.mean())
-    area = auc(y, shares)
+    true, predicted = (np.array([(v == k).sum() for k in classes]) for v in (y, guess))
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    weighted = float((f1 * (1 - true / len(y))).sum() / max(len(classes) - 1, 1))
+    plain = float(f1[classes == 1].sum()) if probabilities.shape[1] == 2 else float(f1.mean())
+    area = auc(y, probabilities)
     return {
         "f1": plain,
         "weighted_f1": weighted,
@@ -188,22 +200,21 @@ def _regression(data: _Data, settings: dict) -> tuple[float, dict, float]:
     rows = []
     for setting, output in _fits(data, y, settings, XGBRegressor):
         guess = output(data.x[data.val])
-        # the official code compares logarithms with the raw target here
-        rows.append(
-            (setting, rmse(y[data.val], guess), rmse(data.y[data.val], guess), rmse(y_test, output(data.x_test)))
-        )
-    honest = min(rows, key=lambda row: row[1])
-    # its two criteria, R² and RMSE, order the settings alike
-    return honest[3], honest[0], min(rows, key=lambda row: row[2])[3]
+        validation, test = rmse(y[data.val], guess), rmse(y_test, output(data.x_test))
+        official = rmse(data.y[data.val], guess)  # the official code compares logarithms with the raw target
+        rows.append((setting, validation, official, test))
+    best = min(rows, key=lambda row: row[1])
+    # the two official criteria, R² and RMSE, order the settings in the same way
+    return best[3], best[0], min(rows, key=lambda row: row[2])[3]
 
 
 def _official_scale(
     x: np.ndarray, x_test: np.ndarray, synth: pd.DataFrame, test: pd.DataFrame, roles: Roles
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Features as the papers' code scales them, and whether that can change a tree.
+    """(features, test features, whether trees can differ) with the scaling of the papers' code.
 
-    Going through the columns in table order, it keeps the first minimum and maximum that are not zero, for all columns
-    and both tables, and takes logarithms of every number once that minimum is ≥ 0 and the maximum ≥ 1000.
+    Going through the columns in table order, that code keeps the first minimum and maximum that are not zero for all
+    columns and both tables, and takes the logarithm of a column once that minimum is ≥ 0 and the maximum ≥ 1000.
     """
     place = {c: i for i, c in enumerate(c for c in roles.numerical if c != roles.target)}
     low = high = 0.0
@@ -216,5 +227,6 @@ def _official_scale(
             if low >= 0 and high >= 1e3:
                 features[:, place[column]] = np.log(np.maximum(values, 1e-2))
         scaled.append(features)
-    # anything else is one straight line for both tables, which no tree notices
-    return *scaled, not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(scaled, (x, x_test), strict=True))
+    # the rest of the official scaling is linear and the same for both tables, which does not change trees
+    changed = not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(scaled, (x, x_test), strict=True))
+    return *scaled, changed

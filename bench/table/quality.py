@@ -1,7 +1,7 @@
-"""`anystate bench table --quality`: sets × recipes × seeds, printed as the paper's Tables 2 and 3 with our rows below.
+"""`anystate bench table --quality`: scores of recipes on sets, printed as the paper's Tables 2 and 3 with ours below.
 
-Every finished run is a row of a JSON file, so the same command goes on where it was stopped. The synthetic rows lie
-beside it: a machine without XGBoost leaves MLE open, and the same command where there is one fills it in.
+Finished runs are saved in a JSON file, so that the same command continues where it stopped. The synthetic rows are
+saved beside it: without XGBoost the MLE is left out, and the same command on a machine with XGBoost adds it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,28 +23,38 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ...model.codecs.table.files import read_table
+from ...model.codecs.table.schema import Schema
 from ...model.storage import atomic_write
-from ...train.provenance import origin
-from .baselines import known
-from .columns import check_tables, load_schema, read_table, roles_of
+from ...train.provenance import provenance
+from .baselines import published_baselines
+from .columns import check_tables, roles_of
 from .metrics import copied, density
 from .mle import mle
+from .sets import find_set, read_set
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
 class Synthesize(Protocol):
-    """Fits `recipe` on the training rows and samples n rows: (rows, parameters of the network, network evaluations)."""
+    """Fits a recipe on the training rows and samples n rows; returns (rows, number of parameters, NFE)."""
 
     def __call__(
-        self, train: pd.DataFrame, schema: dict, recipe: str, seed: int, n: int
+        self, train: pd.DataFrame, schema: Schema, recipe: str, seed: int, n: int
     ) -> tuple[pd.DataFrame, int, int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One run. Shares, not percent; `mle` is the honest score, `mle_official` that of the papers' code; both are NaN
-    where XGBoost was missing."""
+class QualityResult:
+    """The scores of one run, in [0, 1].
+
+    Args:
+        grid: of MLE, "official" or "fast".
+        mle, mle_official: see `mle`; NaN if they are not computed yet.
+        holdout_copies: copies of training rows among the test rows, for reference.
+        evaluations: NFE per row.
+        seconds: of fitting and sampling.
+    """
 
     set: str
     recipe: str
@@ -63,7 +73,7 @@ class Row:
     origin: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[str, str, int, str]:
         return self.set, self.recipe, self.seed, self.grid
 
 
@@ -77,59 +87,74 @@ def quality(
     grid: str = "official",
     console: Console | None = None,
     scored: bool = True,
-) -> list[Row]:
-    """Run what `out` lacks, then print both tables with every row of `out` of this grid. `data` holds a folder per set
-    (train.csv.gz, test.csv.gz, schema.yaml), by default $ANYSTATE_DATA/tabular. `scored` False leaves MLE open, as does
-    a machine without XGBoost."""
-    console, out, recipes, seeds = console or Console(), Path(out), list(recipes), list(seeds)
-    data = Path(data) if data is not None else Path(os.environ.get("ANYSTATE_DATA", "data")) / "tabular"
+) -> list[QualityResult]:
+    """Compute the runs that the file `out` lacks, then print both tables with all its results of this grid.
+
+    Args:
+        data: folder of the sets, default $ANYSTATE_DATA/tabular.
+        scored: False leaves out the MLE.
+
+    Raises:
+        ValueError: a set that is not there, or a file of something else.
+    """
+    console, out = console or Console(), Path(out)
     sets = list(sets)
     for name in sets:
-        if not (data / name / "schema.yaml").is_file():
-            raise ValueError(f"set {name!r} is not in {data}; `anystate table fetch {name}` gets it")
+        find_set(name, data)
     if grid not in ("official", "fast"):
         raise ValueError(f"grid {grid!r} is neither official nor fast")
-    rows = read_rows(out)
-    open_ = [row for row in rows if scored and row.grid == grid and math.isnan(row.mle)]
-    rows = [_with_mle(row, data, out) if row in open_ else row for row in rows]
-    write_rows(out, rows)
-    for name in sets:
-        for recipe in recipes:
-            for seed in seeds:
-                if (name, recipe, seed, grid) in {row.key for row in rows}:
-                    continue
-                row = run(name, recipe, seed, grid, synthesize, data, out, scored)
-                rows.append(row)
-                write_rows(out, rows)
-                console.print(
-                    f"{name} {recipe} seed {seed}: Shape {100 * row.shape:.2f}, Trend {100 * row.trend:.2f}, "
-                    f"{row.metric} {row.mle:.4f}, {row.seconds:.0f} s"
-                    + (" (no MLE: it needs xgboost)" if math.isnan(row.mle) else ""),
-                    highlight=False,
-                )
-    for table in tables([row for row in rows if row.grid == grid]):
+    results = read_results(out)
+    if scored:
+        for i, result in enumerate(results):
+            if result.grid == grid and math.isnan(result.mle):
+                results[i] = _with_mle(result, data, out)
+    write_results(out, results)
+    for name, recipe, seed in itertools.product(sets, recipes, seeds):
+        if (name, recipe, seed, grid) in {result.key for result in results}:
+            continue
+        result = run(name, recipe, seed, grid, synthesize, data, out, scored)
+        results.append(result)
+        write_results(out, results)
+        _print(console, result)
+    for table in tables([result for result in results if result.grid == grid]):
         console.print(table)
-    return rows
+    return results
+
+
+def _print(console: Console, result: QualityResult) -> None:
+    console.print(
+        f"{result.set} {result.recipe} seed {result.seed}: Shape {100 * result.shape:.2f}, "
+        f"Trend {100 * result.trend:.2f}, {result.metric} {result.mle:.4f}, {result.seconds:.0f} s"
+        + (" (no MLE: it needs xgboost)" if math.isnan(result.mle) else ""),
+        highlight=False,
+    )
 
 
 def run(
-    name: str, recipe: str, seed: int, grid: str, synthesize: Synthesize, data: Path, out: Path, scored: bool = True
-) -> Row:
-    """One fit and one draw, as many rows as the training table has."""
-    train, test, schema = _load(data / name)
+    name: str,
+    recipe: str,
+    seed: int,
+    grid: str,
+    synthesize: Synthesize,
+    data: Path | str | None,
+    out: Path,
+    scored: bool = True,
+) -> QualityResult:
+    """Fit a recipe on a set, sample as many rows as it was trained on, and score them."""
+    train, test, schema = _read_set(find_set(name, data))
     roles = roles_of(train, schema)
     began = time.perf_counter()
     synth, parameters, evaluations = synthesize(train, schema, recipe, seed, len(train))
     seconds = time.perf_counter() - began
     check_tables(roles, synthetic=synth)
-    near = density(train, synth, roles)
-    row = Row(
+    scores = density(train, synth, roles)
+    result = QualityResult(
         set=name,
         recipe=recipe,
         seed=seed,
         grid=grid,
-        shape=near.shape,
-        trend=near.trend,
+        shape=scores.shape,
+        trend=scores.trend,
         mle=math.nan,
         mle_official=math.nan,
         metric="RMSE" if roles.task == "regression" else "AUC",
@@ -138,96 +163,105 @@ def run(
         parameters=int(parameters),
         evaluations=int(evaluations),
         seconds=round(seconds, 1),
-        origin=origin(),
+        origin=provenance(),
     )
-    file = _synthetic(out, row)
+    file = _synthetic_file(out, result)
     file.parent.mkdir(parents=True, exist_ok=True)
     synth.to_csv(file, index=False)
-    return _with_mle(row, data, out, synth) if scored else row
+    return _with_mle(result, data, out, synth) if scored else result
 
 
-def _with_mle(row: Row, data: Path, out: Path, synth: pd.DataFrame | None = None) -> Row:
-    """The row with its MLE, where XGBoost and the synthetic rows are there."""
-    file = _synthetic(out, row)
+def _with_mle(
+    result: QualityResult, data: Path | str | None, out: Path, synth: pd.DataFrame | None = None
+) -> QualityResult:
+    """The result with its MLE, if there are XGBoost and the synthetic rows."""
+    file = _synthetic_file(out, result)
     if importlib.util.find_spec("xgboost") is None or (synth is None and not file.is_file()):
-        return row
-    train, test, schema = _load(data / row.set)
-    synth = read_table(file, schema) if synth is None else synth
-    useful = mle(synth, test, roles_of(train, schema), row.grid, row.seed)
-    return dataclasses.replace(row, mle=useful.score, mle_official=useful.official)
+        return result
+    train, test, schema = _read_set(find_set(result.set, data))
+    synth = read_table(file, text_columns=schema.text_columns) if synth is None else synth
+    scores = mle(synth, test, roles_of(train, schema), result.grid, result.seed)
+    return dataclasses.replace(result, mle=scores.score, mle_official=scores.official)
 
 
-def _synthetic(out: Path, row: Row) -> Path:
-    return out.parent / "synthetic" / f"{row.set}-{row.recipe}-{row.seed}.csv.gz"
+def _synthetic_file(out: Path, result: QualityResult) -> Path:
+    return out.parent / "synthetic" / f"{result.set}-{result.recipe}-{result.seed}.csv.gz"
 
 
-@functools.lru_cache(maxsize=1)
-def _load(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    schema = load_schema(folder / "schema.yaml")
-    return *(read_table(folder / f"{part}.csv.gz", schema) for part in ("train", "test")), schema
+_read_set = functools.lru_cache(maxsize=1)(read_set)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_results(path: Path) -> list[QualityResult]:
+    """The results of a file; [] if there is none."""
     if not path.exists():
         return []
     try:
-        return [Row(**row) for row in json.loads(path.read_text())]
+        return [QualityResult(**row) for row in json.loads(path.read_text())]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{str(path)!r} does not hold rows of this benchmark: {error}") from None
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Whole or not at all: a kill leaves the rows before it."""
-    atomic_write(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+def write_results(path: Path, results: list[QualityResult]) -> None:
+    """Write the results atomically."""
+    atomic_write(path, json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
 
 
 def published() -> dict:
+    """The results of other methods, see published.yaml."""
     return yaml.safe_load(PUBLISHED.read_text())
 
 
-def tables(rows: list[Row]) -> list[Table]:
-    """Tables 2 and 3: numbers of others, what fresh real rows score, then ours, as mean ± sd over seeds with parameters
-    and network evaluations below."""
+def tables(results: list[QualityResult]) -> list[Table]:
+    """Tables 2 and 3 of the paper: other methods, an estimate for new real rows, then ours (mean ± sd over seeds)."""
     others = published()
-    columns = others["sets"] + sorted({row.set for row in rows} - set(others["sets"]))
-    result = []
+    sets = others["sets"] + sorted({result.set for result in results} - set(others["sets"]))
+    made = []
     for kind in ("trend", "mle"):
         table = Table(title=others[kind]["title"], title_justify="left", box=None, pad_edge=False)
         table.add_column("method")
-        for name in ("parameters", *columns):
+        for name in ("parameters", *sets):
             table.add_column(name, justify="right")
-        blank = [""] * (len(columns) - len(others["sets"]))
+        blank = [""] * (len(sets) - len(others["sets"]))
         for entry in others[kind]["rows"]:
             table.add_row(entry["method"], entry["parameters"], *(s or "–" for s in entry["scores"]), *blank)
         if kind == "trend":
-            fresh = [known(c).get("fresh_rows_estimate", {}).get("trend", {}).get("mean") for c in columns]
-            table.add_row("fresh real rows (estimate)", "", *("–" if f is None else f"{f:.2f}" for f in fresh))
-        for recipe in dict.fromkeys(row.recipe for row in rows):
-            mine = {c: [r for r in rows if r.recipe == recipe and r.set == c] for c in columns}
-            if kind == "trend":
-                table.add_row(f"anystate {recipe}", "", *(_cell(mine[c], "trend", 100, 2) for c in columns))
-            else:
-                table.add_row(f"anystate {recipe}, honest", "", *(_cell(mine[c], "mle", 1, 4) for c in columns))
-                table.add_row(
-                    f"anystate {recipe}, official pick", "", *(_cell(mine[c], "mle_official", 1, 4) for c in columns)
-                )
-        if any(row.grid == "fast" for row in rows):
-            table.caption = "fast grid of 4 settings: MLE is not comparable with the rows of others"
-        result.append(table)
-    return result
+            table.add_row("fresh real rows (estimate)", "", *map(_fresh_rows, sets))
+        for recipe in dict.fromkeys(result.recipe for result in results):
+            _add_ours(table, kind, recipe, {c: [r for r in results if (r.recipe, r.set) == (recipe, c)] for c in sets})
+        if any(result.grid == "fast" for result in results):
+            table.caption = "fast grid of 4 settings: MLE is not comparable with that of other methods"
+        made.append(table)
+    return made
 
 
-def _cell(rows: list[Row], field: str, factor: float, places: int) -> str:
-    rows = [row for row in rows if not math.isnan(getattr(row, field))]
-    if not rows:
+def _add_ours(table: Table, kind: str, recipe: str, results: dict[str, list[QualityResult]]) -> None:
+    """Add the rows of one of our recipes, whose results are {set: results}, to Table 2 ("trend") or 3 ("mle")."""
+    if kind == "trend":
+        table.add_row(f"anystate {recipe}", "", *(_cell(r, "trend", 100, 2) for r in results.values()))
+        return
+    table.add_row(f"anystate {recipe}, honest", "", *(_cell(r, "mle", 1, 4) for r in results.values()))
+    table.add_row(f"anystate {recipe}, official pick", "", *(_cell(r, "mle_official", 1, 4) for r in results.values()))
+
+
+def _fresh_rows(name: str) -> str:
+    """The estimated Trend of new real rows of a set."""
+    mean = published_baselines(name).get("fresh_rows_estimate", {}).get("trend", {}).get("mean")
+    return "–" if mean is None else f"{mean:.2f}"
+
+
+def _cell(results: list[QualityResult], field: str, factor: float, decimals: int) -> str:
+    """Mean ± sd of a score over seeds; below it, parameters, NFE and number of runs."""
+    results = [result for result in results if not math.isnan(getattr(result, field))]
+    if not results:
         return "–"
-    values = [factor * getattr(row, field) for row in rows]
-    spread = f"±{np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
-    sizes = sorted({(row.parameters, row.evaluations) for row in rows})
-    costs = "; ".join(f"{_short(p)}, {e} evals" for p, e in sizes)
-    return f"{np.mean(values):.{places}f}{spread}\n{costs}, n={len(rows)}"
+    values = [factor * getattr(result, field) for result in results]
+    sd = f"±{np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
+    sizes = sorted({(result.parameters, result.evaluations) for result in results})
+    costs = "; ".join(f"{_short(parameters)}, NFE {nfe}" for parameters, nfe in sizes)
+    return f"{np.mean(values):.{decimals}f}{sd}\n{costs}, n={len(results)}"
 
 
 def _short(count: int) -> str:
+    """A number with three digits and K or M."""
     power = min(int(math.log10(max(count, 1)) // 3), 2)
     return f"{count / 1000**power:.3g}{'KM'[power - 1]}" if power else str(count)

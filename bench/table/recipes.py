@@ -1,4 +1,4 @@
-"""Our table recipes for the benchmarks: a shipped config fitted in a run folder of its own, then used."""
+"""The shipped table configs ("recipes") as the benchmarks use them: each is fitted in a run folder of its own."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...model.codecs.table.schema import Schema
 from ...train.synthesizer import TableSynthesizer
 from .quality import Synthesize
 from .tasks import Fit
 
 
 def fits(runs: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Fit:
-    """A function that fits recipe "default", which is configs/table/default.yaml, and so on, under `runs`.
+    """A function that fits a recipe, e.g. "default" for configs/table/default.yaml, in a folder under `runs`.
 
-    A finished or interrupted fit is taken up where it was.
+    A finished fit is reused and an interrupted one resumed.
     """
 
-    def fit(train: pd.DataFrame, schema: dict, recipe: str, seed: int) -> TableSynthesizer:
+    def fit(train: pd.DataFrame, schema: Schema, recipe: str, seed: int) -> TableSynthesizer:
         return TableSynthesizer(
             f"table/{recipe}",
             overrides=overrides,
             seed=seed,
             device=device,
-            out=runs / f"{schema['name']}-{recipe}-{seed}",
+            out=runs / f"{schema.name}-{recipe}-{seed}",
             verbose=True,
         ).fit(train)
 
@@ -32,16 +33,18 @@ def fits(runs: Path, device: str | None = None, overrides: Sequence[str] = ()) -
 
 
 def recipes(runs: Path, one_fit: bool = False, device: str | None = None, overrides: Sequence[str] = ()) -> Synthesize:
-    """What `table_quality.quality` calls.
+    """The function that `quality` takes.
 
-    Every seed is a fit of its own, or with `one_fit` a sampling of the fit of seed 0 (as the paper's 20 samplings).
+    Every seed is a fit of its own, or with `one_fit` a sample of the fit of seed 0 (as the 20 samples of the paper).
     """
     fit = fits(runs, device, overrides)
 
-    def synthesize(train: pd.DataFrame, schema: dict, recipe: str, seed: int, n: int) -> tuple[pd.DataFrame, int, int]:
+    def synthesize(
+        train: pd.DataFrame, schema: Schema, recipe: str, seed: int, n: int
+    ) -> tuple[pd.DataFrame, int, int]:
         model = fit(train, schema, recipe, 0 if one_fit else seed)
-        system = model.system_
-        parameters = sum(p.numel() for p in system.net.parameters())
-        return model.sample(n, seed=seed), parameters, system.config.sample.steps
+        pipeline = model.pipeline_
+        parameters = sum(p.numel() for p in pipeline.net.parameters())
+        return model.sample(n, seed=seed), parameters, pipeline.config.sample.steps
 
     return synthesize

@@ -1,4 +1,4 @@
-"""Captions ↔ tokens, one for each character."""
+"""Captions ↔ tokens, one token per character."""
 
 from __future__ import annotations
 
@@ -10,37 +10,47 @@ import torch
 from torch import Tensor
 
 PAD = 0
+MASKED = "▯"  # how a masked position of a partly noised caption is shown
 
 
 @dataclasses.dataclass(frozen=True)
 class CharCodec:
-    """Captions ↔ int64 (N, length): one token per character of the alphabet, pads (token 0) at the end."""
+    """Captions ↔ int64 (N, length): one token per character of the alphabet, then pads (token 0)."""
 
     alphabet: str
     length: int
 
     @property
     def states(self) -> int:
+        """Number of tokens, the pad included."""
         return len(self.alphabet) + 1
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens.
 
         Raises:
-            ValueError: a caption is too long or holds a character outside the alphabet.
+            ValueError: a caption is too long or has a character outside the alphabet.
         """
-        index = {character: i + 1 for i, character in enumerate(self.alphabet)}
+        return self._encode(captions, {})
+
+    def encode_masked(self, captions: Sequence[str]) -> Tensor:
+        """Captions → tokens, where the sign ▯ is a position that is not known and becomes the mask token."""
+        return self._encode(captions, {MASKED: self.states})
+
+    def _encode(self, captions: Sequence[str], special: dict[str, int]) -> Tensor:
+        index = {character: i + 1 for i, character in enumerate(self.alphabet)} | special
         tokens = torch.full((len(captions), self.length), PAD, dtype=torch.int64)
         for row, caption in enumerate(captions):
             if len(caption) > self.length:
                 raise ValueError(f"caption {caption!r} has {len(caption)} characters, the model takes {self.length}")
-            if outside := sorted(set(caption) - set(index)):
-                raise ValueError(f"caption {caption!r} has characters outside the vocabulary: {''.join(outside)!r}")
+            unknown = sorted(set(caption) - set(index))
+            if unknown:
+                raise ValueError(f"caption {caption!r} has characters outside the vocabulary: {''.join(unknown)!r}")
             tokens[row, : len(caption)] = torch.tensor([index[c] for c in caption], dtype=torch.int64)
         return tokens
 
     def decode(self, tokens: Tensor) -> list[str]:
-        """Tokens → captions; pads at the end are dropped, pads elsewhere show as "_"."""
-        symbols = np.array(["_", *self.alphabet, "▯"])  # ▯ is a masked position of a half-noised caption
+        """Tokens → captions; pads at the end are dropped, pads elsewhere are shown as "_", masked positions as ▯."""
+        symbols = np.array(["_", *self.alphabet, MASKED])
         text = ["".join(symbols[row]) for row in tokens.cpu().numpy()]
         return [caption.rstrip("_") for caption in text]

@@ -1,4 +1,4 @@
-"""Captions ↔ tokens of a subword tokenizer: byte-level BPE trained here, or CLIP's."""
+"""Captions ↔ tokens of a subword tokenizer: byte-level BPE trained on the captions, or CLIP's."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-HIDDEN = "▯"  # a masked position of a half-noised caption
+from .characters import MASKED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerCodec:
     """Captions ↔ int64 (N, length): [start] subwords [end], then pads.
 
-    Longer captions are cut off, the end token stays, as everywhere with CLIP; `encode_measured` tells which.
+    Longer captions are truncated before the end token, as with CLIP; `encode_with_lengths` also gives the full lengths.
 
     Args:
-        path: a `tokenizer.json`, a folder that holds one (or CLIP's vocab.json and merges.txt), or a hub id.
-        states: number of real tokens; the hidden (mask) token has this index.
+        path: a `tokenizer.json`, a folder with one (or with CLIP's vocab.json and merges.txt), or a hub id.
+        states: number of tokens without the mask token, whose index it is.
         pad, start, end: token ids; start and end may be None. CLIP pads with its end token.
     """
 
@@ -34,8 +38,12 @@ class TokenizerCodec:
     end: int | None = None
 
     @functools.cached_property
-    def tokenizer(self):
-        """The `tokenizers.Tokenizer`; raises ValueError if its tokens go beyond `states`."""
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            ValueError: it cannot be loaded, or has more than `states` tokens.
+        """
         tokenizer = open_tokenizer(self.path)
         size = tokenizer.get_vocab_size()
         if size > self.states:
@@ -44,83 +52,102 @@ class TokenizerCodec:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens."""
-        return self.encode_measured(captions)[0]
+        return self.encode_with_lengths(captions)[0]
 
-    def encode_measured(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Tokens, and how many positions each caption would take if none were cut off."""
+    def encode_masked(self, captions: Sequence[str]) -> Tensor:
+        """Captions → tokens, where the sign ▯ is a token that is not known and becomes the mask token."""
+        return self._pack([self._masked_ids(caption) for caption in captions])[0]
+
+    def encode_with_lengths(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Tokens, and the number of tokens of each caption before truncation."""
+        encodings = self.tokenizer.encode_batch(list(captions), add_special_tokens=False)
+        return self._pack([encoding.ids for encoding in encodings])
+
+    def _masked_ids(self, caption: str) -> list[int]:
+        """The subwords of a caption, without start and end, with the mask token for every ▯."""
+        first, *others = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in caption.split(MASKED)]
+        for ids in others:
+            first = [*first, self.states, *ids]
+        return first
+
+    def _pack(self, captions: Sequence[list[int]]) -> tuple[Tensor, list[int]]:
+        """(N, length) tokens with start, end and pads, and the length of each caption before truncation."""
         tokens = np.full((len(captions), self.length), self.pad, dtype=np.int64)
-        head = [] if self.start is None else [self.start]
-        tail = [] if self.end is None else [self.end]
-        room = self.length - len(head) - len(tail)
+        prefix = [] if self.start is None else [self.start]
+        suffix = [] if self.end is None else [self.end]
+        room = self.length - len(prefix) - len(suffix)
         lengths = []
-        for row, encoding in enumerate(self.tokenizer.encode_batch(list(captions), add_special_tokens=False)):
-            ids = head + encoding.ids[:room] + tail
+        for row, subwords in enumerate(captions):
+            ids = prefix + subwords[:room] + suffix
             tokens[row, : len(ids)] = ids
-            lengths.append(len(encoding) + len(head) + len(tail))
+            lengths.append(len(prefix) + len(subwords) + len(suffix))
         return torch.from_numpy(tokens), lengths
 
     def decode(self, tokens: Tensor) -> list[str]:
-        """Tokens → captions: up to the end token, or without the pads if there is none; hidden positions show as ▯."""
-        special = {self.pad, self.start, self.end} - {None}
-        captions = []
-        for row in tokens.cpu().tolist():
-            if self.end is not None and self.end in row:
-                row = row[: row.index(self.end)]
-            shown, run = [], []
-            for token in [*row, self.states]:  # a hidden token at the end closes the last run
-                if token < self.states:
-                    run += [] if token in special else [token]
-                    continue
-                shown += [self._words(run)] if run else []
-                shown, run = [*shown, HIDDEN], []
-            captions.append("".join(shown[:-1]).strip())
-        return captions
+        """Tokens → captions: up to the end token, without pads; masked positions are shown as ▯."""
+        return [self._decode_row(row) for row in tokens.cpu().tolist()]
 
-    def _words(self, tokens: list[int]) -> str:
+    def _decode_row(self, row: list[int]) -> str:
+        if self.end is not None and self.end in row:
+            row = row[: row.index(self.end)]
+        special = (self.pad, self.start, self.end)
+        runs = [[]]  # of tokens between masked positions
+        for token in row:
+            if token >= self.states:
+                runs.append([])
+            elif token not in special:
+                runs[-1].append(token)
+        return MASKED.join(self._decode_run(run) if run else "" for run in runs).strip()
+
+    def _decode_run(self, tokens: list[int]) -> str:
         text = self.tokenizer.decode(tokens, skip_special_tokens=False)
-        suffix = getattr(self.tokenizer.model, "end_of_word_suffix", None)  # CLIP's </w>; its file has no rule for it
+        suffix = getattr(self.tokenizer.model, "end_of_word_suffix", None)  # CLIP's </w>, which its decoder leaves in
         return text.replace(suffix, " ") if suffix else text
 
     def json(self) -> str:
-        """The content of a `tokenizer.json`, for copies beside weights or data."""
+        """The content of a `tokenizer.json`, for a copy stored with weights or data."""
         return self.tokenizer.to_str()
 
 
-def open_tokenizer(path: str | Path):
+def open_tokenizer(path: str | Path) -> Tokenizer:
     """A `tokenizers.Tokenizer` without padding or truncation of its own.
 
     Raises:
         ValueError: the library is missing, or there is no tokenizer at that path or hub id.
     """
     try:
-        from tokenizers import Tokenizer
+        import tokenizers  # noqa: F401
     except ImportError:
         raise ValueError("subword tokens need tokenizers: pip install anystate[pairs]") from None
-    file = Path(path)
     try:
-        if file.is_file():
-            tokenizer = Tokenizer.from_file(str(file))
-        elif (file / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(file / "tokenizer.json"))
-        elif (file / "vocab.json").is_file():
-            from transformers import CLIPTokenizerFast
-
-            made = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
-            tokenizer = Tokenizer.from_str(made.to_str())  # without the decoding that transformers puts around it
-        else:
-            tokenizer = Tokenizer.from_pretrained(str(path))
-    except Exception as error:  # the hub, the disk and the library each raise kinds of their own
+        tokenizer = _load_tokenizer(Path(path), str(path))
+    except Exception as error:  # the hub, the disk and the library raise their own exception types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{str(path)!r} is no tokenizer.json, no folder with one and no tokenizer the hub gives out: {reason}"
+            f"{str(path)!r} is not a tokenizer.json, a folder with one or a tokenizer on the hub: {reason}"
         ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def train_bpe(captions: Iterable[str], states: int, pad: str = "<pad>"):
-    """A byte-level BPE tokenizer with at most `states` tokens; token 0 is the pad, every text can be written.
+def _load_tokenizer(file: Path, hub_id: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    if file.is_file():
+        return Tokenizer.from_file(str(file))
+    if (file / "tokenizer.json").is_file():
+        return Tokenizer.from_file(str(file / "tokenizer.json"))
+    if (file / "vocab.json").is_file():
+        from transformers import CLIPTokenizerFast
+
+        backend = CLIPTokenizerFast.from_pretrained(str(file)).backend_tokenizer
+        return Tokenizer.from_str(backend.to_str())  # without the decoder that transformers wraps around it
+    return Tokenizer.from_pretrained(hub_id)
+
+
+def train_bpe(captions: Iterable[str], states: int, pad: str = "<pad>") -> Tokenizer:
+    """A byte-level BPE tokenizer with at most `states` tokens, which can encode any string; token 0 is the pad.
 
     Source: Sennrich et al., arXiv 1508.07909, over bytes as in GPT-2.
     """

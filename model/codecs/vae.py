@@ -1,38 +1,42 @@
-"""Pictures ↔ latents of a variational autoencoder (`diffusers.AutoencoderKL`)."""
+"""Images ↔ latents of a variational autoencoder (`diffusers.AutoencoderKL`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 16  # pictures the autoencoder works on at once
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+BATCH = 16  # images per call of the autoencoder
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentCodec:
-    """RGB pictures ↔ float32 (N, channels, size, size), the latents of a variational autoencoder times `scale`.
+    """RGB images ↔ float32 (N, channels, size, size), the latents of a variational autoencoder times `scale`.
 
     Args:
-        vae: a folder that `AutoencoderKL.save_pretrained` wrote, or a hub id such as stabilityai/sd-vae-ft-mse.
-        scale: factor that gives the latents about unit variance; 0.18215 for that one.
+        vae: a folder written by `AutoencoderKL.save_pretrained`, or a hub id.
+        scale: factor that gives the latents about unit variance.
         channels, size: of the latents.
-        device: where the autoencoder works; default a GPU if there is one. It is loaded at first use.
+        device: of the autoencoder, which is loaded at first use; default a GPU if there is one.
     """
 
     vae: str
     scale: float
     channels: int
     size: int
-    device: str | None = dataclasses.field(default=None, compare=False)
+    device: torch.device | str | None = dataclasses.field(default=None, compare=False)
 
     @property
-    def picture(self) -> int:
-        """Side of the pictures in pixels."""
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
         return self.size * self.factor
 
     @functools.cached_property
@@ -41,11 +45,11 @@ class LatentCodec:
         return 2 ** (len(self.net.config.block_out_channels) - 1)
 
     @functools.cached_property
-    def net(self):
+    def net(self) -> AutoencoderKL:
         """The autoencoder.
 
         Raises:
-            ValueError: diffusers is missing, the weights cannot be had, or have another number of channels.
+            ValueError: diffusers is missing, or the weights cannot be loaded or have another number of channels.
         """
         net = load_vae(self.vae, self.device)
         if net.config.latent_channels != self.channels:
@@ -55,53 +59,65 @@ class LatentCodec:
         return net
 
     @torch.no_grad()
-    def moments(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-        """uint8 (N, P, P, 3) with P = `picture` → mean and standard deviation of the latents, (N, C, S, S), unscaled.
+    def moments(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the unscaled latents, each (N, C, S, S), of uint8 images (N, P, P, 3).
+
+        P is `image_size`.
 
         Raises:
-            ValueError: pictures of another shape or type.
+            ValueError: images of another shape or type.
         """
-        pictures = np.asarray(pictures)
-        want = (self.picture, self.picture, 3)
-        if pictures.shape[1:] != want or pictures.dtype != np.uint8:
-            got = f"{tuple(pictures.shape[1:])} of {pictures.dtype}"
-            raise ValueError(f"expected pictures of height, width, channels {want} of uint8, got {got}")
+        images = np.asarray(images)
+        expected = (self.image_size, self.image_size, 3)
+        if images.shape[1:] != expected or images.dtype != np.uint8:
+            got = f"{tuple(images.shape[1:])} of {images.dtype}"
+            raise ValueError(f"expected images of height, width, channels {expected} of uint8, got {got}")
         means, stds = [], []
-        for part in np.array_split(pictures, range(CHUNK, len(pictures), CHUNK)):
+        for part in np.array_split(images, range(BATCH, len(images), BATCH)):
             x = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).to(self.net.device, self.net.dtype)
             posterior = self.net.encode(x / 127.5 - 1.0).latent_dist
             means.append(posterior.mean.float().cpu())
             stds.append(posterior.std.float().cpu())
         return torch.cat(means), torch.cat(stds)
 
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        """The mean latents of uint8 (N, P, P, 3) pictures, scaled."""
-        return self.moments(pictures)[0] * self.scale
+    def encode(self, images: np.ndarray) -> Tensor:
+        """The scaled mean latents of uint8 images (N, P, P, 3)."""
+        return self.moments(images)[0] * self.scale
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
-        """(N, C, S, S) → uint8 (N, P, P, 3)."""
+        """uint8 images (N, P, P, 3) from scaled latents (N, C, S, S)."""
         parts = []
-        for part in x.split(CHUNK):
+        for part in x.split(BATCH):
             pixels = self.net.decode(part.to(self.net.device, self.net.dtype) / self.scale).sample.float().clamp(-1, 1)
             parts.append(((pixels + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(parts)
 
     def read(self, path: str | Path) -> Tensor:
-        """(1, C, S, S) of a picture file of any size, cropped to its centre.
+        """(1, C, S, S) from an image file of any size, cropped to its centre.
 
         Raises:
-            ValueError: not a readable picture.
+            ValueError: not a readable image.
         """
-        return self.encode(center_crop(read_picture(path, 3), self.picture)[None])
+        return self.encode(center_crop(read_image(path, 3), self.image_size)[None])
+
+    def read_mask(self, path: str | Path) -> Tensor:
+        """(1, 1, size, size) bool from a black and white image of the pixels' size.
+
+        True for the latents all of whose pixels are white.
+        """
+        pixels = read_image(path, 1)
+        check_size(path, pixels, self.image_size)
+        blocks = torch.from_numpy(pixels[..., 0] > 127).view(self.size, self.factor, self.size, self.factor)
+        return blocks.all(3).all(1)[None, None]
 
 
 @functools.lru_cache(maxsize=2)
-def load_vae(name: str, device: str | None = None):
-    """An `AutoencoderKL`, ready to use.
+def load_vae(name: str, device: torch.device | str | None = None) -> AutoencoderKL:
+    """A frozen `AutoencoderKL` in evaluation mode.
 
     Raises:
-        ValueError: diffusers is missing or the weights cannot be had.
+        ValueError: diffusers is missing or the weights cannot be loaded.
     """
     try:
         from diffusers import AutoencoderKL
@@ -109,48 +125,56 @@ def load_vae(name: str, device: str | None = None):
         raise ValueError("latents need diffusers: pip install anystate[latents]") from None
     try:
         net = AutoencoderKL.from_pretrained(name)
-    except Exception as error:  # the hub, the disk and the library each raise kinds of their own
+    except Exception as error:  # the hub, the disk and the library raise their own exception types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"autoencoder {name!r} is neither a folder with an AutoencoderKL nor one the hub gives out: {reason}"
+            f"autoencoder {name!r} is neither a folder with an AutoencoderKL nor available on the hub: {reason}"
         ) from None
     return net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
 
 
-def read_picture(source, channels: int) -> np.ndarray:
-    """uint8 (H, W, channels) of a picture file (a path or an open file) of any format that Pillow reads.
+def read_image(source: str | Path | BinaryIO, channels: int) -> np.ndarray:
+    """uint8 (H, W, channels) from an image file (a path or an open file) in any format that Pillow reads.
 
     Raises:
-        ValueError: not found, not a picture, or cut off.
+        ValueError: not found, not an image, or truncated.
     """
     from PIL import Image
 
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     try:
-        with Image.open(source) as picture:
-            pixels = np.asarray(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        with Image.open(source) as image:
+            pixels = np.asarray(image.convert(mode))
     except FileNotFoundError:
-        raise ValueError(f"picture {str(source)!r} not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's kinds of broken
-        raise ValueError(f"{source}: not a readable picture ({error})") from None
+        raise ValueError(f"image {str(source)!r} not found") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for bad files
+        raise ValueError(f"{source}: not a readable image ({error})") from None
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The centre of a uint8 picture (H, W, C) as (size, size, C); unchanged if it has that size.
+def check_size(path: str | Path, pixels: np.ndarray, size: int) -> None:
+    """ValueError unless pixels (height, width, channels) are `size` high and wide."""
+    height, width = pixels.shape[:2]
+    if (height, width) != (size, size):
+        raise ValueError(f"{path}: the model takes {size}x{size} images, this one is {width}x{height}")
 
-    The rule of ADM (Dhariwal and Nichol, arXiv 2105.05233): halve with a box filter while the short side is at least
-    twice the target, bring it to the target with a bicubic filter, cut the middle out.
+
+def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The centre of a uint8 image (H, W, C) as (size, size, C); the input if it has that size.
+
+    As in ADM (Dhariwal and Nichol, arXiv 2105.05233): halve with a box filter while the short side is at least twice
+    the target, resize it to the target with a bicubic filter, crop the centre.
     """
     from PIL import Image
 
     height, width, channels = pixels.shape
     if (height, width) == (size, size):
         return pixels
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    top, left = (picture.height - size) // 2, (picture.width - size) // 2
-    cut = np.asarray(picture)[top : top + size, left : left + size]
-    return cut[..., None] if channels == 1 else cut
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    top, left = (image.height - size) // 2, (image.width - size) // 2
+    crop = np.asarray(image)[top : top + size, left : left + size]
+    return crop[..., None] if channels == 1 else crop

@@ -1,50 +1,52 @@
-"""A checkpoint of the official tabular code as a checkpoint of ours, which `anystate table sample` takes.
+"""Import of a checkpoint of the official tabular code as a checkpoint of ours, which `anystate table sample` takes.
 
-Official networks know columns by place alone: numbers in one order, categories in another, the target first of its kind
-(first of the numbers in a regression), categories numbered in sorted order, numbers turned into normal scores by
-scikit-learn's QuantileTransformer. So the table that the network was trained on is needed beside the weights.
+The official network knows columns by their position alone: numerical columns in one order, categorical ones in another,
+the target first of its kind; categories are numbered in sorted order, and numbers are made normal by scikit-learn's
+QuantileTransformer. So the import needs the table that the network was trained on beside the weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from torch import Tensor
 
 from ...configs.load import load_config
 from ...configs.runs import latest
 from ...configs.table import TableConfig
 from ..build import build_table_network
-from ..codecs.table.codec import MISSING, Encoding, Quantiles, TableCodec, sort_tags
-from ..codecs.table.columns import Column, Schema, infer_column
+from ..codecs.table.codec import TableCodec
+from ..codecs.table.column import MISSING, sort_tags
 from ..codecs.table.files import read_table
+from ..codecs.table.quantiles import Quantiles
+from ..codecs.table.schema import Column, Schema, infer_column
 from ..storage import check_shapes, pack_json
 from .files import read_pt, save_imported, weight_sets
 from .table import HEADS, KINDS, TABLES, architecture, from_official, is_table, official_sizes
 
 RECIPE = "table/paper"
-BEYOND = 1e-7  # share beyond either end of scikit-learn's normal scores
+TAIL = 1e-7  # probability at which scikit-learn clips normal scores
 
 
 @dataclasses.dataclass(frozen=True)
 class TableReport:
-    """What became of a checkpoint's tensors; `used` and `unused` are official names."""
+    """Which tensors of an official checkpoint were used; `used` and `unused` are official names."""
 
     folder: Path
     weights: list[str]
     used: list[str]
     unused: list[str]
-    columns: dict[str, int | None]
+    columns: dict[str, int | None]  # number of categories, None of a numerical column
 
     def lines(self) -> list[str]:
         """The report as text."""
-        kinds = "raw and EMA weights" if len(self.weights) == 2 else f"{self.weights[0]} weights, taken for both sets"
+        kinds = "raw and EMA weights" if len(self.weights) == 2 else f"{self.weights[0]} weights, used as both sets"
         lines = [f"{len(self.used)} tensors used, {len(self.unused)} not ({kinds})"]
         lines += [f"  not used: {key}" for key in self.unused]
         return [*lines, f"{len(self.columns)} columns, sample with: anystate table sample {self.folder.parent}"]
@@ -52,7 +54,7 @@ class TableReport:
 
 @dataclasses.dataclass(frozen=True)
 class OfficialTable:
-    """Training rows and the official order of their columns, target first of its kind."""
+    """Training rows, and the names of the columns in the official order: the target first of its kind."""
 
     rows: pd.DataFrame
     numerical: list[str]
@@ -66,11 +68,11 @@ def import_table(
 
     Args:
         source: the .pt of the official trainer, or one state dict in a .pt.
-        table: folder of the set it was trained on: train.csv[.gz] beside schema.yaml (as `anystate table fetch` writes
-            it) or beside the official info.json.
-        weights: "raw" or "ema" takes one of the two sets; by default each goes to its own place. (The official
-            sampling script reads the raw set.)
-        overrides: settings that the weights do not tell, on top of configs/table/paper.yaml, e.g. "network.heads=4",
+        table: folder of the training set: train.csv[.gz] with schema.yaml (as `anystate table fetch` writes it) or with
+            the official info.json.
+        weights: "raw" or "ema" imports one of the two sets as both; default: each as itself. (The official sampling
+            script reads the raw set.)
+        overrides: settings that the weights do not show, on top of configs/table/paper.yaml, e.g. "network.heads=4",
             or "numerical.schedule.name=linear_half" for a network trained with VP-LinearBeta2.
 
     Raises:
@@ -120,25 +122,22 @@ def read_sets(file: Path, weights: str | None = None) -> tuple[dict[str, Mapping
 
 
 def read_official_table(table: Path | str) -> OfficialTable:
-    """The training rows of a set and what its columns are, see `import_table`."""
+    """The training rows of a set and the official order of its columns, see `import_table`."""
     folder = Path(table)
     train = next((folder / name for name in ("train.csv", "train.csv.gz") if (folder / name).is_file()), None)
     if train is None:
         raise ValueError(f"--table {str(table)!r} is no folder with a train.csv or train.csv.gz")
     rows = read_table(train)
     if (folder / "schema.yaml").is_file():
-        roles = yaml.safe_load((folder / "schema.yaml").read_text(encoding="utf-8"))
-        numerical, categorical = list(roles["numerical"]), list(roles["categorical"])
-        targets, task = [roles["target"]], roles["task"]
+        schema = Schema.load(folder / "schema.yaml")
+        numerical, categorical = schema.roles()
+        targets, task = ([] if schema.target is None else [schema.target]), schema.task
     elif (folder / "info.json").is_file():
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        names = info["column_names"]
-        numerical, categorical, targets = (
-            [names[i] for i in info[f"{kind}_col_idx"]] for kind in ("num", "cat", "target")
-        )
-        task = info["task_type"]
+        numerical, categorical, targets, task = _read_info(folder / "info.json")
     else:
-        raise ValueError(f"{folder} says not what its columns are: a schema.yaml or the official info.json is needed")
+        raise ValueError(
+            f"{folder} has no description of its columns: a schema.yaml or the official info.json is needed"
+        )
     first = numerical if task == "regression" else categorical
     first[:0] = [name for name in targets if name not in first]
     for name in [*numerical, *categorical]:
@@ -147,13 +146,21 @@ def read_official_table(table: Path | str) -> OfficialTable:
     return OfficialTable(rows, numerical, categorical)
 
 
+def _read_info(file: Path) -> tuple[list[str], list[str], list[str], str]:
+    """(numerical, categorical, targets, task) of an official info.json."""
+    info = json.loads(file.read_text(encoding="utf-8"))
+    names = info["column_names"]
+    columns = ([names[i] for i in info[f"{kind}_col_idx"]] for kind in ("num", "cat", "target"))
+    return *columns, info["task_type"]
+
+
 def describe(state: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> TableConfig:
     """The official recipe with the sizes that a state dict shows."""
     net = architecture(state)
-    known = [f"network.width={net.width}", f"network.depth={len(net.blocks)}", f"network.mlp={net.mlp}"]
-    if len(net.time) == 2:  # a clock for the target alone: joint sampling runs it beside the other
-        known.append("times.draw=decoupled")
-    return load_config(RECIPE, [*known, *overrides], TableConfig)
+    sizes = [f"network.width={net.width}", f"network.depth={len(net.blocks)}", f"network.mlp={net.mlp}"]
+    if len(net.time) == 2:  # the target has a time of its own; joint sampling uses both times
+        sizes.append("times.draw=decoupled")
+    return load_config(RECIPE, [*sizes, *overrides], TableConfig)
 
 
 def official_codec(table: OfficialTable, config: TableConfig) -> TableCodec:
@@ -164,53 +171,58 @@ def official_codec(table: OfficialTable, config: TableConfig) -> TableCodec:
             if not pd.api.types.is_numeric_dtype(rows[name]):
                 raise ValueError(f"column {name!r} should hold numbers, as the network was trained on them")
             rows[name] = rows[name].fillna(rows[name].mean())
-            found = infer_column(name, rows[name])
-            kind = "continuous" if found.decimals != 0 and found.kind != "integer" else "integer"
-            columns.append(found.model_copy(update={"kind": kind}))
+            columns.append(_numerical_column(name, rows[name]))
         elif name in table.categorical:
             dtype = str(rows[name].dtype)
             columns.append(Column(name=name, kind="categorical", dtype=dtype, missing=bool(rows[name].isna().any())))
-    codec = TableCodec.fit(rows, Schema(columns=columns), Encoding(**config.encoding.model_dump()), config.seed)
-    quantiles = min(len(rows), max(min(len(rows) // 30, 1000), 10))
+    codec = TableCodec.fit(rows, Schema(columns=columns), config.encoding, config.seed)
     for name, column in codec.columns.items():
         if name in table.numerical:
-            values = rows[name].to_numpy(np.float64)
-            share = np.linspace(0.0, 1.0, quantiles)
-            low, high, value = values.min(), values.max(), np.quantile(values, share)
             column.states = []
-            column.quantiles = Quantiles(share.tolist(), value.tolist(), column.width, BEYOND, float(low), float(high))
+            column.quantiles = _official_quantiles(rows[name].to_numpy(np.float64), column.width)
         else:
-            own = sort_tags([state[1] for state in column.states if state[0] == "v"])
-            column.states = [["v", tag] for tag in own] + [MISSING] * (MISSING in column.states)
+            tags = sort_tags([tag for _, tag in column.value_states()])
+            column.states = [["v", tag] for tag in tags] + [MISSING] * (MISSING in column.states)
     return TableCodec(list(codec.columns.values()), len(rows))
 
 
+def _numerical_column(name: str, values: pd.Series) -> Column:
+    column = infer_column(name, values)
+    is_integer = column.kind == "integer" or column.decimals == 0
+    return column.model_copy(update={"kind": "integer" if is_integer else "continuous"})
+
+
+def _official_quantiles(values: np.ndarray, width: float) -> Quantiles:
+    """The curve of scikit-learn's QuantileTransformer with the official number of quantiles."""
+    n = min(len(values), max(min(len(values) // 30, 1000), 10))
+    share = np.linspace(0.0, 1.0, n)
+    value = np.quantile(values, share)
+    return Quantiles(share.tolist(), value.tolist(), width, TAIL, float(values.min()), float(values.max()))
+
+
 def reorder(state: Mapping[str, Tensor], table: OfficialTable, codec: TableCodec) -> dict[str, Tensor]:
-    """An official state dict with its columns in the order of the table."""
-    state = dict(state)
-    places = [table.numerical.index(name) for name in codec.numbers]
-    for key in ("numerical_embedder.embedding_table.weight", "numerical_pos_embed.weight"):
-        if places:
-            state[key] = state[key][places]
-    places = [table.categorical.index(name) for name in codec.tokens]
-    if places:
-        state["categorical_pos_embed.weight"] = state["categorical_pos_embed.weight"][places]
-    moved = {}
-    for c, place in enumerate(places):
-        moved[f"{TABLES}.{c}.weight"] = state[f"{TABLES}.{place}.weight"]
-        for layer in (0, 2, 4):
-            for kind in KINDS:
-                moved[f"{HEADS}.{c}.{layer}.{kind}"] = state[f"{HEADS}.{place}.{layer}.{kind}"]
-    return state | moved
+    """An official state dict with its columns in the order of the codec's."""
+    reordered = dict(state)
+    numerical = [table.numerical.index(name) for name in codec.numerical]
+    if numerical:
+        for key in ("numerical_embedder.embedding_table.weight", "numerical_pos_embed.weight"):
+            reordered[key] = state[key][numerical]
+    categorical = [table.categorical.index(name) for name in codec.categorical]
+    if categorical:
+        reordered["categorical_pos_embed.weight"] = state["categorical_pos_embed.weight"][categorical]
+    for c, official in enumerate(categorical):
+        reordered[f"{TABLES}.{c}.weight"] = state[f"{TABLES}.{official}.weight"]
+        for layer, kind in itertools.product((0, 2, 4), KINDS):
+            reordered[f"{HEADS}.{c}.{layer}.{kind}"] = state[f"{HEADS}.{official}.{layer}.{kind}"]
+    return reordered
 
 
 def _check_sizes(source: Path, state: Mapping[str, Tensor], table: OfficialTable, codec: TableCodec) -> None:
     """ValueError unless the network has the table's columns and as many values in each."""
-    numbers, states = official_sizes(state)
-    here = f"{len(table.numerical)} numerical and {len(table.categorical)} categorical columns"
-    if (numbers, len(states)) != (len(table.numerical), len(table.categorical)):
-        raise ValueError(f"{source} is of another table: it has {numbers} numerical and {len(states)} categorical "
-                         f"columns, the table {here}")  # fmt: skip
+    numerical, states = official_sizes(state)
+    if (numerical, len(states)) != (len(table.numerical), len(table.categorical)):
+        raise ValueError(f"{source} is of another table: it has {numerical} numerical and {len(states)} categorical "
+                         f"columns, the table {len(table.numerical)} and {len(table.categorical)}")  # fmt: skip
     for name, size in zip(table.categorical, states, strict=True):
         if (own := len(codec.columns[name].states)) != size:
             raise ValueError(f"{source} is of another table: column {name!r} has {size} values there, {own} here")

@@ -1,19 +1,18 @@
-"""Weights of the official tabular network (TableDiT), into ours and back.
+"""Conversion of the official tabular network's weights (TableDiT) into ours and back.
 
-Official networks keep one table and one head per categorical column; here all columns' rows lie in one matrix. The
-time `s` of a two-time network belongs to one column of its own, the group `target`.
+The official network has one embedding table and one head per categorical column; ours has one matrix with the rows of
+all columns. The second time, s, of an official two-time network is the time of one column, our group `target`.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..table_dit import Categories, Numbers, TableDiT
+from ..table_dit import Categorical, Numerical, TableDiT
 
 KINDS = ("weight", "bias")
 BLOCK = {
@@ -32,41 +31,42 @@ def is_table(state: Mapping[str, Tensor]) -> bool:
 
 
 def official_sizes(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...]]:
-    """The number of numerical columns, and the states of every categorical one, of an official state dict."""
+    """(number of numerical columns, states of every categorical column) of an official state dict."""
     table = state.get("numerical_embedder.embedding_table.weight")
     states = []
-    while (key := f"{TABLES}.{len(states)}.weight") in state:
-        states.append(len(state[key]) - 1)
+    while f"{TABLES}.{len(states)}.weight" in state:
+        states.append(len(state[f"{TABLES}.{len(states)}.weight"]) - 1)  # the last row is the mask
     return (0 if table is None else len(table)), tuple(states)
 
 
 def architecture(state: Mapping[str, Tensor], heads: int = 4, target: str | None = None) -> TableDiT:
-    """A TableDiT of the shape that an official state dict describes; weights are not loaded.
+    """A TableDiT of the sizes of an official state dict, with random weights.
 
     Args:
-        heads: attention heads, which the weights do not tell.
-        target: of a two-time network, the kind of the first column that has the time s: "num", "cat" or None.
+        heads: attention heads, which the shapes of the weights do not show.
+        target: "num" or "cat" if the first numerical or categorical column has the time s of a two-time network; None
+            if no column has it.
     """
-    numbers, states = official_sizes(state)
-    groups: dict[str, Numbers | Categories] = {}
+    numerical, states = official_sizes(state)
+    groups: dict[str, Numerical | Categorical] = {}
     if target == "num":
-        groups["target"], numbers = Numbers(1), numbers - 1
-    if numbers:
-        groups["num"] = Numbers(numbers)
+        groups["target"], numerical = Numerical(1), numerical - 1
+    if numerical:
+        groups["num"] = Numerical(numerical)
     if target == "cat":
-        groups["target"], states = Categories(states[:1]), states[1:]
+        groups["target"], states = Categorical(states[:1]), states[1:]
     if states:
-        groups["cat"] = Categories(states)
+        groups["cat"] = Categorical(states)
     width, inner = state["t_embedder.mlp.2.bias"].shape[0], state["blocks.0.mlp.fc1.bias"].shape[0]
-    clocks = [next(m for m in groups if m != "target")]
+    time_conditioning = [next(m for m in groups if m != "target")]
     if "s_embedder.mlp.0.weight" in state:
-        clocks.append("target")
-    depth = 1 + max(int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key)))
-    return TableDiT(groups, width, depth, heads, clocks, inner // width)
+        time_conditioning.append("target")
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    return TableDiT(groups, width, depth, heads, time_conditioning, inner // width)
 
 
 def from_official(model: TableDiT, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict for `model` from an official one, and the official keys that were not used.
+    """(our state dict for `model`, the unused official keys) from an official state dict.
 
     Raises:
         ValueError: a key that the network needs is missing.
@@ -79,10 +79,9 @@ def from_official(model: TableDiT, state: Mapping[str, Tensor]) -> tuple[dict[st
         used.add(key)
         return state[key]
 
-    ours = {mine: take(theirs) for theirs, mine in _plain(model).items()}
-    positions = [take(key) for key, there in _positions(model) if there]
-    ours["position"] = torch.cat(positions)
-    tables = [take(f"{TABLES}.{c}.weight") for c in range(_categorical(model))]
+    ours = {key: take(official_key) for official_key, key in _equal_tensors(model).items()}
+    ours["position"] = torch.cat([take(key) for key in _position_keys(model)])
+    tables = [take(f"{TABLES}.{c}.weight") for c in range(_count(model, model.categorical))]
     if tables:
         ours["token_table"] = torch.cat(tables)
     for m, columns in _head_columns(model):
@@ -95,68 +94,65 @@ def from_official(model: TableDiT, state: Mapping[str, Tensor]) -> tuple[dict[st
 
 
 def to_official(model: TableDiT) -> dict[str, Tensor]:
-    """The official state dict of a table model built with this architecture."""
+    """The official state dict of a TableDiT, the inverse of `from_official`."""
     ours = model.state_dict()
-    theirs = {key: ours[mine] for key, mine in _plain(model).items()}
-    numbers = sum(model.groups[m].columns for m in model.numbers)
-    split = ours["position"].split([numbers, len(ours["position"]) - numbers])
-    theirs |= {key: part for (key, there), part in zip(_positions(model), split, strict=True) if there}
-    sizes = [k + 1 for m in model.categories for k in model.groups[m].states]
+    official = {official_key: ours[key] for official_key, key in _equal_tensors(model).items()}
+    counts = [_count(model, groups) for groups in (model.numerical, model.categorical) if groups]
+    official |= dict(zip(_position_keys(model), ours["position"].split(counts), strict=True))
+    sizes = [k + 1 for m in model.categorical for k in model.groups[m].states]
     if sizes:
-        theirs |= {f"{TABLES}.{c}.weight": part for c, part in enumerate(ours["token_table"].split(sizes))}
+        official |= {f"{TABLES}.{c}.weight": part for c, part in enumerate(ours["token_table"].split(sizes))}
     for m, columns in _head_columns(model):
-        own = [sizes[c] for c in columns]
         for layer, kind in itertools.product((0, 2), KINDS):
-            stacked = ours[f"head.{m}.hidden.{layer}.{kind}"]
-            for c, part in zip(columns, stacked, strict=True):
-                theirs[f"{HEADS}.{c}.{layer}.{kind}"] = part.T if kind == "weight" else part
+            for c, part in zip(columns, ours[f"head.{m}.hidden.{layer}.{kind}"], strict=True):
+                official[f"{HEADS}.{c}.{layer}.{kind}"] = part.T if kind == "weight" else part
         for kind in KINDS:
-            parts = ours[f"head.{m}.{kind}"].split(own)
-            theirs |= {f"{HEADS}.{c}.4.{kind}": part for c, part in zip(columns, parts, strict=True)}
-    return theirs
+            parts = ours[f"head.{m}.{kind}"].split([sizes[c] for c in columns])
+            official |= {f"{HEADS}.{c}.4.{kind}": part for c, part in zip(columns, parts, strict=True)}
+    return official
 
 
 def load_official(state: Mapping[str, Tensor], heads: int = 4, target: str | None = None) -> tuple[TableDiT, list[str]]:
-    """A TableDiT holding the weights of an official state dict, and the official keys left unused."""
+    """(a TableDiT with the weights of an official state dict, the unused official keys)."""
     model = architecture(state, heads, target)
     ours, unused = from_official(model, state)
     model.load_state_dict(ours)
     return model, unused
 
 
-def _categorical(model: TableDiT) -> int:
-    return sum(model.groups[m].columns for m in model.categories)
+def _count(model: TableDiT, groups: list[str]) -> int:
+    """The number of columns of these groups."""
+    return sum(model.groups[m].columns for m in groups)
 
 
-def _positions(model: TableDiT) -> list[tuple[str, bool]]:
-    return [
-        ("numerical_pos_embed.weight", bool(model.numbers)),
-        ("categorical_pos_embed.weight", bool(model.categories)),
-    ]
+def _position_keys(model: TableDiT) -> list[str]:
+    """The official names of the position embeddings, whose concatenation is ours."""
+    keys = ["numerical_pos_embed.weight"] if model.numerical else []
+    return [*keys, "categorical_pos_embed.weight"] if model.categorical else keys
 
 
 def _head_columns(model: TableDiT) -> list[tuple[str, range]]:
-    """The official column numbers of every categorical group."""
-    found, start = [], 0
-    for m in model.categories:
-        found.append((m, range(start, start + model.groups[m].columns)))
+    """(categorical group, official indices of its columns)."""
+    ranges, start = [], 0
+    for m in model.categorical:
+        ranges.append((m, range(start, start + model.groups[m].columns)))
         start += model.groups[m].columns
-    return found
+    return ranges
 
 
-def _plain(model: TableDiT) -> dict[str, str]:
-    """{official key: ours} of all that is the same tensor in both."""
+def _equal_tensors(model: TableDiT) -> dict[str, str]:
+    """{official key: our key} of the tensors that are the same in both."""
     layers = {}
     for embedder, m in zip(("t_embedder", "s_embedder"), model.time, strict=False):
         layers |= {f"{embedder}.mlp.{i}": f"time.{m}.mlp.{i}" for i in (0, 2)}
     for d in range(len(model.blocks)):
-        layers |= {f"blocks.{d}.{theirs}": f"blocks.{d}.{mine}" for theirs, mine in BLOCK.items()}
+        layers |= {f"blocks.{d}.{official}": f"blocks.{d}.{ours}" for official, ours in BLOCK.items()}
     layers["final_layer.adaLN_modulation.1"] = "final"
-    if model.numbers:
+    if model.numerical:
         for i in (0, 2, 4):
             layers[f"numerical_embedder.scale_embedder.{i}"] = f"number_scale.{i}"
             layers[f"final_layer.numerical_linear.{i}"] = f"number_head.{i}"
-    plain = {f"{theirs}.{kind}": f"{mine}.{kind}" for theirs, mine in layers.items() for kind in KINDS}
-    if model.numbers:
-        plain["numerical_embedder.embedding_table.weight"] = "number_table"
-    return plain
+    tensors = {f"{official}.{kind}": f"{ours}.{kind}" for official, ours in layers.items() for kind in KINDS}
+    if model.numerical:
+        tensors["numerical_embedder.embedding_table.weight"] = "number_table"
+    return tensors

@@ -1,41 +1,42 @@
-"""Weights of the official text+image network, into ours and back.
+"""Conversion of weights between the official text+image network and the MMDiT of this package.
 
-Official modality order is text first, image second; a block's three conditioning layers per stream (attention
-LayerNorm, feed-forward LayerNorm, branch gains) are one layer here, and its patch convolution is a linear map.
-The official `text_depth: 0` network has no text head.
+In the official code, text is the first modality and image the second. The three conditioning layers of each stream of a
+block (attention LayerNorm, feed-forward LayerNorm, branch gains) are one layer here, and the patch convolution is a
+linear layer. With the official setting `text_depth: 0`, the network has no text head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
 
 from ..mmdit import MMDiT, Patches, Tokens
 
-PLAIN = {
-    "text_embedder.weight": "embed.text.token.weight",
-    "text_pos_embed.weight": "embed.text.position.weight",
-    "image_embedder.proj.bias": "embed.image.proj.bias",
-    **{
-        f"{m}_time_encoder.mlp.{i}.{kind}": f"time.{m}.mlp.{i}.{kind}"
-        for m in ("text", "image")
-        for i in (0, 2)
-        for kind in ("weight", "bias")
-    },
-    **{
-        f"{m}_final_layer.{theirs}.{kind}": f"head.{m}.{ours}.{kind}"
-        for m in ("text", "image")
-        for theirs, ours in (("adaLN_modulation.2", "modulate.linear"), ("linear", "linear"))
-        for kind in ("weight", "bias")
-    },
-    "joint_embedding.norms.0.g": "trunk_norm.text.weight",
-    "joint_embedding.norms.1.g": "trunk_norm.image.weight",
-    "text_dit.norms.0.g": "tower_norm.text.weight",
-    "image_dit.norms.0.g": "tower_norm.image.weight",
-}
-STREAM = {
+
+def _key_map() -> dict[str, str]:
+    """{official key: key here} of everything outside the blocks, except the patch convolution."""
+    keys = {
+        "text_embedder.weight": "embed.text.token.weight",
+        "text_pos_embed.weight": "embed.text.position.weight",
+        "image_embedder.proj.bias": "embed.image.proj.bias",
+        "joint_embedding.norms.0.g": "trunk_norm.text.weight",
+        "joint_embedding.norms.1.g": "trunk_norm.image.weight",
+        "text_dit.norms.0.g": "tower_norm.text.weight",
+        "image_dit.norms.0.g": "tower_norm.image.weight",
+    }
+    for m in ("text", "image"):
+        for kind in ("weight", "bias"):
+            keys[f"{m}_time_encoder.mlp.0.{kind}"] = f"time.{m}.mlp.0.{kind}"
+            keys[f"{m}_time_encoder.mlp.2.{kind}"] = f"time.{m}.mlp.2.{kind}"
+            keys[f"{m}_final_layer.adaLN_modulation.2.{kind}"] = f"head.{m}.modulate.linear.{kind}"
+            keys[f"{m}_final_layer.linear.{kind}"] = f"head.{m}.linear.{kind}"
+    return keys
+
+
+KEYS = _key_map()
+STREAM_KEYS = {  # of stream i of a block
     "joint_attn.to_qkv.{i}.weight": "qkv.weight",
     "joint_attn.to_out.{i}.weight": "out.weight",
     "joint_attn.q_rmsnorms.{i}.gamma": "q_gamma",
@@ -48,97 +49,123 @@ STREAM = {
 PATCH_WEIGHT, POSITION = "image_embedder.proj.weight", "pos_embed"
 
 
-def _block_prefixes(keys) -> list[tuple[str, int, str]]:
-    """(official prefix, official stream index, our prefix) of every stream of every block."""
-    places = {("joint_embedding", 0): "text", ("joint_embedding", 1): "image"}
-    places |= {("text_dit", 0): "text", ("image_dit", 0): "image"}
+def _block_prefixes(keys: Container[str]) -> list[tuple[str, int, str]]:
+    """(official prefix, official stream index, prefix here) of every stream of every block."""
+    stacks = (
+        ("joint_embedding", 0, "text"),
+        ("joint_embedding", 1, "image"),
+        ("text_dit", 0, "text"),
+        ("image_dit", 0, "image"),
+    )
     found = []
-    for (stack, i), m in places.items():
-        ours = "trunk.{d}.streams." + m if stack == "joint_embedding" else f"tower.{m}.{{d}}.streams.{m}"
+    for stack, i, m in stacks:
+        ours = "trunk" if stack == "joint_embedding" else f"tower.{m}"
         depth = 0
         while f"{stack}.blocks.{depth}.joint_attn.to_qkv.{i}.weight" in keys:
-            found.append((f"{stack}.blocks.{depth}", i, ours.format(d=depth)))
+            found.append((f"{stack}.blocks.{depth}", i, f"{ours}.{depth}.streams.{m}"))
             depth += 1
     return found
 
 
 def _modulation_keys(prefix: str, i: int, kind: str) -> tuple[str, str, str, str]:
+    """The official keys of the conditioning of stream i: attention, feed-forward, gains, and the gains' second name."""
     return (
         f"{prefix}.attn_layernorms.{i}.to_cond.2.{kind}",
         f"{prefix}.ff_layernorms.{i}.to_cond.2.{kind}",
         f"{prefix}.cond_dict.to_post_branch_gammas_{i}.2.{kind}",
-        f"{prefix}.cond_dict.cond_linear_{i}.{kind}",  # the official module's second name
+        f"{prefix}.cond_dict.cond_linear_{i}.{kind}",
     )
 
 
+class _OfficialState:
+    """An official state dict that records which keys are used."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self.state = state
+        self.used: set[str] = set()
+
+    def take(self, key: str) -> Tensor:
+        """The tensor of a key.
+
+        Raises:
+            ValueError: the key is missing.
+        """
+        if key not in self.state:
+            raise ValueError(f"official checkpoint lacks {key!r}: is it a text+image snapshot?")
+        self.used.add(key)
+        return self.state[key]
+
+    def shape(self, key: str) -> torch.Size:
+        return self.take(key).shape
+
+
 def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict from an official one, and the official keys that were not used.
+    """The state dict of an MMDiT from an official one, and the official keys that were not used.
 
     Raises:
         ValueError: a key that the network needs is missing.
     """
-    ours, used = {}, {POSITION}  # the position table is a constant here
-
-    def take(key: str) -> Tensor:
-        if key not in state:
-            raise ValueError(f"official checkpoint lacks {key!r}: is it a text+image snapshot?")
-        used.add(key)
-        return state[key]
-
-    ours["embed.image.proj.weight"] = take(PATCH_WEIGHT).flatten(1)
-    for theirs, key in PLAIN.items():
-        if theirs in state:
-            ours[key] = take(theirs)
+    official = _OfficialState(state)
+    official.used.add(POSITION)  # the position table is a constant here
+    ours = {"embed.image.proj.weight": official.take(PATCH_WEIGHT).flatten(1)}
+    for key, target in KEYS.items():
+        if key in state:
+            ours[target] = official.take(key)
     for prefix, i, target in _block_prefixes(state):
-        for theirs, key in STREAM.items():
-            value = take(f"{prefix}.{theirs.format(i=i)}")
-            ours[f"{target}.{key}"] = value.squeeze(1) if key.endswith("gamma") else value
+        for key, name in STREAM_KEYS.items():
+            value = official.take(f"{prefix}.{key.format(i=i)}")
+            ours[f"{target}.{name}"] = value.squeeze(1) if name.endswith("gamma") else value
         for kind in ("weight", "bias"):
             attn, ff, gain, alias = _modulation_keys(prefix, i, kind)
-            gains = take(gain if gain in state else alias).chunk(2)  # safetensors files hold one of the two names
-            used |= {gain, alias}
-            ours[f"{target}.modulation.{kind}"] = torch.cat([take(attn), gains[0], take(ff), gains[1]])
-    return ours, sorted(set(state) - used)
+            gains = official.take(gain if gain in state else alias).chunk(2)  # safetensors files have one of the names
+            official.used |= {gain, alias}
+            parts = [official.take(attn), gains[0], official.take(ff), gains[1]]
+            ours[f"{target}.modulation.{kind}"] = torch.cat(parts)
+    return ours, sorted(set(state) - official.used)
 
 
 def to_official(model: MMDiT) -> dict[str, Tensor]:
-    """The official state dict of a text+image model built with this architecture."""
+    """The official state dict of a text+image model of this architecture."""
     ours = model.state_dict()
     embed = model.embed["image"]
-    weight = ours["embed.image.proj.weight"]
-    p = embed.patch
-    theirs = {PATCH_WEIGHT: weight.unflatten(1, (-1, p, p)), POSITION: embed.position[None]}
-    theirs |= {key: ours[target] for key, target in PLAIN.items() if target in ours}
-    stacks = {"joint_embedding": [(d, ["text", "image"], f"trunk.{d}") for d in range(len(model.trunk))]}
-    for m in model.tower:
-        stacks[f"{m}_dit"] = [(d, [m], f"tower.{m}.{d}") for d in range(len(model.tower[m]))]
-    for stack, blocks in stacks.items():
-        for d, names, target in blocks:
-            for i, m in enumerate(names):
-                prefix, source = f"{stack}.blocks.{d}", f"{target}.streams.{m}"
-                for key, part in STREAM.items():
-                    value = ours[f"{source}.{part}"]
-                    theirs[f"{prefix}.{key.format(i=i)}"] = value[:, None] if part.endswith("gamma") else value
-                for kind in ("weight", "bias"):
-                    attn, ff, gain, alias = _modulation_keys(prefix, i, kind)
-                    six = ours[f"{source}.modulation.{kind}"].chunk(6)
-                    theirs[attn], theirs[ff] = torch.cat([six[0], six[1]]), torch.cat([six[3], six[4]])
-                    theirs[gain] = theirs[alias] = torch.cat([six[2], six[5]])
-    return theirs
+    patches = ours["embed.image.proj.weight"].unflatten(1, (-1, embed.patch, embed.patch))
+    official = {PATCH_WEIGHT: patches, POSITION: embed.position[None]}
+    for key, target in KEYS.items():
+        if target in ours:
+            official[key] = ours[target]
+    for d in range(len(model.trunk)):
+        for i, m in enumerate(("text", "image")):
+            official |= _official_stream(ours, f"joint_embedding.blocks.{d}", i, f"trunk.{d}.streams.{m}")
+    for m, blocks in model.tower.items():
+        for d in range(len(blocks)):
+            official |= _official_stream(ours, f"{m}_dit.blocks.{d}", 0, f"tower.{m}.{d}.streams.{m}")
+    return official
+
+
+def _official_stream(ours: Mapping[str, Tensor], prefix: str, i: int, source: str) -> dict[str, Tensor]:
+    """The official tensors of stream i of the block `prefix`, from those of `source` here."""
+    official = {}
+    for key, name in STREAM_KEYS.items():
+        value = ours[f"{source}.{name}"]
+        official[f"{prefix}.{key.format(i=i)}"] = value[:, None] if name.endswith("gamma") else value
+    for kind in ("weight", "bias"):
+        attn, ff, gain, alias = _modulation_keys(prefix, i, kind)
+        parts = ours[f"{source}.modulation.{kind}"].chunk(6)
+        official[attn] = torch.cat([parts[0], parts[1]])
+        official[ff] = torch.cat([parts[3], parts[4]])
+        official[gain] = official[alias] = torch.cat([parts[2], parts[5]])
+    return official
 
 
 def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], int, int, int]:
-    """What an official state dict describes: {name: stream}, joint depth, heads and their width, as MMDiT takes them.
+    """The architecture of an official state dict, as the arguments of MMDiT.
+
+    Returns {modality: stream}, depth of the joint trunk, number of heads and width of a head.
 
     Raises:
-        ValueError: a key that tells a size is missing.
+        ValueError: a key that determines a size is missing.
     """
-
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise ValueError(f"official checkpoint lacks {key!r}: is it a text+image snapshot?")
-        return state[key].shape
-
+    shape = _OfficialState(state).shape
     vocab, text_width = shape("text_embedder.weight")
     image_width, channels, patch, _ = shape(PATCH_WEIGHT)
     grid = round(shape(POSITION)[1] ** 0.5)
@@ -153,8 +180,8 @@ def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], i
         columns=vocab,
         width=text_width,
         cond=shape("text_time_encoder.mlp.2.bias")[0],
-        tower=depth["text_dit"],
-        head="text_final_layer.linear.weight" in state,
+        single_stream_depth=depth["text_dit"],
+        output="text_final_layer.linear.weight" in state,
     )
     image = Patches(
         channels=channels,
@@ -162,19 +189,19 @@ def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], i
         patch=patch,
         width=image_width,
         cond=shape("image_time_encoder.mlp.2.bias")[0],
-        tower=depth["image_dit"],
-        head="image_final_layer.linear.weight" in state,
+        single_stream_depth=depth["image_dit"],
+        output="image_final_layer.linear.weight" in state,
     )
     return {"text": text, "image": image}, depth["joint_embedding"], heads, head_dim
 
 
 def architecture(state: Mapping[str, Tensor]) -> MMDiT:
-    """An MMDiT of the shape that an official state dict describes; weights are not loaded."""
+    """An MMDiT of the architecture of an official state dict, without its weights."""
     return MMDiT(*streams(state))
 
 
 def load_official(state: Mapping[str, Tensor]) -> tuple[MMDiT, list[str]]:
-    """An MMDiT holding the weights of an official state dict, and the official keys left unused."""
+    """An MMDiT with the weights of an official state dict, and the official keys that were not used."""
     model = architecture(state)
     ours, unused = from_official(state)
     model.load_state_dict(ours)

@@ -1,10 +1,10 @@
-"""The best single fill of empty cells: the mean of a number, the likeliest value of a category, and how sure they are.
+"""The best single value for a missing cell: the mean of a number, the most probable category, and their uncertainty.
 
-An average of draws carries their variance: with 20 draws the error grows by a fortieth, with the mode of a few draws by
-more. So nothing is drawn where the network knows the distribution: with all unknown cells at pure noise, one evaluation
-gives the chance of every token given the known cells. Only normal scores are drawn, because the mean of a value is not
-the value of a mean score; their starting noise is stratified over the draws of a cell (a Latin hypercube), which leaves
-little variance along the probability-flow ODE.
+Averaging draws adds their variance: with 20 draws the squared error grows by a twentieth of the conditional variance,
+and the mode of a few draws is worse still. So nothing is drawn where the network gives the distribution itself: with
+all unobserved cells at pure noise, one evaluation predicts the probability of every token given the observed cells.
+Only z is drawn, because the mean of a value is not the value of the mean z. The initial noise of the draws of a cell
+is stratified (a Latin hypercube over draws), which the probability-flow ODE maps to means of low variance.
 """
 
 from __future__ import annotations
@@ -18,147 +18,182 @@ import torch
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import Draw, Rng
-from ...model.codecs.table.codec import RARE, REGULAR, ColumnCodec
-from .rows import Cells, Generator, put
+from ...kernels import Draw, LazyLogits, Rng
+from ...model.codecs.table.column import RARE, REGULAR, ColumnCodec
+from .rows import DRAW_SEED, ObservedCells, TableSampler, fill_cells
+
+AVERAGED_EVALUATIONS = 4  # noise samples that token probabilities are averaged over, at most
 
 
 @dataclasses.dataclass
-class Moments:
-    """Of every row: chances of the tokens {column: (n, K)}; of the drawn regular values, count, mean and mean square
-    {column: (n,)}."""
+class Draws:
+    """Sums over the draws of one column, (n,) each: the number of regular values, the values and their squares."""
 
-    chances: dict[str, np.ndarray]
-    count: dict[str, np.ndarray]
-    mean: dict[str, np.ndarray]
-    square: dict[str, np.ndarray]
+    count: np.ndarray
+    total: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def none(cls, n: int) -> Draws:
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n))
+
+    def add(self, rows: np.ndarray, values: np.ndarray, regular: np.ndarray) -> None:
+        self.count[rows] += np.where(regular, 1.0, 0.0)
+        self.total[rows] += np.where(regular, values, 0.0)
+        self.square[rows] += np.where(regular, values**2, 0.0)
 
 
 @torch.no_grad()
-def expected(generator: Generator, table: pd.DataFrame, draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table with its empty cells filled, and the spread of what was filled (see `TableSynthesizer.impute`).
+def expected(sampler: TableSampler, table: pd.DataFrame, draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table with its missing cells filled, and the uncertainty of what was filled.
 
     Args:
-        draws: of normal scores, and evaluations over which chances are averaged (at most 4).
+        draws: of z, and evaluations over which token probabilities are averaged (at most AVERAGED_EVALUATIONS).
+
+    Returns:
+        (filled table, a table of the same shape with standard deviations of numbers and probabilities of any other
+        category; NaN where nothing was filled).
     """
-    codec, cells = generator.codec, generator.cells_of(table)
-    index, table = table.index, table.reset_index(drop=True)
+    index, cells, table = table.index, sampler.observed_cells(table), table.reset_index(drop=True)
     filled = table.copy()
-    spread = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
+    uncertainty = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
     rows = np.flatnonzero(table.isna().to_numpy().any(1))
     if len(rows):
-        holes = table.iloc[rows].isna().reset_index(drop=True)
-        moments = _moments(generator, cells.rows(torch.from_numpy(rows)), holes, draws)
-        for name, column in codec.columns.items():
-            empty = holes[name].to_numpy()
-            if not empty.any() or column.column.kind == "identifier":
+        missing = table.iloc[rows].isna().reset_index(drop=True)
+        cells = cells.rows(torch.from_numpy(rows))
+        probabilities = _token_probabilities(sampler, cells, draws)
+        numbers = _draw_numbers(sampler, cells, missing, draws)
+        for name, column in sampler.codec.columns.items():
+            here = missing[name].to_numpy()
+            if not here.any() or column.column.kind == "identifier":
                 continue
-            if column.column.kind == "constant":
-                made, unsure = column.decode(None, None, int(empty.sum()), None), None
-            elif column.numeric:
-                made, unsure = _mean(column, moments, empty)
-            else:
-                made, unsure = _mode(column, moments.chances[name][empty])
-            made.index = rows[empty]
-            filled[name] = put(table[name], made)
-            if unsure is not None:
-                spread.loc[rows[empty], name] = unsure
-    return filled.set_axis(index), spread.set_axis(index)
+            p = probabilities[name][here] if name in probabilities else None
+            new, spread = _fill_column(column, p, numbers.get(name), here)
+            new.index = rows[here]
+            filled[name] = fill_cells(table[name], new)
+            uncertainty.loc[rows[here], name] = spread
+    return filled.set_axis(index), uncertainty.set_axis(index)
 
 
-def _moments(generator: Generator, cells: Cells, holes: pd.DataFrame, draws: int) -> Moments:
-    codec, n = generator.codec, len(cells.tokens)
-    forbidden, chances = generator.never_missing(), []
-    for first, part in _parts(generator, cells) if codec.tokens else ():
-        strata, runs = _strata(generator, part, first, draws), range(min(4, draws))
-        chances.append(sum(_chances(generator, part, _noise(strata, d, draws), forbidden) for d in runs) / len(runs))
-    whole = torch.cat(chances)[:n].cpu().numpy() if chances else np.zeros((n, 0, 0))
-    drawn = {name: np.zeros((3, n)) for name in codec.numbers}
-    need = np.flatnonzero(holes[codec.numbers].to_numpy().any(1))
-    for first, part in _parts(generator, cells.rows(torch.from_numpy(need))) if len(need) else ():
-        strata, rows = _strata(generator, part, first, draws), need[first : first + len(part.tokens)]
+def _fill_column(
+    column: ColumnCodec, probabilities: np.ndarray | None, draws: Draws | None, here: np.ndarray
+) -> tuple[pd.Series, np.ndarray | float]:
+    """(values, uncertainty) of the cells of a column where `here` (n,) is True; probabilities are theirs, (·, K)."""
+    if column.column.kind == "constant":
+        return column.decode(None, None, int(here.sum()), None), float("nan")
+    if column.is_numerical:
+        return _mean(column, probabilities, draws, here)
+    return _mode(column, probabilities)
+
+
+def _token_probabilities(sampler: TableSampler, cells: ObservedCells, draws: int) -> dict[str, np.ndarray]:
+    """{categorical column: (n, K)}, averaged over noise samples for z."""
+    codec, parts = sampler.codec, []
+    if not codec.categorical:
+        return {}
+    count = min(AVERAGED_EVALUATIONS, draws)
+    for start, batch in _batches(sampler, cells):
+        strata = _strata(sampler, batch, start, draws)
+        total = sum(_predict_tokens(sampler, batch, _uniforms(strata, d, draws)) for d in range(count))
+        parts.append(total / count)
+    probabilities = torch.cat(parts)[: len(cells)].cpu().numpy()
+    sizes = zip(codec.categorical, codec.states, strict=True)
+    return {name: probabilities[:, c, :size] for c, (name, size) in enumerate(sizes)}
+
+
+def _draw_numbers(sampler: TableSampler, cells: ObservedCells, missing: pd.DataFrame, draws: int) -> dict[str, Draws]:
+    """{numerical column: its draws}, of the rows in which a numerical cell is missing."""
+    codec, allowed = sampler.codec, sampler.present_states()
+    numbers = {name: Draws.none(len(cells)) for name in codec.numerical}
+    needed = np.flatnonzero(missing[codec.numerical].to_numpy().any(1))
+    if not len(needed):
+        return numbers
+    for start, batch in _batches(sampler, cells.rows(torch.from_numpy(needed))):
+        strata, rows = _strata(sampler, batch, start, draws), needed[start : start + len(batch)]
         for d in range(draws):
-            again = dataclasses.replace(generator, seed=generator.seed + 1_000_003 * d)
-            made = again.fill_chunk(part, first, forbidden, _noise(strata, d, draws))
-            tokens, scores = (x.cpu().numpy()[: len(rows)] for x in made)
-            for c, name in enumerate(codec.numbers):
-                column = codec.columns[name]
-                values = column.quantiles.decode(scores[:, c])
-                regular = np.ones(len(rows), dtype=bool)
+            drawn = dataclasses.replace(sampler, seed=sampler.seed + DRAW_SEED * d).sample_batch(
+                batch, start, allowed, _uniforms(strata, d, draws)
+            )
+            tokens, z = (x.cpu().numpy()[: len(rows)] for x in drawn)
+            for c, name in enumerate(codec.numerical):
+                column, regular = codec.columns[name], np.ones(len(rows), dtype=bool)
                 if column.states:
-                    regular = tokens[:, codec.tokens.index(name)] == column.state(REGULAR)
-                drawn[name][:, rows] += np.where(regular, [np.ones_like(values), values, values**2], 0.0)
-    sizes = dict(zip(codec.tokens, codec.states, strict=True))
-    return Moments(
-        {name: whole[:, c, : sizes[name]] for c, name in enumerate(codec.tokens)},
-        {name: counted for name, (counted, _, _) in drawn.items()},
-        {name: total / np.maximum(counted, 1) for name, (counted, total, _) in drawn.items()},
-        {name: total / np.maximum(counted, 1) for name, (counted, _, total) in drawn.items()},
-    )
+                    regular = tokens[:, codec.categorical.index(name)] == column.state(REGULAR)
+                numbers[name].add(rows, column.quantiles.decode(z[:, c]), regular)
+    return numbers
 
 
-def _parts(generator: Generator, cells: Cells) -> Iterator[tuple[int, Cells]]:
-    """(first row, cells) of chunks of one size, on the device; the last row fills up the last chunk."""
-    n = len(cells.tokens)
-    size = generator.batch_rows(n)
-    for first in range(0, n, size):
-        yield first, cells.rows(torch.arange(first, first + size).clamp(max=n - 1)).to(generator.device)
+def _batches(sampler: TableSampler, cells: ObservedCells) -> Iterator[tuple[int, ObservedCells]]:
+    """(first row, cells on the device) of batches of one size; the last row is repeated to fill the last batch."""
+    n = len(cells)
+    size = sampler.batch_rows(n)
+    for start in range(0, n, size):
+        yield start, cells.rows(torch.arange(start, start + size).clamp(max=n - 1)).to(sampler.device)
 
 
-def _strata(generator: Generator, cells: Cells, first: int, draws: int) -> Tensor:
+def _strata(sampler: TableSampler, cells: ObservedCells, start: int, draws: int) -> Tensor:
     """(n, C, draws + 1): the stratum of every draw of a cell, and last its offset within the stratum."""
-    n, columns = cells.scores.shape
-    keys = Rng.for_batch(generator.seed, n, first, cells.scores.device).keys("strata", Draw.PRIOR)
+    n, columns = cells.z.shape
+    keys = Rng.for_batch(sampler.seed, n, start, cells.z.device).keys("strata", Draw.PRIOR)
     u = kernels.uniform(keys, max(columns * (draws + 1), 1))[:, : columns * (draws + 1)].view(n, columns, draws + 1)
     return torch.cat([u[..., :draws].argsort(-1).float(), u[..., draws:]], -1)
 
 
-def _noise(strata: Tensor, draw: int, draws: int) -> Tensor:
-    """(n, C) normal numbers of one draw; over the draws of a cell they are evenly spread."""
-    share = (strata[..., draw].double() + strata[..., -1].double()) / draws
-    return torch.special.ndtri(share.clamp(1e-9, 1 - 1e-9)).float()
+def _uniforms(strata: Tensor, draw: int, draws: int) -> Tensor:
+    """(n, C) float64 uniform numbers of one draw, stratified over the draws of a cell."""
+    u = (strata[..., draw].double() + strata[..., -1].double()) / draws
+    return u.clamp(1e-9, 1 - 1e-9)
 
 
-def _chances(generator: Generator, cells: Cells, noise: Tensor, forbidden: Tensor) -> Tensor:
-    """(n, C, K): chances of the tokens with all that is unknown at pure noise."""
-    space = generator.space
-    x = {"cat": cells.tokens, **({"num": noise} if "num" in space else {})}
-    t = {m: torch.ones(len(noise), dtype=torch.float64, device=noise.device) for m in space}
-    out = space.evaluate(generator.net_for(cells, forbidden), x, t, ["cat"])["cat"]
-    return out[..., : space["cat"].states].float().softmax(-1)
+def _predict_tokens(sampler: TableSampler, cells: ObservedCells, uniforms: Tensor) -> Tensor:
+    """(n, C, K) probabilities of the tokens, predicted with all unobserved cells at pure noise."""
+    noise = torch.special.ndtri(uniforms).float() if "num" in sampler.space else None
+    logits = LazyLogits(sampler.token_logits(cells, noise)).restrict(sampler.present_states()["cat"].to(cells.z.device))
+    return logits.values()[..., : sampler.space["cat"].states].float().softmax(-1)
 
 
-def _mean(column: ColumnCodec, moments: Moments, empty: np.ndarray) -> tuple[pd.Series, np.ndarray]:
-    """Mean and standard deviation of a numerical column's empty cells."""
-    name, n = column.name, int(empty.sum())
-    parts = []  # (chance, mean, mean square) of every state
-    if column.states:
-        chances = moments.chances[name][empty]
-        parts = [(chances[:, i], s[1], s[1] ** 2) for i, s in enumerate(column.states) if s[0] == "v"]
+def _mean(
+    column: ColumnCodec, probabilities: np.ndarray | None, draws: Draws, here: np.ndarray
+) -> tuple[pd.Series, np.ndarray]:
+    """Mean and standard deviation of a numerical column's missing cells.
+
+    The distribution is a mixture: the column's single values by their probabilities, and the drawn regular values. It
+    has no mean where ±∞ is possible; the value is then ±∞ if that is more probable than not, else the mean without it.
+    """
+    parts = []  # (probability, mean, mean square) of the components
+    infinities = []  # (probability, ±∞)
+    for token, value in column.value_states():
+        if np.isfinite(value):
+            parts.append((probabilities[:, token], value, value**2))
+        else:
+            infinities.append((probabilities[:, token], value))
     if column.quantiles is not None:
-        typical = column.quantiles.decode(np.random.default_rng(0).standard_normal(2000))
-        seen = moments.count[name][empty] > 0
-        mean = np.where(seen, moments.mean[name][empty], typical.mean())
-        square = np.where(seen, moments.square[name][empty], (typical**2).mean())
-        parts.append((chances[:, column.state(REGULAR)] if column.states else np.ones(n), mean, square))
-    endless = [(chance, value) for chance, value, _ in parts if np.isscalar(value) and not np.isfinite(value)]
-    parts = [part for part in parts if not (np.isscalar(part[1]) and not np.isfinite(part[1]))]
-    total = np.maximum(sum((chance for chance, _, _ in parts), np.zeros(n)), 1e-30)
-    mean = sum((chance * value for chance, value, _ in parts), np.zeros(n)) / total
-    square = sum((chance * value for chance, _, value in parts), np.zeros(n)) / total
+        regular = probabilities[:, column.state(REGULAR)] if column.states else np.ones(int(here.sum()))
+        parts.append((regular, *_regular_moments(column, draws, here)))
+    zero = np.zeros(int(here.sum()))
+    total = np.maximum(sum((p for p, _, _ in parts), zero), 1e-30)
+    mean = sum((p * value for p, value, _ in parts), zero) / total
+    square = sum((p * value for p, _, value in parts), zero) / total
     deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
-    for chance, value in endless:  # no mean: infinite where that is the likelier half
-        mean, deviation = np.where(chance > 0.5, value, mean), np.where(chance > 0.5, np.nan, deviation)
+    for p, value in infinities:
+        mean, deviation = np.where(p > 0.5, value, mean), np.where(p > 0.5, np.nan, deviation)
     return column.from_numbers(mean), deviation
 
 
-def _mode(column: ColumnCodec, chances: np.ndarray) -> tuple[pd.Series, np.ndarray]:
-    """The likeliest category and the chance of all others; of pooled ones, the most frequent stands for all."""
+def _regular_moments(column: ColumnCodec, draws: Draws, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of the regular values of each cell; those of the column where no draw was regular."""
+    typical = column.quantiles.decode(np.random.default_rng(0).standard_normal(2000))
+    count, drawn = np.maximum(draws.count[here], 1), draws.count[here] > 0
+    mean = np.where(drawn, draws.total[here] / count, typical.mean())
+    return mean, np.where(drawn, draws.square[here] / count, (typical**2).mean())
+
+
+def _mode(column: ColumnCodec, probabilities: np.ndarray) -> tuple[pd.Series, np.ndarray]:
+    """The most probable category, and the probability of all others; of pooled ones, only the most frequent counts."""
     if column.rare:
-        value, rows = max(column.rare, key=lambda pair: pair[1])
-        chances = chances.copy()
-        chances[:, column.state(RARE)] *= rows / sum(count for _, count in column.rare)
-        column = dataclasses.replace(column, rare=[[value, rows]])
-    best = chances.argmax(1)
-    made = column.decode(best, None, len(best), np.random.default_rng(0))
-    return made, 1.0 - chances.max(1)
+        tag, rows = max(column.rare, key=lambda pair: pair[1])
+        probabilities = probabilities.copy()
+        probabilities[:, column.state(RARE)] *= rows / sum(count for _, count in column.rare)
+        column = dataclasses.replace(column, rare=[[tag, rows]])
+    best = probabilities.argmax(1)
+    return column.decode(best, None, len(best), np.random.default_rng(0)), 1.0 - probabilities.max(1)

@@ -56,7 +56,7 @@ class TablePipeline:
     def samplers(self) -> dict[str, Sampler]:
         """{modality: its configured sampler}."""
         settings = {"num": self.config.numerical.sampler, "cat": self.config.categorical.sampler}
-        return {m: Sampler(settings[m].kind, settings[m].grid) for m in self.space}
+        return {m: Sampler(settings[m].method, settings[m].time_grid) for m in self.space}
 
     def files(self) -> dict[str, bytes]:
         """What its checkpoints need beside weights and config, {name: content}: the codec."""
@@ -65,5 +65,5 @@ class TablePipeline:
 
 def build_table_pipeline(config: TableConfig, codec: TableCodec) -> TablePipeline:
     """The model that a config describes for the columns of a codec, with weights drawn from the config's seed."""
-    space = build_table_space(config, len(codec.numbers), codec.states)
+    space = build_table_space(config, len(codec.numerical), codec.states)
     return TablePipeline(config, space, build_table_network(config, codec), codec)

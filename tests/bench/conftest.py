@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import anystate
-from anystate.bench.table.columns import read_table, roles_of
+from anystate.bench.table.columns import roles_of
+from anystate.bench.table.sets import read_set
 
 NEAR = Path(anystate.__file__).resolve().parent.parent / "shared" / "data"
 
@@ -31,8 +32,7 @@ def real_table(tabular):
 
     def load(name):
         if name not in cache:
-            schema = tabular / name / "schema.yaml"
-            train, test = (read_table(tabular / name / f"{part}.csv.gz", schema) for part in ("train", "test"))
+            train, test, schema = read_set(tabular / name)
             cache[name] = (train, test, roles_of(train, schema))
         return cache[name]
 

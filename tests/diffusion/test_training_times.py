@@ -9,13 +9,13 @@ import torch
 from scipy.stats import kstest
 from scipy.stats.qmc import discrepancy
 
-from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, TimeSampler, grid
+from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, TimeSampler, time_grid
 from anystate.kernels import Rng
 
 SPACE = {"image": Gaussian((2,), Cosine(), 1e-3), "text": Masked(3, 4, LogLinear(), 1e-3)}
 
 
-def draw(times: Times, n: int = 256, seed: int = 0, step: int = 0, space=SPACE, start: int = 0):
+def draw(times: TimeSampler, n: int = 256, seed: int = 0, step: int = 0, space=SPACE, start: int = 0):
     return times(space, Rng.for_batch(seed, n, start).at(step))
 
 
@@ -75,8 +75,8 @@ def test_low_discrepancy_lowers_the_variance_of_a_mean():
 
 @pytest.mark.parametrize("low_discrepancy", [False, True])
 def test_ranks_agree_without_talking(low_discrepancy):
-    """The times of a batch's rows do not depend on which rank holds them, held ones included."""
-    times = TimeSampler(low_discrepancy=low_discrepancy, hold={"image": 0.3, "text": 0.2})
+    """The times of a batch's rows do not depend on which rank holds them, conditions included."""
+    times = TimeSampler(low_discrepancy=low_discrepancy, condition_prob={"image": 0.3, "text": 0.2})
     whole = draw(times, 100, seed=3, step=7)
     parts = [draw(times, b - a, seed=3, step=7, start=a) for a, b in ((0, 30), (30, 31), (31, 100))]
     for m in SPACE:
@@ -90,24 +90,24 @@ def test_steps_and_seeds_differ():
     assert not torch.equal(a, c)
 
 
-def test_held_modalities():
+def test_conditioned_modalities():
     """Shares within 4σ; a held one is at its t_min and does not learn; never two at once; others keep their law."""
-    n, hold = 20_000, {"image": 0.25, "text": 0.5}
-    t, loss_mask = draw(TimeSampler(hold=hold), n)
+    n, prob = 20_000, {"image": 0.25, "text": 0.5}
+    t, loss_mask = draw(TimeSampler(condition_prob=prob), n)
     held = {m: loss_mask[m] == 0 for m in SPACE}
-    for m, share in hold.items():
+    for m, share in prob.items():
         assert abs(held[m].double().mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
         assert bool((t[m][held[m]] == SPACE[m].t_min).all())
         assert uniform(t[m][~held[m]])
     assert not bool((held["image"] & held["text"]).any())
-    _, loss_mask = draw(TimeSampler(hold={"text": 1.0}), 50)
+    _, loss_mask = draw(TimeSampler(condition_prob={"text": 1.0}), 50)
     assert bool((loss_mask["text"] == 0).all())
     assert bool((loss_mask["image"] == 1).all())
 
 
 def test_skewed_times_look_more_at_noise():
     """1 − (1 − t)^(1/s) is uniform; the other modality keeps its law."""
-    t, _ = draw(TimeSampler(skew={"image": 3.0}, low_discrepancy=False), 4000)
+    t, _ = draw(TimeSampler(time_skew={"image": 3.0}, low_discrepancy=False), 4000)
     assert uniform(1e-3 + (1 - 1e-3) * (1 - ((1 - t["image"]) / (1 - 1e-3)) ** (1 / 3)))
     assert not uniform(t["image"])
     assert t["image"].mean() > 0.7
@@ -117,16 +117,16 @@ def test_skewed_times_look_more_at_noise():
 def test_bad_times_are_refused():
     for options in (
         {"draw": "both"},
-        {"hold": {"image": -0.1}},
-        {"hold": {"image": 0.6, "text": 0.6}},
-        {"skew": {"text": 0.5}},
+        {"condition_prob": {"image": -0.1}},
+        {"condition_prob": {"image": 0.6, "text": 0.6}},
+        {"time_skew": {"text": 0.5}},
     ):
         with pytest.raises(ValueError, match="times"):
             TimeSampler(**options)
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
-        draw(TimeSampler(hold={"sound": 0.5}))
+        draw(TimeSampler(condition_prob={"sound": 0.5}))
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
-        draw(TimeSampler(skew={"sound": 2.0}))
+        draw(TimeSampler(time_skew={"sound": 2.0}))
 
 
 # Grids
@@ -138,7 +138,7 @@ def test_bad_times_are_refused():
 def test_grids_fall_from_start_through_t_min_to_zero(schedule, kind, start):
     process = Gaussian((2,), schedule, 1e-3)
     for steps in (1, 2, 3, 50):
-        times = grid(process, steps, kind, start)
+        times = time_grid(process, steps, kind, start)
         assert times.shape == (steps + 1,)
         assert times.dtype == torch.float64
         assert times[0] == start
@@ -154,17 +154,17 @@ def test_grids_are_even_in_what_they_promise():
     def uneven(values):
         return (values.diff() / values.diff().mean() - 1).abs().max()
 
-    assert uneven(grid(process, 20)[:-1]) < 1e-9
-    assert uneven(process.schedule.log_snr(grid(process, 20, "logsnr")[:-1])) < 1e-6
+    assert uneven(time_grid(process, 20)[:-1]) < 1e-9
+    assert uneven(process.schedule.log_snr(time_grid(process, 20, "logsnr")[:-1])) < 1e-6
     for rho in (3.0, 7.0):
-        noise = torch.exp(-process.schedule.log_snr(grid(process, 20, "rho", rho=rho)[:-1]) / 2)
+        noise = torch.exp(-process.schedule.log_snr(time_grid(process, 20, "rho", rho=rho)[:-1]) / 2)
         assert uneven(noise ** (1 / rho)) < 1e-6
 
 
 def test_grid_from_below_t_min_is_one_update():
     process = Masked(3, 4, LogLinear(), 0.1)
-    assert grid(process, 3, start=0.05).tolist() == [0.05, 0.0, 0.0, 0.0]
-    assert grid(process, 3, start=0.0).tolist() == [0.0] * 4
+    assert time_grid(process, 3, start=0.05).tolist() == [0.05, 0.0, 0.0, 0.0]
+    assert time_grid(process, 3, start=0.0).tolist() == [0.0] * 4
 
 
 def test_bad_grids_are_refused():
@@ -176,4 +176,4 @@ def test_bad_grids_are_refused():
         (masked, 4, "rho", "grid rho is for Gaussian"),
     ):
         with pytest.raises(ValueError, match=message):
-            grid(process, steps, kind)
+            time_grid(process, steps, kind)

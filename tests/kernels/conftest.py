@@ -1,5 +1,8 @@
-"""Shared by the kernel tests. Kernels run on the GPU where there is one, else in Triton's interpreter, which takes some
-5 ms per program: hence the small shapes, and the small blocks that `small_blocks` sets on CPU."""
+"""Fixtures of the kernel tests.
+
+The kernels run on a GPU if there is one, otherwise in Triton's interpreter. That takes about 5 ms per program; the
+shapes are therefore small, and `small_blocks` sets small blocks on CPU.
+"""
 
 import importlib
 
@@ -15,8 +18,8 @@ CUDA = torch.cuda.is_available()
 
 @pytest.fixture(scope="session", autouse=True)
 def faithful_bfloat16():
-    """Triton's interpreter cuts float32 down to bfloat16 and multiplies bfloat16 matrices by their bit patterns; GPUs
-    round to nearest even and multiply numbers, and so shall it."""
+    """Make Triton's interpreter treat bfloat16 as a GPU does: round float32 to nearest even, where the interpreter
+    truncates, and multiply values in tl.dot, where it multiplies bit patterns."""
     if not backend.INTERPRETED:
         return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -46,13 +49,13 @@ def device() -> str:
 
 @pytest.fixture
 def module():
-    """`module("tau_leap")` is the file; the package's attribute of that name is the operation."""
+    """`module("tau_leap")` is the module; the attribute of the package with that name is the operation."""
     return lambda name: importlib.import_module(f"anystate.kernels.{name}")
 
 
 @pytest.fixture
 def small_blocks(monkeypatch, module):
-    """Sets launch constants so that small shapes span several blocks; on a GPU the shipped ones stay."""
+    """Sets launch constants on CPU so that small shapes span several blocks."""
 
     def set_(name: str, **constants: int) -> None:
         for constant, value in constants.items():
@@ -69,7 +72,7 @@ def keys(device):
 
 @pytest.fixture
 def random(device):
-    """`random(2, 3, dtype=...)`: standard normals on the device, the same in every run."""
+    """`random(2, 3, dtype=...)`: standard normals on the device, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape, dtype=torch.float32: torch.randn(*shape, generator=generator).to(device, dtype)
 
@@ -82,7 +85,7 @@ def tokens(device):
 
 
 def as_good(ours, theirs, exact, name: str = "", slack: float = 2e-6, factor: float = 1.1) -> None:
-    """Our error against float64 is at most PyTorch's own at the same precision, a little more, and rounding."""
+    """The error against float64 is at most that of PyTorch in the same precision, times `factor`, plus rounding."""
     assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype}, reference {theirs.dtype}"
     assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)}, reference {tuple(theirs.shape)}"
     ours, theirs = ((value.double() - exact).abs().max().item() for value in (ours, theirs))
@@ -91,7 +94,7 @@ def as_good(ours, theirs, exact, name: str = "", slack: float = 2e-6, factor: fl
 
 
 def leaves(inputs: list, dtype: torch.dtype | None = None) -> list:
-    """Copies of the floating tensors, ready for gradients; everything else as it is."""
+    """Copies of the floating tensors that require gradients; other values are unchanged."""
     return [
         value.detach().to(dtype or value.dtype).clone(memory_format=torch.preserve_format).requires_grad_()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -102,8 +105,7 @@ def leaves(inputs: list, dtype: torch.dtype | None = None) -> list:
 
 @pytest.fixture
 def check_gradients():
-    """Runs `ours`, `reference` and the reference in float64 forward and backward; every output and gradient must be as
-    good as the reference's."""
+    """Compares `ours` and `reference`, forward and backward, with the reference in float64; see `as_good`."""
 
     def check(ours, reference, inputs: list, factor: float = 1.1) -> None:
         results = []

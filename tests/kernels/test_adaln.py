@@ -10,7 +10,7 @@ SHAPES = [(2, 9, 32), (3, 7, 24), (1, 1, 5)]
 
 @pytest.fixture(autouse=True)
 def blocks(small_blocks):
-    """Tiles of a few rows and several runs per sample."""
+    """Tiles of a few rows, several runs per sample."""
     small_blocks("adaln", TILE=64, PROGRAMS=6)
 
 
@@ -39,7 +39,7 @@ def test_gated_residual(shape, dtypes, random, check_gradients):
 
 
 def test_slices_need_no_copy_and_transposes_work(random):
-    """Modulations are chunks of one projection, streams slices of one sequence."""
+    """Scale, shift and gate are chunks of one projection; x is a slice of a sequence."""
     sequence, modulation = random(2, 12, 24), random(2, 72)
     scale, shift, gate = modulation.chunk(3, -1)
     for x in (sequence[:, 3:9], sequence[:, ::2], random(2, 24, 6).transpose(1, 2)):
@@ -50,7 +50,7 @@ def test_slices_need_no_copy_and_transposes_work(random):
 
 
 def test_expanded_upstream_gradient(random):
-    """`sum().backward()` sends a gradient of stride 0."""
+    """The upstream gradient of `sum()` has stride 0."""
     x, gate = random(2, 5, 8).requires_grad_(), random(2, 8).requires_grad_()
     gated_residual(x, x.detach(), gate, backend="triton").sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))

@@ -1,4 +1,4 @@
-"""Attention: every implementation at hand against float64, and the packing that the variable-length ones rely on."""
+"""Attention: all usable implementations against float64, and the packing for variable-length functions."""
 
 from itertools import pairwise
 
@@ -10,11 +10,11 @@ from anystate.kernels import joint_attention, reference
 from anystate.kernels.attention import (
     FUNCTIONS,
     candidates,
+    drop_disabled,
     fixed_attention,
     packing_order,
     untraced,
     varlen_attention,
-    without_left_out,
 )
 
 B, L, H, D = 3, 11, 2, 16
@@ -22,14 +22,14 @@ B, L, H, D = 3, 11, 2, 16
 
 @pytest.fixture
 def mask(device):
-    """Pads at the end, pads in between, none."""
+    """Samples with padding at the end, with padding in between, and without."""
     mask = torch.ones(B, L, dtype=torch.bool, device=device)
     mask[0, 6:], mask[1, ::3] = False, False
     return mask
 
 
 def loop_attention(q, k, v, cu_q, cu_k, max_q, max_k):
-    """A variable-length attention of plain PyTorch that, like flash-attn, never touches the tail of k and v."""
+    """Variable-length attention in PyTorch; like flash-attn it does not read the tail of k and v."""
     assert max_q == int(cu_q.diff().max())
     assert max_k == L
     out = []
@@ -41,7 +41,7 @@ def loop_attention(q, k, v, cu_q, cu_k, max_q, max_k):
 
 
 class PoisonTail(torch.autograd.Function):
-    """Puts NaN into the gradient of rows from `count` on, as a kernel does that leaves them unwritten."""
+    """Sets gradients of rows from `count` on to NaN, like a kernel that leaves them unwritten."""
 
     @staticmethod
     def forward(ctx, x, count):
@@ -84,7 +84,7 @@ def test_varlen_attention_and_its_gradients(mask, random, queries):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("queries", [1, 4, L])
 def test_few_queries_attend_to_all_keys(mask, random, queries, masked):
-    """Each of them gets what it gets among all the others, from `short_attention` too; other lengths are refused."""
+    """A query's result does not depend on the other queries, with `short_attention` too; k and v must match."""
     q, k, v = (random(B, L, H, D) for _ in range(3))
     key_mask = mask if masked else None
     chosen = torch.tensor([7, 0, 10, 3, 1, 2, 4, 5, 6, 8, 9], device=q.device)[:queries]
@@ -97,7 +97,7 @@ def test_few_queries_attend_to_all_keys(mask, random, queries, masked):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_implementation_agrees(dtype, masked, mask, random, device, check_gradients):
-    """In bfloat16 two fused kernels add up in different orders, and their errors differ by tens of percent."""
+    """In bfloat16 the order of summation differs between kernels, and their errors by tens of percent."""
     key_mask = mask if masked else None
     names = candidates(torch.device(device), dtype, D, masked)
     assert names[-1] == "sdpa"
@@ -111,8 +111,7 @@ def test_every_implementation_agrees(dtype, masked, mask, random, device, check_
 
 
 class Foreign(torch.autograd.Function):
-    """Attention in numpy, of packed sequences or (cu_q, cu_k None) of a batch: like a just-in-time compiler of its own,
-    nothing that can be traced."""
+    """Attention in numpy, which torch.compile cannot trace, of packed sequences or, without cu_q and cu_k, a batch."""
 
     @staticmethod
     def forward(ctx, q, k, v, cu_q, cu_k):
@@ -125,7 +124,7 @@ class Foreign(torch.autograd.Function):
 
     @staticmethod
     def loop(q, k, v, cu_q, cu_k, grad=None):
-        """The result, and with its gradient those of q, k and v."""
+        """The result, and given its gradient those of q, k and v."""
         if cu_q is None:
             cu = torch.arange(len(q) + 1) * q.shape[1]
             packed = [x if x is None else x.flatten(0, 1) for x in (q, k, v, grad)]
@@ -153,7 +152,7 @@ def foreign(q, k, v, cu_q=None, cu_k=None, max_q=None, max_k=None):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_kernels_that_cannot_be_traced_run_in_compiled_networks(masked, compiled, mask, random):
-    """Forward and backward, without a break of the graph; eagerly as they are."""
+    """Forward and backward; compiled as an operation, without a graph break."""
     function = untraced(f"foreign_{masked}_{compiled}", foreign)
     torch._dynamo.reset()
 
@@ -184,9 +183,9 @@ def test_autocast_computes_in_its_dtype(mask, random, device):
         assert joint_attention(q, k, v, mask).dtype == torch.bfloat16
 
 
-def test_an_implementation_can_be_left_out(monkeypatch):
+def test_implementations_can_be_disabled(monkeypatch):
     names = ("flash_varlen", "torch_varlen", "sdpa")
     monkeypatch.delenv("ANYSTATE_ATTENTION_WITHOUT", raising=False)
-    assert without_left_out(names) == names
+    assert drop_disabled(names) == names
     monkeypatch.setenv("ANYSTATE_ATTENTION_WITHOUT", "flash_varlen,torch_varlen,sdpa")
-    assert without_left_out(names) == ("sdpa",)
+    assert drop_disabled(names) == ("sdpa",)

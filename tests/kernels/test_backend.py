@@ -1,4 +1,4 @@
-"""Which implementation runs, bad arguments, and the operations as torch.compile and autograd see them."""
+"""Choice of backend, checks of arguments, and registration with torch.compile and autograd."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from anystate.kernels import backend, reference
 
 @pytest.fixture
 def good(random, tokens, keys, device):
-    """{operation: (its keyword arguments)} that every operation accepts."""
+    """{operation: valid keyword arguments}."""
     x, rows, k = random(2, 3, 8), random(2).abs() + 0.1, keys(2)
     text, logits = tokens(2, 3, high=5), random(2, 3, 5)
     step = {"x": x, "eps": x, "beta": rows, "sigma": rows, "dt": -rows}
@@ -48,9 +48,9 @@ def good(random, tokens, keys, device):
     }
 
 
-OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "LazyLogits", "Places", "Rng"})
+OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "LazyLogits", "Rng"})
 
-# operation, argument, what it is replaced by
+# operation, argument, function from a valid value to an invalid one
 BAD = [
     ("uniform", "keys", lambda v: v.int()),
     ("uniform", "keys", lambda v: v[:, :4]),
@@ -104,7 +104,7 @@ BAD = [
     ("joint_attention", "v", lambda v: v[:, :1]),
     ("joint_attention", "key_mask", lambda v: torch.ones(2, 3)),
 ]
-# the argument that the message names, where the bad one is only bad for another
+# the argument that the message names, where it is not the changed one
 NAMED = {("tau_leap", "states"): "logits", ("tau_leap", "mask_logit"): "logits"}
 NAMED |= {("tau_leap_linear", "hidden"): "weight"}
 
@@ -124,7 +124,7 @@ def test_bad_arguments_are_named(operation, argument, spoil, chosen, good, devic
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_device_mix_is_refused(operation, good):
-    """The last tensor of each operation moves to another device."""
+    """The last tensor of each operation is on another device."""
     arguments = dict(good[operation])
     tensors = [name for name, value in arguments.items() if isinstance(value, (torch.Tensor, list))]
     if len(tensors) < 2:
@@ -136,7 +136,7 @@ def test_device_mix_is_refused(operation, good):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_reference_is_called_as_the_operation_is(operation, good):
+def test_the_reference_takes_the_same_arguments(operation, good):
     ours = getattr(kernels, operation)(**good[operation], backend="reference")
     theirs = getattr(reference, operation)(**good[operation])
     for a, b in zip(*((v,) if isinstance(v, torch.Tensor) else v for v in (ours, theirs)), strict=True):
@@ -172,7 +172,7 @@ COMPILED = sorted(set(OPERATIONS) - {"tau_leap", "tau_leap_linear", "tau_leap_un
 @pytest.mark.parametrize("chosen", ["triton", "reference"])
 @pytest.mark.parametrize("operation", COMPILED)
 def test_compiles_without_a_graph_break(operation, chosen, good):
-    """The reference of τ-leaping selects rows, whose number no graph knows; the kernels are tested below."""
+    """Without τ-leaping, whose reference selects a data-dependent number of rows; its kernels are tested below."""
     run = compiled(operation)
     ours, eager = run(**good[operation], backend=chosen), getattr(kernels, operation)(**good[operation], backend=chosen)
     for a, b in zip(*((v,) if isinstance(v, torch.Tensor) else v for v in (ours, eager)), strict=True):
@@ -192,7 +192,7 @@ def compiled(operation):
 
 
 def registered(good):
-    """{operation of torch.ops.anystate: arguments}, differentiable ones with leaves that require gradients."""
+    """{operation of torch.ops.anystate: arguments}; differentiable arguments require gradients."""
 
     def leaf(value):
         return value.clone().requires_grad_()
@@ -226,13 +226,13 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_registration(name, good):
-    """Schema, fake implementation, autograd and AOT dispatch, as PyTorch itself checks them."""
+    """Schema, fake implementation, autograd and AOT dispatch pass torch.library.opcheck."""
     torch.library.opcheck(getattr(torch.ops.anystate, name).default, registered(good)[name])
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "joint_attention"])
 def test_kernels_run_on_the_gpu_of_their_tensors(name, good, monkeypatch, small_blocks):
-    """Triton launches on the current GPU; every operation makes that of its first tensor the current one."""
+    """Triton launches on the current GPU, so operations make the GPU of their first tensor current."""
     small_blocks("tau_leap_linear", BLOCK_R=16)
     entered, device_of = [], torch.cuda.device_of
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: entered.append(x) or device_of(x))

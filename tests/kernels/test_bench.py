@@ -1,4 +1,4 @@
-"""The benchmark, the verification and the GPU check that stand on the kernels."""
+"""The benchmark and the verification of the kernels."""
 
 import functools
 import json
@@ -8,14 +8,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anystate.bench.speed import kernels as bench
-from anystate.bench.speed.kernel_cases import CASES, SIZES, Inputs, operation_of, trajectory
+from anystate.bench.speed.kernel_cases import CASES, operation_of, trajectory
+from anystate.bench.speed.kernel_inputs import SIZES, Inputs
 from anystate.bench.speed.verify import verify
 from anystate.kernels import reference
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Measures once instead of for a while."""
+    """Short measurements."""
     monkeypatch.setattr(bench, "BUDGET_MS", 1.0)
     monkeypatch.setattr(bench, "COPY_BYTES", {"cuda": 2**20, "cpu": 2**20})
     monkeypatch.setattr(bench, "MATMUL_WIDTH", {"cuda": 256, "cpu": 64})
@@ -37,7 +38,7 @@ def test_run_writes_rows_and_a_plot(quick, tmp_path, device):
 
 
 class Operations(TorchDispatchMode):
-    """Lists what PyTorch is asked to do."""
+    """Collects the names of the operations that run."""
 
     def __init__(self):
         super().__init__()
@@ -49,11 +50,11 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.gradients and "attention" not in n])
-def test_timed_training_makes_nothing_but_what_the_operation_makes(name, device):
-    """Neither upstream gradients nor copies of gradients: they would count as the kernels' own time."""
+def test_timed_training_runs_only_the_operation(name, device):
+    """Upstream gradients and copies of gradients would add to the measured time of the kernels."""
     arguments = CASES[name].inputs(Inputs(SIZES["tiny"], device, torch.float32))
     operation = functools.partial(operation_of(name), backend="triton")
-    training = dict(bench.runs(name, operation, arguments))["training"]
+    training = dict(bench.modes(name, operation, arguments))["training"]
     with Operations() as seen:
         training()
     assert any(called.startswith("anystate.") for called in seen.names)
@@ -81,7 +82,7 @@ def test_a_wrong_operation_fails_verification(device, monkeypatch):
     assert lines[0].startswith("FAIL  gated_residual")
 
 
-def test_what_fails_is_said_and_hides_nothing(quick, device, monkeypatch, tmp_path):
+def test_failures_are_reported_and_do_not_stop_the_run(quick, device, monkeypatch, tmp_path):
     def broken(*_, **__):
         raise NotImplementedError("no such instruction\non this GPU")
 
@@ -99,8 +100,8 @@ def test_what_fails_is_said_and_hides_nothing(quick, device, monkeypatch, tmp_pa
 
 
 def test_a_trajectory_reads_each_row_of_logits_once():
-    """50 steps at the official shape read the logits once in all, where a dense step reads them 50 times: with the
-    tokens' own bytes, at least 20 times less."""
+    """A trajectory of 50 steps reads each row of logits once, where dense steps read it 50 times. Including the bytes
+    of the tokens this is at least 20 times less."""
     size, itemsize = SIZES["official"], 2
     arguments = CASES["tau_leap_50_steps"].inputs(Inputs(SIZES["tiny"], "cpu", torch.float32))
     n, length = size.sampled, size.length
@@ -128,4 +129,4 @@ def test_cases_cover_every_operation(device):
     from anystate import kernels
 
     covered = {operation_of(name).__name__ for name in CASES}
-    assert covered == set(kernels.__all__) - {"Draw", "LazyLogits", "Places", "Rng", "uniform", "normal"}
+    assert covered == set(kernels.__all__) - {"Draw", "LazyLogits", "Rng", "uniform", "normal"}

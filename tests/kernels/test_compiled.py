@@ -1,4 +1,4 @@
-"""Every kernel builds for GPUs of three generations, without spilling a register."""
+"""All kernels compile for three GPU architectures without spilling registers."""
 
 import json
 import os
@@ -16,7 +16,7 @@ print(json.dumps(table(targets=({target},))))
 
 @pytest.mark.parametrize("target", [80, 90, 100])
 def test_no_spills(target):
-    """In a process of its own: where kernels are interpreted there is nothing to compile."""
+    """In a separate process without TRITON_INTERPRET, which would turn kernels into Python functions."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(target=target)], env=environment, capture_output=True, text=True
@@ -34,13 +34,13 @@ import json
 from anystate.bench.speed import compile_only
 with compile_only.recorded() as launches:
     for op in ("adaln_modulate", "gated_residual"):
-        compile_only.cases()[op]()
+        compile_only.CASES[op]()
 print(json.dumps([[one.kernel.__name__, one.signature] for one in launches]))
 """
 
 
 def test_compiled_kernels_have_the_dtypes_of_training():
-    """A float32 residual stream beside bfloat16 modulation and branch, bfloat16 alone, and float32 alone for tables."""
+    """float32 stream with bfloat16 modulation and branch; bfloat16 only; float32 only, as for tables."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", SIGNATURES], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -60,7 +60,7 @@ from anystate.bench.speed import compile_only
 from anystate.kernels.backend import triton
 products = []
 with compile_only.recorded() as launches:
-    compile_only.cases()["tau_leap_linear"]()
+    compile_only.CASES["tau_leap_linear"]()
 for launch in {repr(one): one for one in launches}.values():
     source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
@@ -73,8 +73,8 @@ print(json.dumps(products))
 """
 
 
-def test_places_of_rows_and_tiles_are_64_bit():
-    """Rows times tiles of the head pass 2³¹ in large samplings: only Philox, of 32-bit words, multiplies two int32."""
+def test_offsets_are_64_bit():
+    """Rows times tiles of the head can exceed 2³¹; only Philox may multiply two int32 variables."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", OFFSETS], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

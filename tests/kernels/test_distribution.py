@@ -1,5 +1,7 @@
-"""The laws that the reference draws from; the kernels match it draw for draw. Every bound is set so that about one run
-in a million of other seeds would fail it."""
+"""Distributions of the reference's samples; other tests compare the kernels with the reference draw for draw.
+
+Bounds are set for a false-alarm rate of about 10⁻⁶ over seeds.
+"""
 
 import math
 
@@ -34,7 +36,7 @@ def logits(states: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("mask_logit", [False, True])
 @pytest.mark.parametrize("rule", ["tau", "euler", "ancestral", "last"])
 def test_tau_leap_follows_its_closed_form(rule, mask_logit, guided):
-    """Masked: c(v) moves with P(move) Σc; R e^{−R} for tau, and so on."""
+    """A masked position becomes v with probability P(move) c(v)/Σc."""
     states, rate, w = 7, 0.6, 1.7
     row, other = logits(states + 1), logits(states + 1, 1)
     columns = states + mask_logit
@@ -65,7 +67,7 @@ def test_tau_leap_follows_its_closed_form(rule, mask_logit, guided):
 
 @pytest.mark.parametrize("rule", ["tau", "euler", "last"])
 def test_uniform_process_follows_its_closed_form(rule):
-    """From x to v ≠ x at rate (s′/K) [odds p(v) + 1 − p(x) odds/(1 + odds)]."""
+    """The rate from x to v ≠ x is (s′/K) [odds p(v) + 1 − p(x) odds/(1 + odds)]."""
     states, rate, odds, x = 5, 0.05, 4.0, 2
     row = logits(states)
     p = torch.softmax(row.double(), 0)
@@ -87,24 +89,24 @@ def test_uniform_process_follows_its_closed_form(rule):
 
 
 def test_a_rare_token_is_drawn_at_its_rate():
-    """p = 1e-5, 4·10⁶ draws: 40 expected."""
+    """With p = 1e-5 and 4·10⁶ draws, 40 hits are expected."""
     p, n = 1e-5, 4_000_000
     row = torch.tensor([math.log(p), math.log1p(-p)])
     hits = 0
     for chunk in range(4):
         k = Rng.for_batch(3, 1000, start=1000 * chunk).keys("text", Draw.STEP)
         rows = torch.cartesian_prod(torch.arange(1000), torch.arange(n // 4000))
-        hits += (reference.race(row.expand(len(rows), -1), k, rows) == 0).sum().item()
+        hits += (reference.sample_categorical(row.expand(len(rows), -1), k, rows) == 0).sum().item()
     assert min(stats.poisson.cdf(hits, n * p), stats.poisson.sf(hits - 1, n * p)) > ALARM / 2, hits
 
 
 def test_no_temperature_shift():
-    """Mean and spread of log p of what is drawn equal the exact ones, in float64, of a law with a long tail."""
+    """First two moments of log p of the samples agree with the exact ones, for a long-tailed distribution."""
     states, n = 512, 20_000
     row = 4.0 * logits(states)
     log_p = torch.log_softmax(row.double(), 0)
     rows = torch.cartesian_prod(torch.arange(200), torch.arange(n // 200))
-    drawn = log_p[reference.race(row.expand(n, -1), keys(4, 200), rows)]
+    drawn = log_p[reference.sample_categorical(row.expand(n, -1), keys(4, 200), rows)]
     p = log_p.exp()
     for power in (1, 2):
         exact = (p * log_p**power).sum()
@@ -112,8 +114,8 @@ def test_no_temperature_shift():
         assert abs((drawn**power).mean() - exact) < 4.9 * error
 
 
-def test_the_race_sees_the_far_tail():
-    """log E reaches down to log 2⁻³³; a float32 Gumbel stops at −log 2²⁴."""
+def test_exponentials_reach_the_far_tail():
+    """log E reaches log 2⁻³³, where a float32 Gumbel variable stops at log 2⁻²⁴."""
     words = torch.arange(4)
     assert reference.words_to_log_exponential(words)[0] < -22.8
     assert reference.words_to_log_exponential(words).diff().gt(0).all()

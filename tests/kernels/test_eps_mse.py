@@ -1,4 +1,4 @@
-"""The ε loss and its gradient, the noise drawn again."""
+"""The ε loss with regenerated noise, and its gradient."""
 
 import pytest
 import torch

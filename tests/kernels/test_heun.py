@@ -1,4 +1,4 @@
-"""Gaussian steps against the reference and float64."""
+"""Sampler steps of Gaussian modalities against the reference and float64."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_half_precision_state_and_transposed_input(step, random, keys):
     scalars = [torch.full((2,), value, device=x.device) for value in (0.5, 0.7, -0.1, 0.9, 0.2)]
     for ours, theirs in zip(*call(step, x, x + 1, x * 2, scalars, keys(2)), strict=True):
         assert ours.dtype == theirs.dtype
-        # one rounding apart at most
+        # at most one rounding
         assert (ours - theirs).abs().max() <= 2.0**-7 * theirs.abs().max()
 
 
@@ -62,7 +62,7 @@ def test_empty_batch(random, keys):
 
 
 def test_correcting_with_the_first_drift_changes_nothing(random):
-    """f₂ = f₁ turns Heun's corrector into the predictor."""
+    """With f₂ = f₁ the corrector equals the predictor."""
     x, eps = random(2, 9), random(2, 9)
     beta, sigma, dt = (torch.full((2,), value, device=x.device) for value in (0.0, 0.5, -0.1))
     x_hat = kernels.heun_predict(x, eps, beta, sigma, dt, backend="triton")

@@ -1,11 +1,12 @@
-"""The whole system with and without kernels: a training step's losses and gradients, and samples token for token."""
+"""Losses, gradients and samples of a network, with the kernels and with the references."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anystate.bench.speed.kernel_cases import CASES, SIZES, Inputs, operation_of
-from anystate.bench.speed.kernels import runs
+from anystate.bench.speed.kernel_cases import CASES, operation_of
+from anystate.bench.speed.kernel_inputs import SIZES, Inputs
+from anystate.bench.speed.kernels import modes
 from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 from anystate.kernels import Rng
 
@@ -19,10 +20,10 @@ PAD = 3
 
 @pytest.fixture
 def system(device, small_blocks):
-    """A network with no zero left by its initialization, and the space it belongs to; pads are not attended."""
+    """A network without the zeros of its initialization, and its space; padding is not attended to."""
     small_blocks("tau_leap_linear", BLOCK_R=16)
     torch.manual_seed(0)
-    streams = {"image": Patches(2, 4, 2, 16), "text": Tokens(5, 11, 24, tower=1)}
+    streams = {"image": Patches(2, 4, 2, 16), "text": Tokens(5, 11, 24, single_stream_depth=1)}
     net = MMDiT(streams, depth=2, heads=2, head_dim=8).to(device)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -60,7 +61,7 @@ def test_training_step(system, data, device, autocast, tolerance, monkeypatch):
 
 
 class Dtypes(TorchDispatchMode):
-    """Collects which dtypes every kernel of ours is given, {(operation, (dtype of each floating tensor, …))}."""
+    """Collects the dtypes that operations are called with, {(operation, (dtype of each floating tensor, …))}."""
 
     def __init__(self):
         super().__init__()
@@ -75,14 +76,14 @@ class Dtypes(TorchDispatchMode):
 
 
 def test_benchmark_and_verification_use_the_dtypes_of_training(system, data, device, monkeypatch):
-    """Under autocast some are mixed. Towers and heads see what trunks see; numbers of modalities do not matter."""
+    """Under autocast some operations get mixed dtypes. The number of modalities does not matter."""
     monkeypatch.setenv("ANYSTATE_BACKEND", "triton")
     with Dtypes() as training:
         losses_and_gradients(system, data, device, autocast=True)
     with Dtypes() as measured:
         for name, case in CASES.items():
             arguments = case.inputs(Inputs(SIZES["tiny"], device, torch.bfloat16))
-            for _, function in runs(name, operation_of(name), arguments):
+            for _, function in modes(name, operation_of(name), arguments):
                 function()
     names = {name for name, _ in training.seen}
     assert {"adaln_modulate", "gated_residual_backward", "qk_norm_pack", "linear_cross_entropy"} <= names

@@ -1,4 +1,4 @@
-"""The head's cross-entropy without logits: losses and gradients for hidden, weight and bias."""
+"""Cross-entropy of a linear head: losses and gradients of hidden states, weight and bias."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from anystate.kernels import linear_cross_entropy, reference
 
 @pytest.fixture(autouse=True)
 def slices(small_blocks):
-    """Several slices of 128 states, blocks that do not divide them."""
+    """Several slices of 128 states, in blocks that do not divide the number of states."""
     small_blocks("linear_cross_entropy", CHUNK_BYTES=1, BLOCK=64)
 
 
@@ -34,8 +34,8 @@ def test_loss_and_gradients(rows, width, states, dtype, z_loss, random, tokens, 
     check_gradients(*both(target, z_loss), parts[:2])
 
 
-def test_all_rows_left_out(random, device):
-    """No row counts: loss and gradients are zero, and nothing is NaN even where a logit is infinite."""
+def test_all_rows_ignored(random, device):
+    """If all rows are ignored, loss and gradients are zero."""
     hidden, weight = random(4, 8).requires_grad_(), random(130, 8).requires_grad_()
     loss = linear_cross_entropy(hidden, weight, None, torch.full((4,), -1, device=device), 0.1, backend="triton")
     loss.sum().backward()
@@ -65,19 +65,23 @@ def test_non_contiguous_parts(random, tokens, check_gradients):
     check_gradients(*both(target), parts)
 
 
-def test_frozen_parts_cost_no_gradient(random, tokens, module, monkeypatch):
-    """A frozen head asks for no weight gradient, a frozen trunk for none of hidden."""
-    asked = []
+def test_frozen_parts_get_no_gradient(random, tokens, module, monkeypatch):
+    """Gradients of frozen weights and of hidden states of a frozen trunk are not computed."""
+    requested = []
     backward = module("linear_cross_entropy")._backward
-    spy = lambda *args: asked.append(args[-1]) or backward(*args)  # noqa: E731
-    monkeypatch.setattr(module("linear_cross_entropy"), "_backward", spy)
+
+    def recording(*args):
+        requested.append(args[-1])
+        return backward(*args)
+
+    monkeypatch.setattr(module("linear_cross_entropy"), "_backward", recording)
     hidden, weight, target = random(4, 8), random(130, 8), tokens(4, high=130)
     for trainable in (hidden, weight):
         leaf = trainable.clone().requires_grad_()
         parts = (leaf, weight) if trainable is hidden else (hidden, leaf)
         linear_cross_entropy(*parts, None, target, backend="triton").sum().backward()
         assert leaf.grad.any()
-    assert asked == [[True, False, False], [False, True, False]]
+    assert requested == [[True, False, False], [False, True, False]]
 
 
 def test_repeated_runs_agree_bit_for_bit(random, tokens):

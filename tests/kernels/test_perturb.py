@@ -1,4 +1,4 @@
-"""Noising: kernels draw for draw against the reference, and the reference's probabilities."""
+"""Perturbation: kernels draw for draw against the reference, and the probabilities of the reference."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_empty(keys, tokens, random):
 
 
 def test_probability():
-    """10⁵ tokens at p = 0.3: within five standard errors."""
+    """The share of noised tokens is within five standard errors."""
     keys = Rng.for_batch(1, 100).keys("text", Draw.NOISE)
     x = torch.zeros(100, 1000, dtype=torch.int64)
     masked = (reference.mask_perturb(x, torch.full((100,), 0.3), keys, 7) == 7).double().mean()

@@ -1,4 +1,4 @@
-"""Philox against the published known answers, and uniforms, normals and exponentials made from it."""
+"""Philox against its published test vectors, and uniforms, normals and exponentials derived from it."""
 
 import math
 
@@ -8,8 +8,9 @@ import torch
 from anystate.kernels import Draw, Rng, normal, reference, uniform
 from anystate.kernels import random as draws
 from anystate.kernels.backend import jit, tl
+from anystate.kernels.philox import philox
 
-# counter words, key words, answer: Random123, tests/kat_vectors, philox4x32 10
+# counter words, key words, result: Random123, tests/kat_vectors, philox4x32 10
 KNOWN = {
     "zeros": ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     "ones": ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
@@ -36,19 +37,19 @@ def log_exponential_kernel(p_words, p_out, BLOCK: tl.constexpr):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_reference_gives_the_known_answers(name):
-    counter, key, answer = KNOWN[name]
-    words = reference.philox(*[torch.tensor(word) for word in counter + key])
-    assert [int(word) for word in words] == answer
+def test_reference_reproduces_the_test_vectors(name):
+    counter, key, expected = KNOWN[name]
+    words = philox(*[torch.tensor(word) for word in counter + key])
+    assert [int(word) for word in words] == expected
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_kernel_gives_the_known_answers(name, device):
-    (c0, *counter), key, answer = KNOWN[name]
+def test_kernel_reproduces_the_test_vectors(name, device):
+    (c0, *counter), key, expected = KNOWN[name]
     keys = torch.tensor([[*key, *counter]], device=device)
     out = torch.empty(4, dtype=torch.int64, device=device)
     block_kernel[(1,)](keys, torch.tensor([c0], device=device), out)
-    assert out.tolist() == answer
+    assert out.tolist() == expected
 
 
 @pytest.mark.parametrize("n", [1, 6, 1030])
@@ -60,13 +61,13 @@ def test_draws_match_the_reference(n, keys):
         assert (normal(k, n, sub, backend="triton") - exact).abs().max() <= 3e-6
 
 
-def test_no_numbers_of_no_samples(keys):
+def test_empty_draws(keys):
     assert normal(keys(3), 0, backend="triton").shape == (3, 0)
     assert uniform(keys(3)[:0], 4, backend="triton").shape == (0, 4)
 
 
 def test_exponentials_keep_the_winning_tail(device):
-    """log E against float64 for words from the smallest on: a word of 0 is E = 2⁻³³."""
+    """log E against float64, from word 0, where E = 2⁻³³, to the largest."""
     words = torch.tensor([0, 1, 2, 255, 2**8, 2**16, 2**24, 2**31, 2**32 - 2**12, 2**32 - 1], device=device)
     u = (words.double() + 0.5) * 2.0**-32
     exact = torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-24)))
@@ -74,12 +75,12 @@ def test_exponentials_keep_the_winning_tail(device):
     log_exponential_kernel[(1,)](torch.nn.functional.pad(words, (0, 6)), out, BLOCK=16)
     for value in (out[:10], reference.words_to_log_exponential(words)):
         assert ((value - exact).abs() <= 4e-7 * exact.abs().clamp(min=1) + 1e-7)[:-2].all()
-        # near u = 1 float32 cannot hold u any better than 2⁻²⁵, which moves log E by 1e-2 at most
+        # near u = 1 the resolution of float32 is 2⁻²⁵, which changes log E by at most 1e-2
         assert ((value - exact).abs()[-2:] <= 5e-2).all()
 
 
 def test_normals_are_normal():
-    """10⁶ numbers: first four moments within five standard errors (one false alarm in 10⁶ runs of other seeds)."""
+    """First four moments of 10⁶ numbers are within five standard errors."""
     x = reference.normal(Rng.for_batch(0, 1000).keys("image", Draw.NOISE), 1000).double().flatten()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / len(x))

@@ -1,4 +1,4 @@
-"""QK norm and packing, forward and backward."""
+"""Normalization and packing of q, k, v, forward and backward."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_slices_and_an_empty_stream(random):
 
 
 def test_zero_vectors(random):
-    """‖q‖ = 0: the result is 0 and the gradient finite."""
+    """For ‖q‖ = 0 the result is 0 and the gradient is finite."""
     x, gamma = torch.zeros_like(random(1, 2, 48)).requires_grad_(), random(2, 8)
     q, _, _ = qk_norm_pack([x], [gamma], [gamma], 2, backend="triton")
     q.sum().backward()

@@ -16,7 +16,7 @@ def blocks(small_blocks):
 
 @pytest.fixture
 def state(device, random, tokens):
-    """logits with extra columns, a second branch, tokens mostly masked, float64 rates."""
+    """Logits with extra columns, logits of the unconditional branch, mostly masked tokens, float64 rates."""
     x = tokens(B, L, high=K)
     x[:, ::3] = K
     x[1, 1:5] = K
@@ -71,12 +71,12 @@ def test_nothing_masked_and_everything_masked(state, keys):
     assert torch.equal(ours, reference.tau_leap(logits, masked, rate, keys(B), K, "tau"))
 
 
-def test_nothing_at_all(random, tokens, keys):
+def test_empty_sequence(random, tokens, keys):
     assert tau_leap(random(B, 0, K), tokens(B, 0, high=K), 0.1, keys(B), K, backend="triton").shape == (B, 0)
 
 
 def test_forbidden_states_are_never_drawn(state, keys):
-    """−∞ in the conditional branch stays −∞ under guidance, whatever the other branch says."""
+    """States with logit −∞ in the conditional branch stay impossible under guidance."""
     logits, uncond, x, rate = state
     logits[..., 1:], uncond[..., 2:] = -torch.inf, -torch.inf
     for kwargs in ({}, {"uncond": uncond, "guidance": 3.0}):
@@ -96,7 +96,7 @@ def test_uniform_matches_the_reference(rule, dtype, state, tokens, keys, device)
 
 
 def test_uniform_moves_only_to_other_states(random, tokens, keys, device):
-    """Two states, odds 0: every move is by chance and goes to the other state."""
+    """With two states and odds 0 every move goes to the other state."""
     x, rate = tokens(2, 40, high=2), torch.full((2,), 1.0, device=device)
     ours = tau_leap_uniform(random(2, 40, 2), x, rate, rate * 0, keys(2), "euler", backend="triton")
     assert torch.equal(ours, 1 - x)

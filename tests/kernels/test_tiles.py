@@ -1,4 +1,4 @@
-"""The table of measured block sizes: read, written, and followed by every launcher that has a choice."""
+"""The table of measured block sizes is read, written and used by the launchers."""
 
 import importlib
 
@@ -13,7 +13,7 @@ B, L, D, HEADS, STATES = 2, 5, 24, 3, 70
 
 @pytest.fixture
 def inputs(random, device):
-    """{operation: (ours, reference, arguments)}; CPU tensors in the interpreter are given to the kernels by name."""
+    """{operation: (ours, reference, arguments)}."""
     x, scale, shift = random(B, L, D), random(B, D), random(B, D)
     qkv, gamma = random(B, L, 3 * D), random(HEADS, D // HEADS)
     weight, target = random(STATES, D), torch.arange(B * L, device=device)
@@ -47,7 +47,7 @@ CHOICES = {
 
 @pytest.mark.parametrize(("op", "choice"), [(op, choice) for op, choices in CHOICES.items() for choice in choices])
 def test_other_tiles_give_the_same_results(op, choice, inputs, monkeypatch):
-    """And are taken: a launcher that overlooked its entry would not ask for it."""
+    """The launchers look up their entries, and the results do not depend on the tiles."""
     ours, theirs, arguments = inputs[op.removesuffix("_backward")]
     asked = []
     for name in ("adaln", "qk_norm", "linear_cross_entropy"):
@@ -80,14 +80,14 @@ def test_head_tiles_follow_the_table():
         assert tile(torch.float32, 1024, False)["num_warps"] == 8
 
 
-def test_the_table_comes_back_as_it_was_written(tmp_path):
+def test_the_table_is_read_as_written(tmp_path):
     table = {("adaln_modulate", 1024, "float32"): {"ROWS": 1, "num_warps": 4}}
     write(table, tmp_path / "tiles.json")
     assert read(tmp_path / "tiles.json") == table
     assert read() == tiles.TILES
 
 
-def test_a_trial_ends():
+def test_trials_are_restored():
     before = dict(tiles.TILES)
     with trial("adaln_modulate", 1024, torch.float32, ROWS=1):
         with trial("adaln_modulate", 1024, torch.float32, ROWS=2):

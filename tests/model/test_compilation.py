@@ -1,4 +1,4 @@
-"""What the compiler is told to do."""
+"""Settings of torch.compile and their effect on the generated code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
 
-from anystate.model import compilation as compiling
+from anystate.model import compilation
 
-pytestmark = pytest.mark.skipif(compiling.compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compilation.compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
 
 
 class FeedForward(torch.nn.Module):
@@ -22,19 +22,21 @@ class FeedForward(torch.nn.Module):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_biases_are_added_with_what_comes_next(training):
-    """Without gradients none is written out before its product; what a backward pass needs is left alone."""
+def test_bias_is_fused_with_the_next_operation(training):
+    """Without gradients, no bias is written out before its matrix product (addmm); training code is not changed."""
     torch._dynamo.reset()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = FeedForward()
         x = torch.randn(4, 8)
-    assert compiling.compile_net(net, torch.device("cpu"), demanded=True)
+    assert compilation.compile_net(net, torch.device("cpu"), demanded=True)
     with torch.set_grad_enabled(training):
         y, code = run_and_get_code(net, x)
         expected = net.forward(x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     assert ("addmm(" in code[0]) == training
     if training:
-        found, wanted = (torch.autograd.grad(out.square().sum(), list(net.parameters())) for out in (y, expected))
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        found, expected_grads = (
+            torch.autograd.grad(out.square().sum(), list(net.parameters())) for out in (y, expected)
+        )
+        torch.testing.assert_close(found, expected_grads, rtol=1e-4, atol=1e-5)

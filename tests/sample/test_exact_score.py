@@ -1,6 +1,6 @@
-"""Samplers fed with the exact network (see `conftest.Toy`) must draw from the true law, at their order in N.
+"""With the exact score (see `conftest.Toy`), samplers converge to the true distribution, at their order in N.
 
-Every χ² and Kolmogorov–Smirnov verdict fails a right sampler on 1 seed in 10,000 (`judge.alarm`).
+Every χ² and Kolmogorov–Smirnov test fails a correct sampler with probability 1e-4 (`fits.alarm`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 import pytest
 import torch
 
-from anystate.diffusion import Gaussian, Linear, Masked, Space, Uniform, grid
-from anystate.sample import Given, Sampler, sample
+from anystate.diffusion import Gaussian, Linear, Masked, Space, Uniform, time_grid
+from anystate.sample import Condition, Sampler, sample
 
 N_PAIRS = 3000
 GAUSSIAN = {
@@ -25,12 +25,12 @@ MASKED = ["tau_leap", "euler", "ancestral", "first_hitting"]
 
 
 def many(toy, *args, n: int = N_PAIRS, **kwargs):
-    """One big chunk: the exact network is cheap."""
-    return sample(toy.net, toy.space, *args, n=n, chunk=n, **kwargs)
+    """Samples of the toy space, in one batch."""
+    return sample(toy.net, toy.space, *args, n=n, batch_size=n, **kwargs)
 
 
 def mixture_normal(toy, image, posterior):
-    """(2 B,) image coordinates under their mixture's distribution function, mapped to standard normals."""
+    """(2 B,) image coordinates, mapped by the distribution function of their mixture to standard normals."""
     z = (image.double()[:, None] - toy.mean) / toy.std[:, None]
     return torch.special.ndtri((posterior[..., None] * torch.special.ndtr(z)).sum(1).clamp(1e-12, 1 - 1e-12)).flatten()
 
@@ -39,7 +39,7 @@ def one_hot_texts(toy, tokens):
     return torch.nn.functional.one_hot(toy.index(tokens), len(toy.texts)).double()
 
 
-# The true law, jointly and from every kind of condition
+# The true distribution, jointly and under every kind of condition
 
 
 @pytest.mark.parametrize(
@@ -53,21 +53,21 @@ def one_hot_texts(toy, tokens):
         ("dpmpp_2m", "ancestral"),
     ],
 )
-def test_joint_sampling_draws_true_pairs(toy, judge, image, text):
+def test_joint_sampling_draws_true_pairs(toy, fits, image, text):
     sampler, steps = GAUSSIAN[image]
     pairs = many(toy, steps=steps, samplers={"image": sampler, "text": Sampler(text)})
-    assert judge.counts(toy.counts(pairs["text"]), toy.prob)
-    assert judge.normal(toy.standardized(pairs))
+    assert fits.counts(toy.counts(pairs["text"]), toy.prob)
+    assert fits.normal(toy.standardized(pairs))
 
 
-def test_too_coarse_a_walk_is_caught(toy, judge):
-    """The verdicts above can fail: eight steps of Algorithm 5 are not enough."""
+def test_too_few_steps_fail_the_tests(toy, fits):
+    """The tests above can fail: eight steps of Algorithm 5 are not enough."""
     pairs = many(toy, steps=8, samplers={"text": Sampler("ancestral")})
-    assert not judge.counts(toy.counts(pairs["text"]), toy.prob)
+    assert not fits.counts(toy.counts(pairs["text"]), toy.prob)
 
 
 def test_joint_error_falls_with_steps(toy):
-    """Total variation of 20,000 texts, whose own noise is 0.008 ± 0.002: 0.10, 0.02, then down to that noise."""
+    """Total variation distance of 20,000 texts: 0.10, 0.02, then the sampling noise, 0.008 ± 0.002."""
     errors, n = [], 20_000
     for steps in (4, 16, 64):
         share = toy.counts(many(toy, n=n, steps=steps)["text"]) / n
@@ -77,83 +77,85 @@ def test_joint_error_falls_with_steps(toy):
     assert errors[2] < 0.016, errors
 
 
-def test_joint_sampling_with_uniform_text(make_toy, judge):
+def test_joint_sampling_with_uniform_text(make_toy, fits):
     toy = make_toy(process=Uniform, t_min=1e-3, delta=1e-3)
-    for kind in ("tau_leap", "euler"):
-        pairs = many(toy, steps=128, samplers={"text": Sampler(kind)})
-        assert judge.counts(toy.counts(pairs["text"]), toy.prob), kind
-        assert judge.normal(toy.standardized(pairs)), kind
+    for method in ("tau_leap", "euler"):
+        pairs = many(toy, steps=128, samplers={"text": Sampler(method)})
+        assert fits.counts(toy.counts(pairs["text"]), toy.prob), method
+        assert fits.normal(toy.standardized(pairs)), method
 
 
 @pytest.mark.parametrize("image", GAUSSIAN)
-def test_images_given_text(toy, judge, image):
+def test_images_given_text(toy, fits, image):
     sampler, steps = GAUSSIAN[image]
     texts = toy.draw(N_PAIRS)["text"]
     pairs = many(toy, {"text": texts}, steps=steps, samplers={"image": sampler})
     assert torch.equal(pairs["text"], texts)
-    assert judge.normal(toy.standardized(pairs))
+    assert fits.normal(toy.standardized(pairs))
 
 
 @pytest.mark.parametrize("text", MASKED)
-def test_text_given_images(toy, judge, text):
+def test_text_given_images(toy, fits, text):
     images = toy.draw(N_PAIRS)["image"]
     pairs = many(toy, {"image": images}, steps=32, samplers={"text": Sampler(text)})
     posterior = toy.posterior({"image": images}, {"image": torch.zeros(N_PAIRS)})
     assert torch.equal(pairs["image"], images)
-    assert judge.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
+    assert fits.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
 
 
-def test_uniform_text_given_images(make_toy, judge):
+def test_uniform_text_given_images(make_toy, fits):
     toy = make_toy(process=Uniform, t_min=1e-3, delta=1e-3)
     images = toy.draw(N_PAIRS)["image"]
     pairs = many(toy, {"image": images}, steps=128)
     posterior = toy.posterior({"image": images}, {"image": torch.zeros(N_PAIRS)})
-    assert judge.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
+    assert fits.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
 
 
-def test_images_given_half_masked_text(toy, judge):
-    """The condition stays at its level: the image follows its mixture over all texts that fit what is left."""
+def test_images_given_half_masked_text(toy, fits):
+    """The condition stays at its time: the image follows the mixture over all texts that agree with the unmasked tokens."""
     level = 0.5
     pairs = many(toy, {"text": (toy.draw(N_PAIRS)["text"], level)}, steps=64)
     hidden = (pairs["text"] == toy.states).double().mean().item()
     assert abs(hidden - level) < 4 * 0.5 / math.sqrt(2 * N_PAIRS)  # 4σ: 1 seed in 16,000
     posterior = toy.posterior({"text": pairs["text"]}, {"text": torch.full((N_PAIRS,), level)})
-    assert judge.normal(mixture_normal(toy, pairs["image"], posterior))
+    assert fits.normal(mixture_normal(toy, pairs["image"], posterior))
 
 
-def test_text_given_half_noised_images(toy, judge):
+def test_text_given_half_noised_images(toy, fits):
     level = 0.3
     images = toy.draw(N_PAIRS)["image"]
     pairs = many(toy, {"image": (images, level)}, steps=32)
     assert not torch.equal(pairs["image"], images)
     posterior = toy.posterior({"image": pairs["image"]}, {"image": torch.full((N_PAIRS,), level)})
-    assert judge.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
+    assert fits.calibrated(one_hot_texts(toy, pairs["text"]), posterior)
     clean = toy.posterior({"image": images}, {"image": torch.zeros(N_PAIRS)})
-    assert not judge.calibrated(one_hot_texts(toy, pairs["text"]), clean)
+    assert not fits.calibrated(one_hot_texts(toy, pairs["text"]), clean)
 
 
 @pytest.mark.parametrize("text", ["tau_leap", "ancestral", "first_hitting"])
-def test_text_from_a_level_is_finished_with_the_image(toy, judge, text):
-    """hold=False: one text is masked to a level and denoised from there; its law sums over what the mask left."""
-    level, start = 0.6, torch.tensor([0, 2])
-    given = {"text": Given(start.expand(N_PAIRS, 2), level, hold=False)}
-    pairs = many(toy, given, steps=48, samplers={"text": Sampler(text)})
-    hidden = (1.0 - 1e-5) * level
+def test_text_known_down_to_a_time_is_sampled_with_the_image(toy, fits, text):
+    """One text is masked to a time and its masked tokens are sampled: a mixture over the patterns of the mask."""
+    time, start = 0.6, torch.tensor([0, 2])
+    x = start.expand(N_PAIRS, 2)
+    condition = Condition(x, time, mask=torch.ones_like(x, dtype=torch.bool))
+    pairs = many(toy, {"text": condition}, steps=48, samplers={"text": Sampler(text)})
+    p_masked = (1.0 - 1e-5) * time
     law = torch.zeros_like(toy.prob)
     for pattern in itertools.product((False, True), repeat=2):
         left = torch.where(torch.tensor(pattern), toy.states, start)[None]
-        share = math.prod(hidden if h else 1 - hidden for h in pattern)
-        law += share * toy.posterior({"text": left}, {"text": torch.full((1,), level)})[0]
-    assert judge.counts(toy.counts(pairs["text"]), law)
-    assert judge.normal(toy.standardized(pairs))
+        share = math.prod(p_masked if masked else 1 - p_masked for masked in pattern)
+        law += share * toy.posterior({"text": left}, {"text": torch.full((1,), time)})[0]
+    assert fits.counts(toy.counts(pairs["text"]), law)
+    assert fits.normal(toy.standardized(pairs))
 
 
-def test_true_images_from_a_level_stay_true(toy, judge):
-    """hold=False on the image: noise true images to 0.2, denoise both modalities: true pairs again, other images."""
-    images = toy.draw(N_PAIRS)["image"]
-    pairs = many(toy, {"image": Given(images, 0.2, hold=False)}, steps=64)
-    assert judge.counts(toy.counts(pairs["text"]), toy.prob)
-    assert judge.normal(toy.standardized(pairs))
+def test_true_images_known_down_to_a_time_stay_true(toy, fits):
+    """Images of given texts, noised to time 0.2 and denoised: other images, with the distribution of their texts."""
+    true = toy.draw(N_PAIRS)
+    images, known = true["image"], torch.ones(N_PAIRS, 2, dtype=torch.bool)
+    pairs = many(toy, {"image": Condition(images, 0.2, known), "text": true["text"]}, steps=64)
+    assert torch.equal(pairs["text"], true["text"])
+    assert fits.normal(toy.standardized(pairs))
     moved = (pairs["image"] - images).norm(dim=1)
     assert moved.mean() > 0.2
     assert moved.mean() < 0.7 * (images - images.roll(1, 0)).norm(dim=1).mean()
@@ -162,11 +164,13 @@ def test_true_images_from_a_level_stay_true(toy, judge):
 # Order in the number of steps
 
 
-def true_flow(toy, x, tokens, level: float, steps: int = 512):
-    """The probability-flow ODE from 1 to 0 by RK4 in float64, straight from the score; 2e-8 off at 512 steps."""
+def true_flow(toy, x, tokens, text_time: float, steps: int = 512):
+    """The probability-flow ODE from 1 to 0 by RK4 in float64, from the score; its error is 2e-8 at 512 steps."""
 
     def drift(x, t):
-        times = {m: torch.full((len(x),), value, dtype=torch.float64) for m, value in (("image", t), ("text", level))}
+        times = {
+            m: torch.full((len(x),), value, dtype=torch.float64) for m, value in (("image", t), ("text", text_time))
+        }
         beta = toy.space["image"].schedule.beta(times["image"])[:, None]
         return -beta * (x + toy.score({"image": x, "text": tokens}, times))
 
@@ -189,7 +193,7 @@ def slope(steps, errors) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "times", "order"),
+    ("method", "times", "order"),
     [
         ("heun", "linear", 2),
         ("euler", "linear", 1),
@@ -198,29 +202,30 @@ def slope(steps, errors) -> float:
         ("heun", "logsnr", 2),
     ],
 )
-def test_order_on_the_probability_flow(toy, kind, times, order):
-    """Same starting noise; half-known text, so that the flow is not linear; the fitted slope is the order ± 0.15."""
+def test_order_on_the_probability_flow(toy, method, times, order):
+    """Same initial noise; half-masked texts, so that the flow is not linear; the fitted slope is the order ± 0.15."""
     n = 32
-    tokens = torch.tensor([[0, toy.states]]).expand(n, 2)
+    tokens = torch.tensor([[0, 1]]).expand(n, 2)
     noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
-    truth = true_flow(toy, noise, tokens, 0.5)
-    steps, errors = (128, 256, 512), []
+    steps, errors, truth = (128, 256, 512), [], None
     for count in steps:
         out = sample(
             toy.net,
             toy.space,
-            {"text": Given(tokens, 0.5, noised=True)},
+            {"text": (tokens, 0.5)},
             steps=count + 1,
-            samplers={"image": Sampler(kind, times)},
-            init={"image": noise},
+            samplers={"image": Sampler(method, times)},
+            uniforms={"image": torch.special.ndtr(noise.double())},
         )
+        truth = true_flow(toy, noise, out["text"], 0.5) if truth is None else truth  # texts are masked the same way
         errors.append((out["image"] - truth).square().mean().sqrt().item())
+    assert 0.25 < (out["text"] == toy.states).double().mean() < 0.75
     assert abs(slope(steps, errors) - order) < 0.15, errors
     assert errors[-1] < (5e-4 if order == 2 else 3e-3)
 
 
 def test_dpmpp_extrapolates_over_uneven_steps():
-    """A network whose x̂₀ is linear in λ = log α/σ: every update after the first takes x̂₀ at the middle of its step."""
+    """With x̂₀ linear in λ = log(α/σ), every update after the first uses x̂₀ at the middle of its step."""
     process = Gaussian((2,), Linear(), 1e-3, time_conditioning="log_snr")
     times = torch.tensor([1.0, 0.7, 0.6, 0.2, 0.001, 0.0], dtype=torch.float64)
     alpha, sigma = process.schedule.alpha(times), process.schedule.sigma(times)
@@ -244,9 +249,9 @@ def test_dpmpp_extrapolates_over_uneven_steps():
 
 
 def chain_law(toy, steps: int, rule: str) -> torch.Tensor:
-    """(S,) exact law of the text after a walk of `steps` updates, by products of transition matrices in float64.
+    """(S,) exact distribution of the text after `steps` updates, by products of transition matrices in float64.
 
-    Written from the definitions: per position P(move) = R e^{−R} (tau) or min(R, 1), R the total reverse rate times h,
+    From the definitions: per position P(move) = R e^{−R} (tau) or min(R, 1), R the total reverse rate times h,
     target ∝ rate; positions are independent given the state; the last update draws x₀.
     """
     process, k_ = toy.space["text"], toy.states
@@ -259,7 +264,7 @@ def chain_law(toy, steps: int, rule: str) -> torch.Tensor:
     else:
         law[:] = 1.0 / len(states)
     here = torch.nn.functional.one_hot(states, symbols).double()  # (states, L, symbols)
-    times = grid(process, steps).tolist()
+    times = time_grid(process, steps).tolist()
     for t, after in itertools.pairwise(times):
         p = toy.token_probs(toy.posterior({"text": states}, {"text": torch.full((len(states),), t).double()}))
         if masked:
@@ -288,8 +293,8 @@ def chain_law(toy, steps: int, rule: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("process", [Masked, Uniform])
 @pytest.mark.parametrize("rule", ["tau_leap", "euler"])
-def test_order_of_discrete_walks(make_toy, process, rule):
-    """Total variation from the truth, of the exact chain: first order in 1/N, slope within 0.08 over N = 32 … 256."""
+def test_order_of_discrete_samplers(make_toy, process, rule):
+    """Total variation of the exact chain from the truth: first order in 1/N, slope within 0.08 over N = 32 … 256."""
     toy = make_toy(process=process, **({} if process is Masked else {"t_min": 1e-3, "delta": 1e-3}))
     steps = (32, 64, 128, 256)
     errors = [0.5 * (chain_law(toy, n, rule) - toy.prob).abs().sum().item() for n in steps]
@@ -307,109 +312,110 @@ def test_order_of_discrete_walks(make_toy, process, rule):
         (Uniform, "euler", 5),
     ],
 )
-def test_the_sampler_is_that_chain(make_toy, judge, process, rule, steps):
-    """Few steps, so that the chain is visibly wrong: 20,000 texts follow the chain and not the truth."""
+def test_samplers_follow_that_chain(make_toy, fits, process, rule, steps):
+    """With few steps the chain is measurably wrong: 20,000 texts follow the chain and not the truth."""
     toy = make_toy(process=process, **({} if process is Masked else {"t_min": 1e-3, "delta": 1e-3}))
     n = 20_000
-    texts = sample(toy.net, toy.text_only(), n=n, chunk=n, steps=steps, samplers={"text": Sampler(rule)})["text"]
+    texts = sample(toy.net, toy.text_only(), n=n, batch_size=n, steps=steps, samplers={"text": Sampler(rule)})["text"]
     counts = toy.counts(texts)
-    assert judge.counts(counts, chain_law(toy, steps, rule))
-    assert not judge.counts(counts, toy.prob)
+    assert fits.counts(counts, chain_law(toy, steps, rule))
+    assert not fits.counts(counts, toy.prob)
 
 
 # Few steps
 
 
-def test_tokens_at_given_shares_follow_the_distribution(make_toy, judge):
-    """Random shares give random texts; even ones give every state as often as its probability says."""
+def test_tokens_at_given_uniforms_follow_the_distribution(make_toy, fits):
+    """Independent uniforms give random texts; evenly spaced ones give every state as often as its probability says."""
     toy, n = make_toy(process=Masked), 20_000
     length = toy.text_only()["text"].shape[0]
 
-    def texts(toy, shares):
-        samplers = {"text": Sampler("first_hitting", shares=shares)}
-        return sample(toy.net, toy.text_only(), n=n, chunk=n, steps=length, samplers=samplers)["text"]
+    def texts(toy, u):
+        options = {"steps": length, "samplers": {"text": Sampler("first_hitting")}, "uniforms": {"text": u}}
+        return sample(toy.net, toy.text_only(), n=n, batch_size=n, **options)["text"]
 
     random = torch.rand(n, length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert judge.counts(toy.counts(texts(toy, random)), toy.prob)
+    assert fits.counts(toy.counts(texts(toy, random)), toy.prob)
     single = make_toy(length=1)
     counts = single.counts(texts(single, (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n))
     assert (torch.as_tensor(counts).flatten() - n * torch.as_tensor(single.prob).flatten()).abs().max() <= 1.01
 
 
-def test_shares_need_first_hitting_and_the_shape_of_the_tokens(make_toy):
-    toy = make_toy(process=Masked)
-    for sampler in (
-        Sampler("ancestral", shares=torch.zeros(4, 3)),
-        Sampler("first_hitting", shares=torch.zeros(4, 99)),
-    ):
-        with pytest.raises(ValueError, match="text: shares are for first_hitting"):
-            sample(toy.net, toy.text_only(), n=4, steps=2, samplers={"text": sampler})
+def test_uniforms_of_masked_text_are_for_first_hitting(toy):
+    """The other samplers of the masked process draw independent random numbers."""
+    u = {"text": torch.full((64, 2), 0.5, dtype=torch.float64)}
+    for method in MASKED:
+        options = {"n": 64, "steps": 4, "samplers": {"text": Sampler(method)}}
+        plain, with_uniforms = (sample(toy.net, toy.text_only(), uniforms=v, **options)["text"] for v in (None, u))
+        assert torch.equal(plain, with_uniforms) == (method != "first_hitting"), method
 
 
-@pytest.mark.parametrize("kind", ["ancestral", "first_hitting", "euler"])
+@pytest.mark.parametrize("method", ["ancestral", "first_hitting", "euler"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_one_token_is_exact_at_any_number_of_steps(make_toy, judge, kind, steps):
+def test_one_token_is_exact_at_any_number_of_steps(make_toy, fits, method, steps):
     toy, n = make_toy(length=1), 10_000
-    texts = sample(toy.net, toy.text_only(), n=n, chunk=n, steps=steps, samplers={"text": Sampler(kind)})["text"]
-    assert judge.counts(toy.counts(texts), toy.prob)
+    texts = sample(toy.net, toy.text_only(), n=n, batch_size=n, steps=steps, samplers={"text": Sampler(method)})["text"]
+    assert fits.counts(toy.counts(texts), toy.prob)
 
 
 @pytest.mark.parametrize("steps", [3, 7])
-def test_first_hitting_is_exact_from_as_many_steps_as_tokens(make_toy, judge, steps):
-    """Three correlated tokens; `ancestral` with the same steps is visibly wrong."""
+def test_first_hitting_is_exact_from_as_many_steps_as_tokens(make_toy, fits, steps):
+    """Three correlated tokens; `ancestral` with as many steps is measurably wrong."""
     toy, n = make_toy(length=3), 20_000
 
-    def counts(kind):
-        out = sample(toy.net, toy.text_only(), n=n, chunk=n, steps=steps, samplers={"text": Sampler(kind)})
+    def counts(method):
+        out = sample(toy.net, toy.text_only(), n=n, batch_size=n, steps=steps, samplers={"text": Sampler(method)})
         return toy.counts(out["text"])
 
     toy.calls.clear()
-    assert judge.counts(counts("first_hitting"), toy.prob)
+    assert fits.counts(counts("first_hitting"), toy.prob)
     assert len(toy.calls) == 3  # one evaluation a token, however many steps
-    assert not judge.counts(counts("ancestral"), toy.prob)
+    assert not fits.counts(counts("ancestral"), toy.prob)
 
 
-@pytest.mark.parametrize("start", [1.0, 0.4])
-def test_first_hitting_asks_at_the_hitting_times(toy, judge, start):
-    """The first of two tokens is revealed at the larger of two uniforms on [0, start], the second at the smaller."""
-    n = 4000
-    text = Given(torch.full((n, 2), toy.states), start, hold=False, noised=True)
-    sample(toy.net, toy.text_only(), {"text": text}, chunk=n, steps=5, samplers={"text": Sampler("first_hitting")})
-    late, early = (call.t["text"].double() / start for call in toy.calls)
-    assert judge.normal(torch.special.ndtri(late**2))
-    assert judge.normal(torch.special.ndtri(1 - (1 - early) ** 2))
+@pytest.mark.parametrize("known", [False, True])
+def test_first_hitting_evaluates_at_the_hitting_times(make_toy, fits, known):
+    """The first of two masked tokens is unmasked at the larger of two uniforms on [0, 1], the second at the smaller.
+
+    known: the text has a third token, which is given.
+    """
+    toy, n = make_toy(length=3 if known else 2), 4000
+    conditions = {}
+    if known:
+        tokens = torch.tensor([[1, 0, 0]]).expand(n, 3)
+        conditions["text"] = Condition(tokens, mask=torch.tensor([[True, False, False]]).expand(n, 3))
+    options = {"batch_size": n, "steps": 5, "samplers": {"text": Sampler("first_hitting")}}
+    sample(toy.net, toy.text_only(), conditions, n=n, **options)
+    late, early = (call.t["text"].double() for call in toy.calls)
+    assert fits.normal(torch.special.ndtri(late**2))
+    assert fits.normal(torch.special.ndtri(1 - (1 - early) ** 2))
     assert bool((late >= early).all())
 
 
-def test_first_hitting_counts_what_is_masked(make_toy, judge):
+def test_first_hitting_counts_the_masked_tokens(make_toy, fits):
     """Two of three tokens are masked: two updates are enough, whatever the text's length; one is not."""
     toy, n = make_toy(length=3), 20_000
-    known = torch.tensor([[1, toy.states, toy.states]])
-    law = toy.posterior({"text": known}, {"text": torch.full((1,), 0.5)})[0]
+    tokens = torch.tensor([[1, toy.states, toy.states]])
+    law = toy.posterior({"text": tokens}, {"text": torch.full((1,), 0.5)})[0]
+    tokens = tokens.expand(n, 3)
+    condition = Condition(tokens, mask=tokens != toy.states)
 
     def agrees(steps):
-        text = Given(known.expand(n, 3), 0.5, hold=False, noised=True)
-        out = sample(
-            toy.net,
-            toy.text_only(),
-            {"text": text},
-            chunk=n,
-            steps=steps,
-            samplers={"text": Sampler("first_hitting")},
-        )
-        counts = toy.counts(out["text"])
+        options = {"batch_size": n, "steps": steps, "samplers": {"text": Sampler("first_hitting")}}
+        counts = toy.counts(sample(toy.net, toy.text_only(), {"text": condition}, **options)["text"])
         assert counts[law == 0].sum() == 0
-        return judge.counts(counts[law > 0], law[law > 0])
+        return fits.counts(counts[law > 0], law[law > 0])
 
     assert agrees(2)
     assert not agrees(1)
 
 
-@pytest.mark.parametrize("kind", MASKED)
+@pytest.mark.parametrize("method", MASKED)
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_no_mask_is_left(make_toy, kind, steps):
-    """From pure noise, and from a level below t_min, where 60 of 4,000 tokens start as masks."""
+def test_no_mask_is_left(make_toy, method, steps):
+    """From pure noise, and from a time below t_min, at which 60 of 4,000 tokens are masks."""
     toy, n = make_toy(t_min=0.05), 2000
-    sampler = {"text": Sampler(kind)}
-    for given in (None, {"text": Given(toy.draw(n)["text"], 0.03, hold=False)}, {"image": toy.draw(n)["image"]}):
-        assert int(many(toy, given, n=n, steps=steps, samplers=sampler)["text"].max()) < toy.states
+    sampler = {"text": Sampler(method)}
+    known = Condition(toy.draw(n)["text"], 0.03, mask=torch.ones(n, 2, dtype=torch.bool))
+    for conditions in (None, {"text": known}, {"image": toy.draw(n)["image"]}):
+        assert int(many(toy, conditions, n=n, steps=steps, samplers=sampler)["text"].max()) < toy.states

@@ -19,9 +19,9 @@ from anystate.configs.load import load_config
 from anystate.sample import background as overlap
 from anystate.sample import generate as module
 from anystate.sample import sample
-from anystate.sample.conditions import Source, conditions
+from anystate.sample.conditions import ConditionSource, read_conditions
 from anystate.sample.folder import SampleFolder
-from anystate.sample.generate import Request, generate
+from anystate.sample.generate import SampleRequest, generate
 from anystate.sample.pipeline import Pipeline, build_pipeline
 from anystate.train.data.load import load_data, read_rows
 from anystate.train.trainer import Trainer
@@ -59,7 +59,7 @@ def chunks(monkeypatch):
 
 def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks):
     """20 samples in chunks of 8: the engine never holds more than a chunk, the files are those of a single call."""
-    sheet = generate(run, Request(n=20, seed=5), tmp_path)
+    sheet = generate(run, SampleRequest(n=20, seed=5), tmp_path)
     assert chunks == [(0, 8), (8, 8), (16, 4)]
     drawn = sample(
         system.net,
@@ -69,7 +69,7 @@ def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks)
         guidance=system.guidance(False),
         seed=5,
         samplers=system.samplers,
-        chunk=8,
+        batch_size=8,
     )
     pictures = system.codecs["image"].decode(drawn["image"])
     for i, expected in enumerate(pictures):
@@ -85,7 +85,7 @@ def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks)
 
 def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monkeypatch, chunks):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    generate(run, Request(n=20, trajectory=True), whole)
+    generate(run, SampleRequest(n=20, trajectory=True), whole)
     write = SampleFolder.write
 
     def failing(self, samples, values):
@@ -99,15 +99,15 @@ def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(SampleFolder, "write", failing)
         with pytest.raises(KeyboardInterrupt):
-            generate(run, Request(n=20, trajectory=True), parts)
+            generate(run, SampleRequest(n=20, trajectory=True), parts)
     assert not json.loads((parts / "manifest.json").read_text())["complete"]
     assert chunks == [(0, 8), (8, 8)]
     chunks.clear()
-    generate(run, Request(n=20, trajectory=True), parts)
+    generate(run, SampleRequest(n=20, trajectory=True), parts)
     assert chunks == [(8, 8), (16, 4)]
     assert files(parts) == files(whole)
     chunks.clear()
-    generate(run, Request(n=20, trajectory=True), parts)  # complete: nothing to do
+    generate(run, SampleRequest(n=20, trajectory=True), parts)  # complete: nothing to do
     assert chunks == []
     assert files(parts) == files(whole)
 
@@ -128,10 +128,10 @@ def overlapped(monkeypatch):
 
 def test_overlapped_decoding_writes_the_same_files(run, tmp_path, monkeypatch, overlapped, chunks):
     """Byte for byte, in order, with at most one chunk under way while the next is drawn."""
-    generate(run, Request(n=20, trajectory=True), tmp_path / "behind")
+    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "behind")
     assert overlapped == ["decoding_0"] * 3
     monkeypatch.setattr(overlap, "DEVICES", ())
-    generate(run, Request(n=20, trajectory=True), tmp_path / "at_once")
+    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "at_once")
     assert overlapped[3:] == ["MainThread"] * 3
     assert files(tmp_path / "behind") == files(tmp_path / "at_once")
 
@@ -151,7 +151,7 @@ def test_no_more_than_one_chunk_waits(run, tmp_path, monkeypatch, overlapped):
 
     monkeypatch.setattr(SampleFolder, "write", slow)
     monkeypatch.setattr(module, "sample", drawing)
-    generate(run, Request(n=32), tmp_path)
+    generate(run, SampleRequest(n=32), tmp_path)
     assert events.index(("draws", 8)) < events.index(("written", 0)) < events.index(("draws", 16))
     assert [start for what, start in events if what == "written"] == [0, 8, 16, 24]
 
@@ -171,7 +171,7 @@ def test_errors_of_overlapped_decoding_surface(run, tmp_path, monkeypatch, overl
         patch.setattr(SampleFolder, "write", full)
         assert "No space left on device" in refused(*command)
     assert not call(*command)
-    generate(run, Request(n=24), tmp_path / "whole")
+    generate(run, SampleRequest(n=24), tmp_path / "whole")
     assert files(tmp_path / "out") == {**files(tmp_path / "whole"), **manifest_of(tmp_path / "out")}
 
 
@@ -191,33 +191,33 @@ def test_interrupted_while_a_chunk_is_written(run, tmp_path, monkeypatch, overla
     with monkeypatch.context() as patch:
         patch.setattr(module, "sample", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            generate(run, Request(n=20), tmp_path / "parts")
+            generate(run, SampleRequest(n=20), tmp_path / "parts")
     assert [p.name for p in (tmp_path / "parts/.chunks").iterdir()] == ["00000000.json"]
-    generate(run, Request(n=20), tmp_path / "parts")
-    generate(run, Request(n=20), tmp_path / "whole")
+    generate(run, SampleRequest(n=20), tmp_path / "parts")
+    generate(run, SampleRequest(n=20), tmp_path / "whole")
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 def test_a_folder_takes_one_request(run, tmp_path, chunks):
-    generate(run, Request(n=9), tmp_path)
+    generate(run, SampleRequest(n=9), tmp_path)
     before = files(tmp_path)
     other = {
-        "samples": Request(n=10),
-        "seed": Request(n=9, seed=1),
-        "steps": Request(n=9, steps=2),
-        "guidance": Request(n=9, guidance=2.0),
-        "chunk": Request(n=9, chunk=4),
-        "given": Request(Source([("text", "zero")]), n=9),
-        "samplers": Request(n=9, sampler={"image": "heun"}),
+        "samples": SampleRequest(n=10),
+        "seed": SampleRequest(n=9, seed=1),
+        "steps": SampleRequest(n=9, steps=2),
+        "guidance": SampleRequest(n=9, guidance=2.0),
+        "chunk": SampleRequest(n=9, batch_size=4),
+        "given": SampleRequest(ConditionSource([("text", "zero")]), n=9),
+        "samplers": SampleRequest(n=9, sampler={"image": "heun"}),
     }
     for what, request in other.items():
         with pytest.raises(ValueError, match=f"another request .{what} differs.*--force"):
             generate(run, request, tmp_path)
     with pytest.raises(ValueError, match="weights differs"):
-        generate(run, Request(n=9), tmp_path, weights="raw")
+        generate(run, SampleRequest(n=9), tmp_path, weights="raw")
     assert files(tmp_path) == before
     (tmp_path / "notes.md").write_text("mine")
-    generate(run, Request(n=3, seed=1), tmp_path, force=True)
+    generate(run, SampleRequest(n=3, seed=1), tmp_path, force=True)
     assert len(list((tmp_path / "image").iterdir())) == 3
     assert (tmp_path / "notes.md").read_text() == "mine"
 
@@ -229,8 +229,8 @@ def test_a_request_that_failed_before_its_first_samples_does_not_block_the_folde
     with monkeypatch.context() as patch:
         patch.setattr(module, "sample", failing)
         with pytest.raises(ValueError, match="no head"):
-            generate(run, Request(n=2), tmp_path)
-    generate(run, Request(n=3), tmp_path)
+            generate(run, SampleRequest(n=2), tmp_path)
+    generate(run, SampleRequest(n=3), tmp_path)
     assert len(list((tmp_path / "image").iterdir())) == 3
 
 
@@ -238,18 +238,18 @@ def test_what_a_model_does_not_generate_must_be_given(tiny, tmp_path):
     """The first training stage has no head for captions."""
     run, out = tmp_path / "run", tmp_path / "out"
     Trainer(tiny("modalities.text.stream={width: 16, head: false}", "train.steps=1"), run, "cpu", quiet=True).run()
-    with pytest.raises(ValueError, match="does not generate 'text': give it, --given text="):
-        generate(run, Request(n=1), out)
+    with pytest.raises(ValueError, match="does not generate 'text': make it a condition, --condition text="):
+        generate(run, SampleRequest(n=1), out)
     assert not out.exists()
-    generate(run, Request(Source([("text", "zero")]), n=1), out)
+    generate(run, SampleRequest(ConditionSource([("text", "zero")]), n=1), out)
 
 
 def test_foreign_folders_and_files_are_left_alone(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not empty"):
-        generate(run, Request(n=2), tmp_path)
+        generate(run, SampleRequest(n=2), tmp_path)
     with pytest.raises(ValueError, match="is a file"):
-        generate(run, Request(n=2), tmp_path / "thesis.tex")
+        generate(run, SampleRequest(n=2), tmp_path / "thesis.tex")
     assert files(tmp_path) == {"thesis.tex": b"years of work"}
 
 
@@ -261,7 +261,7 @@ def test_two_ranks_write_what_one_does(run, tmp_path):
         "20",
         "--device",
         "cpu",
-        "--given",
+        "--condition",
         "text=a seven",
         "--trajectory",
     ]  # torchrun wants --n for itself
@@ -273,7 +273,7 @@ def test_two_ranks_write_what_one_does(run, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("wrote ") == 1
-    generate(run, Request(Source([("text", "a seven")]), n=20, trajectory=True), tmp_path / "one")
+    generate(run, SampleRequest(ConditionSource([("text", "a seven")]), n=20, trajectory=True), tmp_path / "one")
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert list(one) == list(two)
     for name, content in one.items():
@@ -290,11 +290,11 @@ def test_four_ranks_share_the_missing_chunks(run, tmp_path, monkeypatch, chunks)
         for rank in range(4):
             patch.setattr(module.distributed, "rank", lambda rank=rank: rank)
             patch.setattr(module.distributed, "is_main", lambda rank=rank: rank == 0)
-            generate(run, Request(n=40), parts)
+            generate(run, SampleRequest(n=40), parts)
     assert chunks == [(0, 8), (32, 8), (8, 8), (16, 8), (24, 8)]
-    generate(run, Request(n=40), parts)
+    generate(run, SampleRequest(n=40), parts)
     assert len(chunks) == 5
-    generate(run, Request(n=40), whole)
+    generate(run, SampleRequest(n=40), whole)
     assert files(parts) == files(whole)
 
 
@@ -312,10 +312,10 @@ def prompts(tmp_path):
 def test_prompts_from_a_file(run, system, prompts, tmp_path):
     path = prompts({"text": ["a seven", "zero", "the digit 1"], "ids": [4, 5, 6]})
     out = tmp_path / "out"
-    generate(run, Request(Source(prompts=path)), out)
+    generate(run, SampleRequest(ConditionSource(prompts=path)), out)
     assert (out / "text.txt").read_text() == "a seven\nzero\nthe digit 1\n"
     assert len(list((out / "image").iterdir())) == 3
-    twice = conditions(system, Source(prompts=path, limit=2), n=2)
+    twice = read_conditions(system, ConditionSource(prompts=path, limit=2), n=2)
     assert twice.total == 4
     assert system.codecs["text"].decode(twice.rows(range(1, 4))["text"].x) == ["a seven", "zero", "zero"]
 
@@ -324,7 +324,7 @@ def test_context_limit_and_repeated_text(system, prompts):
     path = prompts({"text": ["two", "number seven"]})
 
     def decoded(**options):
-        x = conditions(system, Source(prompts=path, **options), None).given["text"].x
+        x = read_conditions(system, ConditionSource(prompts=path, **options), None).conditions["text"].x
         assert x.shape == (2, 12)
         return system.codecs["text"].decode(x)
 
@@ -357,7 +357,9 @@ def test_a_context_limit_equals_a_shorter_context_where_pads_are_not_attended(go
 def test_rows_of_a_data_set_either_way(run, system, tmp_path, known):
     """The known part of each row is written as it is, the other one is drawn for it."""
     test = load_data(system)[1]
-    generate(run, Request(Source([(known, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows)
+    generate(
+        run, SampleRequest(ConditionSource([(known, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows
+    )
     found = np.stack([np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L")) for i in range(11)])
     same = np.array_equal(found, system.codecs["image"].decode(test.images[:11])[..., 0])
     lines = (tmp_path / "text.txt").read_text().splitlines()
@@ -367,12 +369,12 @@ def test_rows_of_a_data_set_either_way(run, system, tmp_path, known):
 
 
 def test_rows_of_the_training_part_and_their_context(system):
-    rows = conditions(
-        system, Source([("text", None)], data="digits", split="train", limit=3, context_limit=4), 2, read_rows
+    rows = read_conditions(
+        system, ConditionSource([("text", None)], data="digits", split="train", limit=3, context_limit=4), 2, read_rows
     )
     assert rows.total == 6
     assert rows.rows(range(5, 6))["text"].x.shape == (1, 12)
-    assert (rows.given["text"].x[:, 4:] == 0).all()
+    assert (rows.conditions["text"].x[:, 4:] == 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -393,47 +395,48 @@ def packed(call, tmp_path_factory):
 def test_rows_of_a_packed_data_set(tiny, packed, known):
     """The held-out pictures or captions, in the order of the shards; `limit` takes the first ones."""
     system = build_pipeline(tiny("modalities.image.pixel_max=255"))
-    rows = conditions(system, Source([(known, None)], data=str(packed)), None, read_rows).given[known].x
+    rows = read_conditions(system, ConditionSource([(known, None)], data=str(packed)), None, read_rows)
+    rows = rows.conditions[known].x
     if known == "image":
         greys = system.codecs["image"].decode(rows)[:, 3, 4, 0]
         assert sorted(greys.tolist()) == [0, 60, 120, 180]
     else:
         assert sorted(system.codecs["text"].decode(rows)) == sorted(f"number {c}" for c in "zhna")
-    first = conditions(system, Source([(known, None)], data=str(packed), limit=3), 2, read_rows)
-    assert torch.equal(first.given[known].x, rows[:3])
+    first = read_conditions(system, ConditionSource([(known, None)], data=str(packed), limit=3), 2, read_rows)
+    assert torch.equal(first.conditions[known].x, rows[:3])
     assert first.total == 6
-    train = conditions(system, Source([(known, None)], data=str(packed), split="train"), None, read_rows)
+    train = read_conditions(system, ConditionSource([(known, None)], data=str(packed), split="train"), None, read_rows)
     assert train.total == 8
 
 
 def test_a_packed_data_set_that_does_not_fit_is_refused(system, packed):
     with pytest.raises(ValueError, match="pixel_max"):
-        conditions(system, Source([("text", None)], data=str(packed)), None, read_rows)
+        read_conditions(system, ConditionSource([("text", None)], data=str(packed)), None, read_rows)
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (Source([("text", None)]), "NAME=VALUE"),
-        (Source([("text", "zero")], data="digits"), "give the name alone"),
-        (Source(data="digits"), "--data needs --given NAME"),
-        (Source([("text", None)], data="gone"), "'gone' not found"),
-        (Source([("text", None)], data="digits", split="valid"), "train or test, got 'valid'"),
-        (Source([("text", None)], data="digits", repeat_text=3), "--repeat-text works on captions"),
-        (Source([("text", None)], data="digits", limit=0), "--limit"),
-        (Source([("image", None), ("text", None)], data="digits"), "nothing to generate"),
-        (Source(limit=3), "--limit"),
-        (Source(context_limit=3), "need a caption"),
-        (Source([("image", None)], data="digits", context_limit=3), "need a caption"),
-        (Source([("text", "zero")], context_limit=13), "must lie in 1 … 12, got 13"),
-        (Source([("text", "zero")], repeat_text=0), "at least 1, got 0"),
-        (Source([("text", "zero"), ("text", "one"), ("image", "x.png")]), "equally many"),
-        (Source([("text", "zero")], level={"image": "0.5"}), "nothing of that modality is given"),
+        (ConditionSource([("text", None)]), "NAME=VALUE"),
+        (ConditionSource([("text", "zero")], data="digits"), "give the name alone"),
+        (ConditionSource(data="digits"), "--data needs --condition NAME"),
+        (ConditionSource([("text", None)], data="gone"), "'gone' not found"),
+        (ConditionSource([("text", None)], data="digits", split="valid"), "train or test, got 'valid'"),
+        (ConditionSource([("text", None)], data="digits", repeat_text=3), "--repeat-text works on captions"),
+        (ConditionSource([("text", None)], data="digits", limit=0), "--limit"),
+        (ConditionSource([("image", None), ("text", None)], data="digits"), "nothing to generate"),
+        (ConditionSource(limit=3), "--limit"),
+        (ConditionSource(context_limit=3), "need a caption"),
+        (ConditionSource([("image", None)], data="digits", context_limit=3), "need a caption"),
+        (ConditionSource([("text", "zero")], context_limit=13), "must lie in 1 … 12, got 13"),
+        (ConditionSource([("text", "zero")], repeat_text=0), "at least 1, got 0"),
+        (ConditionSource([("text", "zero"), ("text", "one"), ("image", "x.png")]), "equally many"),
+        (ConditionSource([("text", "zero")], noise_level={"image": "0.5"}), "there is no condition of that modality"),
     ],
 )
 def test_conditions_that_make_no_sense(system, source, words):
     with pytest.raises(ValueError, match=words.replace("…", ".")):
-        conditions(system, source, None, read_rows)
+        read_conditions(system, source, None, read_rows)
 
 
 @pytest.mark.parametrize(
@@ -449,23 +452,23 @@ def test_conditions_that_make_no_sense(system, source, words):
 )
 def test_prompts_that_make_no_sense(system, prompts, content, words):
     with pytest.raises(ValueError, match=words):
-        conditions(system, Source(prompts=prompts(content)), None)
+        read_conditions(system, ConditionSource(prompts=prompts(content)), None)
 
 
 def test_prompt_files_that_cannot_be_read(system, tmp_path):
     with pytest.raises(ValueError, match=r"'.*gone.json' not found"):
-        conditions(system, Source(prompts=tmp_path / "gone.json"), None)
+        read_conditions(system, ConditionSource(prompts=tmp_path / "gone.json"), None)
     (tmp_path / "cut.json").write_text('{"text": ["a"')
     with pytest.raises(ValueError, match="not readable JSON"):
-        conditions(system, Source(prompts=tmp_path / "cut.json"), None)
+        read_conditions(system, ConditionSource(prompts=tmp_path / "cut.json"), None)
     with pytest.raises(ValueError, match="one source of conditions at a time"):
-        conditions(system, Source([("text", "zero")], prompts=tmp_path / "cut.json"), None)
+        read_conditions(system, ConditionSource([("text", "zero")], prompts=tmp_path / "cut.json"), None)
 
 
 def test_the_command_line(call, run, prompts, tmp_path, capsys):
     call = functools.partial(call, "sample", run, "--device", "cpu")
     path = prompts({"text": ["two", "a seven"]})
-    out = ["--out", tmp_path / "out", "--prompts", path, "--repeat-text", 3, "--context-limit", 9, "--chunk", 2]
+    out = ["--out", tmp_path / "out", "--prompts", path, "--repeat-text", 3, "--context-limit", 9, "--batch-size", 2]
     assert call(*out, "--n", 3) == 0
     assert (tmp_path / "out/text.txt").read_text().splitlines() == ["two two t"] * 3 + ["a seven a"] * 3
     assert call(*out, "--n", 3) == 0
@@ -474,7 +477,8 @@ def test_the_command_line(call, run, prompts, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     assert call(*out, "--n", 2, "--force") == 0
     assert (
-        call("--data", "digits", "--split", "test", "--given", "image", "--limit", 2, "--out", tmp_path / "rows") == 0
+        call("--data", "digits", "--split", "test", "--condition", "image", "--limit", 2, "--out", tmp_path / "rows")
+        == 0
     )
     assert len((tmp_path / "rows/text.txt").read_text().splitlines()) == 2
-    assert call("--chunk", 0, "--out", tmp_path / "no") == 2
+    assert call("--batch-size", 0, "--out", tmp_path / "no") == 2

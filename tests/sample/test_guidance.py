@@ -1,4 +1,4 @@
-"""Noisy guidance against formulas worked out by hand with the exact network."""
+"""Noisy guidance against formulas evaluated with the exact network."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from anystate.diffusion import Gaussian, Guidance, Linear, LogLinear, Masked, Space, grid
-from anystate.sample import Given, Sampler, sample
+from anystate.diffusion import Gaussian, Guidance, Linear, LogLinear, Masked, Space, time_grid
+from anystate.sample import Condition, Sampler, sample
 
 N = 16
 
@@ -18,18 +18,23 @@ def noise(n: int = N) -> torch.Tensor:
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(5))
 
 
+def uniforms() -> dict[str, torch.Tensor]:
+    """The uniforms from which images get the initial noise `noise()`."""
+    return {"image": torch.special.ndtr(noise().double())}
+
+
 def batches(toy) -> list[int]:
     return [call.batch for call in toy.calls]
 
 
-@pytest.mark.parametrize("kind", ["heun", "euler"])
-def test_final_time_one_is_classifier_free_guidance(make_toy, kind):
-    """Image given text: every update by hand, with the fully masked text as the second branch. δ = 1e-9 so that no
-    token stays unmasked at time 1. float32 updates against float64: within 1e-4."""
+@pytest.mark.parametrize("method", ["heun", "euler"])
+def test_final_time_one_is_classifier_free_guidance(make_toy, method):
+    """Image given text: every update from its formula, with the fully masked text in the second branch. δ = 1e-9, so
+    that no token stays unmasked at time 1. float32 updates against float64: within 1e-4."""
     toy, w, steps = make_toy(delta=1e-9), 3.0, 12
     text = toy.draw(N)["text"]
     masks = torch.full_like(text, toy.states)
-    schedule, times = toy.space["image"].schedule, grid(toy.space["image"], steps)
+    schedule, times = toy.space["image"].schedule, time_grid(toy.space["image"], steps)
 
     def drift(x, t):
         at = {"image": t.expand(N), "text": torch.full((N,), 1e-5)}
@@ -43,7 +48,7 @@ def test_final_time_one_is_classifier_free_guidance(make_toy, kind):
     for t, after in itertools.pairwise(times):
         f = drift(x, t)
         ahead = x + (after - t) * f
-        if kind == "heun" and after > 0:
+        if method == "heun" and after > 0:
             ahead = x + 0.5 * (after - t) * (f + drift(ahead, after))
         x = ahead
         expected.append(x)
@@ -53,25 +58,27 @@ def test_final_time_one_is_classifier_free_guidance(make_toy, kind):
         {"text": text},
         steps=steps,
         guidance=w,
-        init={"image": noise()},
-        samplers={"image": Sampler(kind)},
+        uniforms=uniforms(),
+        samplers={"image": Sampler(method)},
         trajectory=True,
     )
-    for state, hand in zip(states, expected, strict=True):
-        torch.testing.assert_close(state["image"].double(), hand, rtol=0, atol=1e-4)
+    for state, x in zip(states, expected, strict=True):
+        torch.testing.assert_close(state["image"].double(), x, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["ancestral", "tau_leap", "first_hitting"])
-def test_guided_token_follows_the_mixed_log_probabilities(make_toy, judge, kind):
-    """One token given an image: the law is softmax(w log p(v|x) + (1 − w) log p(v)). Alarm: 1 seed in 10,000."""
+@pytest.mark.parametrize("method", ["ancestral", "tau_leap", "first_hitting"])
+def test_guided_token_follows_the_mixed_log_probabilities(make_toy, fits, method):
+    """One token given an image follows softmax(w log p(v|x) + (1 − w) log p(v)). False alarms: 1 seed in 10,000."""
     toy, w, n = make_toy(length=1), 2.0, 10_000
     image = torch.tensor([[0.4, -0.6]]).expand(n, 2)
-    out = sample(toy.net, toy.space, {"image": image}, steps=4, guidance=w, chunk=n, samplers={"text": Sampler(kind)})
+    out = sample(
+        toy.net, toy.space, {"image": image}, steps=4, guidance=w, batch_size=n, samplers={"text": Sampler(method)}
+    )
     posterior = toy.posterior({"image": image[:1]}, {"image": torch.zeros(1)})[0]
     mixed = w * posterior.log() + (1 - w) * toy.prob.log()
     counts = toy.counts(out["text"])
-    assert judge.counts(counts, torch.softmax(mixed, 0))
-    assert not judge.counts(counts, posterior)
+    assert fits.counts(counts, torch.softmax(mixed, 0))
+    assert not fits.counts(counts, posterior)
 
 
 def test_guided_tau_leap_uses_the_true_total(make_toy):
@@ -85,13 +92,13 @@ def test_guided_tau_leap_uses_the_true_total(make_toy):
         {"image": image},
         steps=4,
         guidance=w,
-        chunk=n,
+        batch_size=n,
         samplers={"text": Sampler("tau_leap", times)},
         trajectory=True,
     )
     posterior = toy.posterior({"image": image[:1]}, {"image": torch.zeros(1)})[0]
     total = (w * posterior.log() + (1 - w) * toy.prob.log()).exp().sum().item()
-    assert total > 1.3  # else the test would not tell it from 1
+    assert total > 1.3  # the test distinguishes it from 1
     r = 0.25 * total
     left = (states[1]["text"] == toy.states).double().mean().item()
     p = 1 - r * math.exp(-r)
@@ -101,29 +108,29 @@ def test_guided_tau_leap_uses_the_true_total(make_toy):
 @pytest.mark.parametrize("final_time", [0.5, 0.2])
 def test_a_condition_already_that_noisy_is_not_noised_further(toy, final_time):
     """Both branches are the same then, so guidance has no effect."""
-    given = {"text": (toy.draw(N)["text"], 0.5)}
-    plain = sample(toy.net, toy.space, given, steps=8)
-    guided = sample(toy.net, toy.space, given, steps=8, guidance=Guidance(4.0, final_time))
+    conditions = {"text": (toy.draw(N)["text"], 0.5)}
+    plain = sample(toy.net, toy.space, conditions, steps=8)
+    guided = sample(toy.net, toy.space, conditions, steps=8, guidance=Guidance(4.0, final_time))
     assert toy.calls[-1].batch == 2 * N
     torch.testing.assert_close(guided["image"], plain["image"], rtol=0, atol=1e-5)
-    stronger = sample(toy.net, toy.space, given, steps=8, guidance=Guidance(4.0, 1.0))
+    stronger = sample(toy.net, toy.space, conditions, steps=8, guidance=Guidance(4.0, 1.0))
     assert (stronger["image"] - plain["image"]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("level", [0.0, 0.3])
-def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, level):
-    """Masked shares within 4σ, 1 seed in 16,000 each; what was masked stays masked; told times are right."""
+@pytest.mark.parametrize("time", [0.0, 0.3])
+def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, time):
+    """Masked shares within 4σ, 1 seed in 16,000 each; masked tokens stay masked; times are those of the two branches."""
     n = 4000
     guidance = Guidance(2.0, 0.6)
-    out = sample(toy.net, toy.space, {"text": (toy.draw(n)["text"], level)}, steps=2, chunk=n, guidance=guidance)
+    out = sample(toy.net, toy.space, {"text": (toy.draw(n)["text"], time)}, steps=2, batch_size=n, guidance=guidance)
     assert len(toy.calls) == 3
     seen = []
     for call in toy.calls:
         first, second = call.x["text"].chunk(2)
-        told = call.t["text"].double()
+        times = call.t["text"].double()
         assert torch.equal(first, out["text"])
-        torch.testing.assert_close(told[:n], torch.full((n,), max(level, 1e-5)).double(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(told[n:], torch.full((n,), 0.6).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(times[:n], torch.full((n,), max(time, 1e-5)).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(times[n:], torch.full((n,), 0.6).double(), rtol=1e-6, atol=0)
         assert torch.equal(*call.x["image"].chunk(2))
         assert torch.equal(*call.t["image"].chunk(2))
         assert bool((second[first == toy.states] == toy.states).all())
@@ -134,11 +141,11 @@ def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, level):
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_gaussian_condition_is_renoised_from_its_level(toy):
-    """Image condition at level 0.1 carried to 0.25: mean and variance of what the second branch sees; 4σ bounds."""
+def test_gaussian_condition_is_noised_further_from_its_time(toy):
+    """Image condition at time 0.1, noised further to 0.25: mean and variance of what the second branch sees; 4σ bounds."""
     n = 4000
     image = torch.tensor([[1.0, -2.0]]).expand(n, 2)
-    sample(toy.net, toy.space, {"image": (image, 0.1)}, steps=1, chunk=n, guidance=Guidance(2.0, 0.25))
+    sample(toy.net, toy.space, {"image": (image, 0.1)}, steps=1, batch_size=n, guidance=Guidance(2.0, 0.25))
     (call,) = toy.calls
     alpha, sigma = toy.alpha_sigma(torch.tensor(0.25))
     z = (call.x["image"][n:].double() - alpha * image) / sigma
@@ -157,7 +164,7 @@ def test_scale_one_makes_no_second_branch(toy):
 
 def test_interval_is_closed_at_both_ends(toy):
     """Heun at 1, 0.75, 0.5, 0.25: an update is guided, in both its evaluations, if its time lies in the interval."""
-    given = {"text": toy.draw(N)["text"]}
+    conditions = {"text": toy.draw(N)["text"]}
     samplers = {"image": Sampler("heun", torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))}
     expected = {
         (0.5, 0.75): [1, 1, 2, 2, 2, 2, 1],
@@ -168,39 +175,39 @@ def test_interval_is_closed_at_both_ends(toy):
     }
     for interval, branches in expected.items():
         toy.calls.clear()
-        sample(toy.net, toy.space, given, steps=4, guidance=Guidance(3.0, 1.0, interval), samplers=samplers)
+        sample(toy.net, toy.space, conditions, steps=4, guidance=Guidance(3.0, 1.0, interval), samplers=samplers)
         assert batches(toy) == [N * b for b in branches], interval
 
 
 def test_guidance_outside_its_interval_changes_nothing(toy):
-    given = {"text": toy.draw(N)["text"]}
-    times = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
-    samplers = {"image": Sampler("heun", times)}
-    _, plain = sample(toy.net, toy.space, given, steps=4, samplers=samplers, trajectory=True)
-    guidance = Guidance(3.0, 1.0, (0.0, 0.5))
-    _, guided = sample(toy.net, toy.space, given, steps=4, samplers=samplers, trajectory=True, guidance=guidance)
+    conditions = {"text": toy.draw(N)["text"]}
+    samplers = {"image": Sampler("heun", torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))}
+    options = {"steps": 4, "samplers": samplers, "trajectory": True}
+    _, plain = sample(toy.net, toy.space, conditions, **options)
+    _, guided = sample(toy.net, toy.space, conditions, guidance=Guidance(3.0, 1.0, (0.0, 0.5)), **options)
     for k in range(3):
         assert torch.equal(plain[k]["image"], guided[k]["image"])
     assert not torch.allclose(plain[3]["image"], guided[3]["image"], atol=1e-3)
 
 
-def test_joint_guidance_moves_gaussians_only(toy):
-    """One update from a half-revealed text: the text moves as without guidance, the image by the mixed ε."""
-    text = Given(torch.tensor([[0, toy.states]]).expand(N, 2), 0.5, hold=False, noised=True)
-    plain, guided = (
-        sample(toy.net, toy.space, {"text": text}, steps=2, init={"image": noise()}, trajectory=True, guidance=w)[1][1]
-        for w in (1.0, 3.0)
-    )
-    assert torch.equal(plain["text"], guided["text"])
-    assert (plain["image"] - guided["image"]).abs().max() > 0.05
-    assert batches(toy) == [N] * 3 + [2 * N] * 3
-    assert [call.outputs for call in toy.calls[3:]] == [["image", "text"], ["image"], ["image", "text"]]
-    second = toy.calls[3].x["text"][N:]
+def test_joint_guidance_changes_gaussian_modalities_only(toy):
+    """From a half-known text: the text moves as without guidance, the image by the combined ε. The first update, at
+    time 1, has equal branches; the second one noises the known token to a mask."""
+    text = torch.tensor([[0, toy.states]]).expand(N, 2)
+    conditions = {"text": Condition(text, mask=text != toy.states)}
+    options = {"steps": 3, "uniforms": uniforms(), "trajectory": True}
+    plain, guided = (sample(toy.net, toy.space, conditions, guidance=w, **options)[1] for w in (1.0, 3.0))
+    for k in (1, 2):
+        assert torch.equal(plain[k]["text"], guided[k]["text"])
+    assert (plain[2]["image"] - guided[2]["image"]).abs().max() > 0.05
+    assert batches(toy) == [N] * 5 + [2 * N] * 5
+    assert [call.outputs for call in toy.calls[5:]] == [["image", "text"], ["image"]] * 2 + [["image", "text"]]
+    second = toy.calls[7].x["text"][N:]
     assert bool((second == toy.states).double().mean() > 0.99)
 
 
 def three_way() -> tuple[Space, object]:
-    """A condition c that pushes a picture and a text: ε = x/2 − c, log p ∝ (c, 0, −c)."""
+    """A condition c that shifts a picture and a text: ε = x/2 − c, log p ∝ (c, 0, −c)."""
     space = Space(
         {
             "picture": Gaussian((2,), Linear(), 1e-3, time_conditioning="time"),
@@ -212,8 +219,8 @@ def three_way() -> tuple[Space, object]:
     def net(x, t, mask=None, outputs=None):
         c = x["c"]
         logits = (c * torch.tensor([1.0, 0.0, -1.0]))[:, None].expand(-1, 4, 3)
-        answers = {"picture": 0.5 * x["picture"] - c, "text": logits, "c": torch.zeros_like(c)}
-        return {m: answers[m] for m in outputs}
+        predictions = {"picture": 0.5 * x["picture"] - c, "text": logits, "c": torch.zeros_like(c)}
+        return {m: predictions[m] for m in outputs}
 
     return space, net
 
@@ -225,7 +232,13 @@ def test_conditional_sampling_guides_all_that_is_generated():
     n = 500
     runs = {
         w: sample(
-            net, space, {"c": torch.ones(n, 1)}, steps=1, guidance=w, chunk=n, samplers={"picture": Sampler("euler")}
+            net,
+            space,
+            {"c": torch.ones(n, 1)},
+            steps=1,
+            guidance=w,
+            batch_size=n,
+            samplers={"picture": Sampler("euler")},
         )
         for w in (1.0, 4.0)
     }
@@ -236,11 +249,11 @@ def test_conditional_sampling_guides_all_that_is_generated():
 
 
 def test_each_modality_may_have_its_own_scale():
-    """{name: w}: the picture as with w alone, the text as without; a joint run may also name what it cannot guide."""
+    """{name: w}: the picture as with w, the text as without guidance; scales without effect are refused if all are."""
     space, net = three_way()
-    given, samplers = {"c": torch.ones(64, 1)}, {"picture": Sampler("euler")}
+    conditions, samplers = {"c": torch.ones(64, 1)}, {"picture": Sampler("euler")}
     plain, both, one = (
-        sample(net, space, given, steps=1, guidance=Guidance(w), samplers=samplers)
+        sample(net, space, conditions, steps=1, guidance=Guidance(w), samplers=samplers)
         for w in (1.0, 4.0, {"picture": 4.0})
     )
     assert torch.equal(one["picture"], both["picture"])
@@ -253,7 +266,7 @@ def test_each_modality_may_have_its_own_scale():
     with pytest.raises(ValueError, match="guidance needs a condition"):
         sample(net, space, guidance=Guidance({"text": 4.0}), **joint)  # without effect
     with pytest.raises(ValueError, match="guidance: unknown modality 'sound'"):
-        sample(net, space, given, steps=1, guidance=Guidance({"sound": 4.0}))
+        sample(net, space, conditions, steps=1, guidance=Guidance({"sound": 4.0}))
 
 
 def test_second_branch_keeps_what_is_not_a_condition():
@@ -264,8 +277,8 @@ def test_second_branch_keeps_what_is_not_a_condition():
         seen.append((x, t))
         return net(x, t, mask, outputs)
 
-    given = {"c": torch.ones(N, 1), "text": Given(torch.zeros(N, 4, dtype=torch.int64), 0.5, hold=False)}
-    sample(spy, space, given, steps=2, guidance=3.0)
+    text = Condition(torch.zeros(N, 4, dtype=torch.int64), 0.5, mask=torch.ones(N, 4, dtype=torch.bool))
+    sample(spy, space, {"c": torch.ones(N, 1), "text": text}, steps=2, guidance=3.0)
     for x, t in seen:
         for m in ("picture", "text"):
             assert torch.equal(*x[m].chunk(2))

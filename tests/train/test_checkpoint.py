@@ -77,6 +77,6 @@ def test_an_unfinished_folder_is_not_a_checkpoint(run):
 def test_optimizer_state_survives(tiny, run):
     again = Trainer(tiny(), run, quiet=True)
     saved = read_tensors(run / "step_00000003/train_state/optimizer.safetensors")
-    restored = checkpoint.optimizer_tensors(again.optimizer)
+    restored = checkpoint.optimizer_tensors(again.state.optimizer)
     assert saved.keys() == restored.keys()
     assert all(torch.equal(saved[key], restored[key]) for key in saved)

@@ -75,7 +75,8 @@ def test_a_run_of_one_rank_goes_on_with_two(one, tiny, tiny_overrides, tmp_path)
 def test_what_ranks_cannot_do_is_said(tiny, tiny_overrides, tmp_path):
     result = train([*tiny_overrides, "train.batch=15"], tmp_path / "odd", ranks=2)
     assert result.returncode != 0
-    assert "error: train.gradient_accumulation_steps = 1 times 2 ranks does not divide train.batch = 15" in result.stderr
+    error = "error: train.gradient_accumulation_steps = 1 times 2 ranks does not divide train.batch = 15"
+    assert error in result.stderr
     Trainer(tiny(), tmp_path / "plain", "cpu", quiet=True).run(stop=3)
     result = train([*tiny_overrides, "train.parallel=fsdp"], tmp_path / "plain", ranks=2)
     assert result.returncode != 0
@@ -94,9 +95,11 @@ def test_shares_cover_all_rows_in_order(monkeypatch):
 
 
 def test_recomputing_changes_nothing(tiny, tmp_path):
-    runs = [Trainer(tiny(f"train.activation_checkpointing={r}"), tmp_path / r, "cpu", quiet=True) for r in ("true", "false")]
-    for trainer in runs:
-        trainer.run(stop=2)
+    runs = []
+    for setting in ("true", "false"):
+        config = tiny(f"train.activation_checkpointing={setting}")
+        runs.append(Trainer(config, tmp_path / setting, "cpu", quiet=True))
+        runs[-1].run(stop=2)
     first, second = (read_tensors(t.save() / "model.safetensors") for t in runs)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -107,7 +110,8 @@ def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeyp
     """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
     monkeypatch.setenv(float8.EMULATE, "1")
     settings = [*tiny_overrides, *(f"modalities.{m}.stream.width=640" for m in ("image", "text"))]
-    settings += ["modalities.text.stream.single_stream_depth=0", "train.batch=32", "train.steps=2", "train.precision=fp8"]
+    settings += ["modalities.text.stream.single_stream_depth=0", "train.batch=32", "train.steps=2"]
+    settings += ["train.precision=fp8"]
     for out, ranks, parallel in (("one", 1, "ddp"), ("two", 2, "fsdp")):
         result = train([*settings, f"train.parallel={parallel}"], tmp_path / out, ranks)
         assert result.returncode == 0, result.stderr

@@ -23,7 +23,7 @@ def first(tiny, tmp_path_factory):
 
 
 def state(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.state.net.state_dict().items()}
 
 
 def test_the_next_stage_starts_from_the_average_and_keeps_new_weights_as_drawn(tiny, first, tmp_path):
@@ -36,9 +36,9 @@ def test_the_next_stage_starts_from_the_average_and_keeps_new_weights_as_drawn(t
         assert torch.equal(value, average.get(name, fresh[name])), name
     assert {name.split(".")[0] for name in set(before) - set(average)} == {"head", "tower", "tower_norm"}
     assert "new: head.text, tower.text, tower_norm.text" in trainer.started_from
-    assert trainer.step == 0
-    assert not trainer.optimizer.state
-    assert all(torch.equal(a, b) for a, b in zip(trainer.ema.state_dict().values(), before.values(), strict=True))
+    assert trainer.state.step == 0
+    assert not trainer.state.optimizer.state
+    assert all(torch.equal(a, b) for a, b in zip(trainer.state.ema.state_dict().values(), before.values(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_a_stage_resumes_as_itself(tiny, first, tmp_path):
 def test_a_modality_without_weight_is_not_computed(tiny, tmp_path):
     trainer = Trainer(tiny("modalities.text.loss.scale=0"), tmp_path, "cpu", quiet=True)
     assert list(trainer.update()) == ["image"]
-    assert trainer.net.head["image"].linear.weight.abs().sum() > 0
-    assert trainer.net.head["text"].linear.weight.abs().sum() == 0  # as initialised
+    assert trainer.state.net.head["image"].linear.weight.abs().sum() > 0
+    assert trainer.state.net.head["text"].linear.weight.abs().sum() == 0  # as initialised
 
 
 def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
@@ -82,7 +82,7 @@ def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
     with torch.no_grad():
         trainer.train_data.images[:64] = float("nan")
     trainer.run()
-    assert all(p.isfinite().all() for p in trainer.net.parameters())
+    assert all(p.isfinite().all() for p in trainer.state.net.parameters())
 
 
 def test_wrong_starts_are_named(tiny, first, tmp_path):
@@ -99,10 +99,10 @@ def test_the_three_official_stages():
     """Sizes and optimizer of the paper; what changes between stages is the text tower, the frozen part, the start."""
     one, two, three = (load_config(f"text_image/stage{i}") for i in (1, 2, 3))
     assert (one.network.depth, one.network.heads * one.network.head_dim) == (8, 512)
-    assert not one.modalities["text"].stream.head
+    assert not one.modalities["text"].stream.output
     assert one.init is None
     assert not one.train.freeze
-    assert two.modalities["text"].stream.tower == 6
+    assert two.modalities["text"].stream.single_stream_depth == 6
     assert two.train.freeze == ["joint"]
     assert two.init.checkpoint == f"runs/{one.name}"
     assert three.init.checkpoint == f"runs/{two.name}"

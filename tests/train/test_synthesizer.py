@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import anystate
-from anystate.configs.load import ConfigError, load_config
+from anystate.configs.load import load_config
 from anystate.configs.runs import CheckpointError, resolve
-from anystate.configs.table import TableConfig
+from anystate.configs.table import EncodingConfig, TableConfig
 from anystate.kernels import Rng
-from anystate.model.codecs.table.codec import Encoding, TableCodec
-from anystate.model.codecs.table.columns import infer
+from anystate.model.codecs.table.codec import TableCodec
+from anystate.model.codecs.table.schema import infer
 from anystate.sample.table.pipeline import TablePipeline, build_table_pipeline
-from anystate.sample.table.rows import Generator
+from anystate.sample.table.rows import TableSampler
 from anystate.train.data.bundled import load_bundled
-from anystate.train.data.rows import Rows
+from anystate.train.data.table_data import TableData
 from anystate.train.synthesizer import TableSynthesizer
 from anystate.train.table_trainer import TableTrainer
 
@@ -70,7 +70,7 @@ def model() -> TableSynthesizer:
 def trainer(out, *overrides, table=None) -> TableTrainer:
     table = toy() if table is None else table
     config = load_config("table/default", [*TINY, *overrides], TableConfig)
-    codec = TableCodec.fit(table, infer(table), Encoding())
+    codec = TableCodec.fit(table, infer(table), EncodingConfig())
     return TableTrainer(config, out, codec, *codec.encode(table), device="cpu", quiet=True)
 
 
@@ -116,19 +116,19 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
         (["sample.batch_size=512"], "cuda", 32_561, 512),
     ],
 )
-def test_batches_of_rows_suit_the_device_unless_the_config_says_otherwise(model, settings, device, n, rows):
-    generator = Generator(model.system_)
+def test_batch_size_depends_on_the_device_unless_configured(model, settings, device, n, rows):
+    sampler = TableSampler(model.pipeline_)
     config = load_config("table/default", settings, TableConfig)
-    generator.system, generator.device = dataclasses.replace(model.system_, config=config), torch.device(device)
-    assert generator.batch_rows(n) == rows
+    sampler.pipeline, sampler.device = dataclasses.replace(model.pipeline_, config=config), torch.device(device)
+    assert sampler.batch_rows(n) == rows
 
 
-def test_batches_of_rows_leave_memory_for_the_logits_of_many_states(model):
+def test_batch_size_leaves_memory_for_the_logits_of_many_states(model):
     """On a GPU: 100 columns of 512 states make 10,485 rows 2 GiB of logits."""
-    generator = Generator(dataclasses.replace(model.system_, config=load_config("table/default", [], TableConfig)))
-    generator.device = torch.device("cuda")
-    generator.codec = SimpleNamespace(tokens=["a"] * 100, states=[512] * 100)
-    assert generator.batch_rows(100_000) == 2**31 // 4 // (100 * 512)
+    sampler = TableSampler(dataclasses.replace(model.pipeline_, config=load_config("table/default", [], TableConfig)))
+    sampler.device = torch.device("cuda")
+    sampler.codec = SimpleNamespace(categorical=["a"] * 100, states=[512] * 100)
+    assert sampler.batch_rows(100_000) == 2**31 // 4 // (100 * 512)
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("auto", False), ("fp32", False), ("bf16", True)])
@@ -138,27 +138,30 @@ def test_tables_are_trained_in_fp32_on_a_gpu_too(tmp_path, precision, expected):
     assert made.in_bf16() == expected
 
 
-def test_shares_are_uniform_and_evenly_spread(model):
-    """Of 64 rows one lies in each 64th of every column, and each row stays where it is."""
-    shares = torch.cat(Generator(model.system_, seed=5).shares(0, 64), 1)
-    cells = (shares * 64).long().sort(0).values
-    assert torch.equal(cells, torch.arange(64)[:, None].expand_as(cells))
-    assert torch.equal(torch.cat(Generator(model.system_, seed=5).shares(24, 8), 1), shares[24:32])
-    first = torch.cat([torch.cat(Generator(model.system_, seed=seed).shares(0, 1), 1) for seed in range(400)])
+def uniforms(model: TableSynthesizer, seed: int, start: int, n: int) -> torch.Tensor:
+    return torch.cat(list(TableSampler(model.pipeline_, seed=seed).uniforms(start, n).values()), 1)
+
+
+def test_uniforms_are_uniform_and_evenly_spread(model):
+    """64 rows have one value in each 64th of every column, and a row is a function of (seed, row)."""
+    u = uniforms(model, 5, 0, 64)
+    strata = (u * 64).long().sort(0).values
+    assert torch.equal(strata, torch.arange(64)[:, None].expand_as(strata))
+    assert torch.equal(uniforms(model, 5, 24, 8), u[24:32])
+    first = torch.cat([uniforms(model, seed, 0, 1) for seed in range(400)])
     assert (first.mean(0) - 0.5).abs().max() < 4 / (12 * 400) ** 0.5
     assert ((first > 0) & (first < 1)).all()
 
 
 def test_evenly_spread_rows_have_the_same_distribution_and_vary_less(model):
-    """Shares of women among 128 rows, over seeds: one mean, a smaller spread."""
-    independent = dataclasses.replace(
-        model.system_, config=model.system_.config.model_copy(update={"draws": "independent"})
-    )
+    """The share of women among 128 rows, over seeds: the same mean, a smaller deviation."""
+    config = model.pipeline_.config.model_copy(update={"noise": "iid"})
+    independent = dataclasses.replace(model.pipeline_, config=config)
 
-    def women(system) -> np.ndarray:
-        return np.array([(Generator(system, seed=s).table(128)["sex"] == "f").mean() for s in range(30)])
+    def women(pipeline: TablePipeline) -> np.ndarray:
+        return np.array([(TableSampler(pipeline, seed=s).sample(128)["sex"] == "f").mean() for s in range(30)])
 
-    even, plain = women(model.system_), women(independent)
+    even, plain = women(model.pipeline_), women(independent)
     assert even.mean() == pytest.approx(plain.mean(), abs=4 * plain.std() / 30**0.5)
     assert even.std() < 0.85 * plain.std()
 
@@ -205,27 +208,27 @@ def test_balance(model):
 
 
 @pytest.mark.parametrize(
-    ("where", "words"),
+    ("where", "message"),
     [
         ({"schol": "none"}, "unknown column 'schol'; the table has school, sex"),
-        ({"school": "kinder"}, "'school' never was 'kinder'; it has college, high, none"),
+        ({"school": "kinder"}, "'school' has no value 'kinder'; it has college, high, none"),
         ({"school": ("a", "b")}, "'school' is categorical: give a value"),
-        ({"age": (70, 80)}, "'age' has nothing in 70..80; it runs from 18 to 59"),
+        ({"age": (70, 80)}, "'age' has no value in 70..80; its values are from 18 to 59"),
         ({"age": (40, 30)}, "range 40..30 is empty"),
         ({"height": "tall"}, "'height': 'tall' is not a number"),
         ({"sex": None}, "'sex' had no empty cells"),
         ({"land": "here"}, "'land' is constant"),
     ],
 )
-def test_wrong_conditions_say_why(model, where, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_conditions_say_why(model, where, message):
+    with pytest.raises(ValueError, match=message):
         model.sample(3, where=where)
 
 
 def test_wrong_balance_says_why(model):
     with pytest.raises(ValueError, match="'height' is continuous with many values"):
         model.sample(3, balance="height")
-    with pytest.raises(ValueError, match="balanced and given at once"):
+    with pytest.raises(ValueError, match="cannot be balanced and given at once"):
         model.sample(3, where={"sex": "m"}, balance="sex")
 
 
@@ -298,7 +301,7 @@ def test_resumed_run_has_the_losses_of_one_never_stopped(tmp_path):
     trainer(tmp_path / "whole").run()
     trainer(tmp_path / "parts").run(stop=3)
     resumed = trainer(tmp_path / "parts")
-    assert resumed.step == 3
+    assert resumed.state.step == 3
     resumed.run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="another table"):
@@ -313,20 +316,20 @@ def test_the_checkpoint_of_something_else_is_refused(tmp_path):
         TablePipeline.from_pretrained(tmp_path)
 
 
-def test_given_columns_stay_clean_and_do_not_learn(tmp_path):
-    t = trainer(tmp_path, "known=1.0")
+def test_observed_columns_stay_clean_and_have_no_loss(tmp_path):
+    t = trainer(tmp_path, "conditioning_prob=1.0")
     rng = Rng.for_batch(0, 64)
-    given = t.given(rng)
-    assert 0.3 < given["cat"].float().mean() < 0.7
-    number = t.codec.numbers.index("bonus")
-    token = t.codec.tokens.index("bonus")
-    assert torch.equal(given["num"][:, number], given["cat"][:, token])
+    observed = t.observed(rng)
+    assert 0.3 < observed["cat"].float().mean() < 0.7
+    number = t.codec.numerical.index("bonus")
+    token = t.codec.categorical.index("bonus")
+    assert torch.equal(observed["num"][:, number], observed["cat"][:, token])
     x0 = t.train_data.batch(0, 0, range(64), 64)
     time = {m: torch.full((64,), 0.9, dtype=torch.float64) for m in x0}
-    every = {m: torch.ones_like(v, dtype=torch.bool) for m, v in x0.items()}
+    all_cells = {m: torch.ones_like(v, dtype=torch.bool) for m, v in x0.items()}
     seen = []
-    hook = t.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    lost = t.system.space.losses(t.net, x0, time, rng, list(x0), every)
+    hook = t.state.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    lost = t.pipeline.space.losses(t.state.net, x0, time, rng, list(x0), all_cells)
     hook.remove()
     assert all((v == 0).all() for v in lost.values())
     assert all(torch.equal(seen[0][m], x0[m]) for m in x0)
@@ -368,51 +371,51 @@ def test_tables_that_break_others(name):
     assert made[full].notna().all(axis=None)
 
 
-def test_a_run_from_before_a_setting_was_there_loads_as_it_was(tmp_path):
-    old = ("network.sinusoids=0", "draws=independent", "encoding.tail_rows=2", "numerical.sampler.time_grid=linear")
+def test_a_run_written_before_a_setting_existed_loads_unchanged(tmp_path):
+    old = ("network.sinusoids=0", "noise=iid", "encoding.tail_rows=2", "numerical.sampler.time_grid=linear")
     run = trainer(tmp_path, *old)
     run.run()
     file = resolve(tmp_path) / "config.yaml"
     lines = file.read_text().splitlines()
-    kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "draws", "ends")]
+    kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "noise", "tail_rows")]
     assert len(kept) == len(lines) - 3
-    before = Generator(TablePipeline.from_pretrained(tmp_path), seed=1).table(8)
+    before = TableSampler(TablePipeline.from_pretrained(tmp_path), seed=1).sample(8)
     file.write_text("\n".join(kept))
     saved = json.loads((file.parent / "codec.json").read_text())
     for column in saved["columns"]:
         del column["category_dtype"]  # came later
     (file.parent / "codec.json").write_text(json.dumps(saved))
-    pd.testing.assert_frame_equal(Generator(TablePipeline.from_pretrained(tmp_path), seed=1).table(8), before)
+    pd.testing.assert_frame_equal(TableSampler(TablePipeline.from_pretrained(tmp_path), seed=1).sample(8), before)
     again = trainer(tmp_path, *old)
-    assert again.step == run.step
+    assert again.state.step == run.state.step
 
 
-def test_balanced_positions_take_no_further_weight():
-    with pytest.raises(ConfigError, match="balanced weighs by itself"):
-        load_config("table/default", ["categorical.loss_on=balanced", "categorical.loss.weighting=elbo"], TableConfig)
+def test_balanced_positions_are_a_weighting():
+    config = load_config("table/default", ["categorical.loss_on=balanced"], TableConfig)
+    assert (config.categorical.loss_on, config.categorical.loss.weighting) == ("masked", "balanced")
 
 
 def test_the_papers_config_has_the_papers_size_and_sampler():
     table, _ = load_bundled()
     config = load_config("table/paper", None, TableConfig)
-    codec = TableCodec.fit(table, infer(table), Encoding(**config.encoding.model_dump()))
-    system = build_table_pipeline(config, codec)
-    assert len(codec.numbers) == 6
-    assert len(codec.tokens) == 9
-    assert sum(p.numel() for p in system.net.parameters()) == 70_194
-    made = Generator(system, steps=4).table(5)
+    codec = TableCodec.fit(table, infer(table), config.encoding)
+    pipeline = build_table_pipeline(config, codec)
+    assert len(codec.numerical) == 6
+    assert len(codec.categorical) == 9
+    assert sum(p.numel() for p in pipeline.net.parameters()) == 70_194
+    made = TableSampler(pipeline, steps=4).sample(5)
     assert made.notna().all(axis=None)
     holes = table.head(5).assign(sex=None)
-    assert Generator(system, steps=4).table(5, {"sex": "Male"})["sex"].eq("Male").all()
+    assert TableSampler(pipeline, steps=4).sample(5, {"sex": "Male"})["sex"].eq("Male").all()
     with pytest.raises(ValueError, match="model trained with them"):
-        Generator(system, steps=4).impute(holes)
+        TableSampler(pipeline, steps=4).impute(holes)
 
 
-def test_a_million_rows_cost_no_more_memory_per_batch():
+def test_memory_per_batch_does_not_grow_with_the_rows_of_the_table():
     import resource
 
     n = 1_000_000
-    rows = Rows(torch.randint(0, 9, (n, 3)), torch.randn(n, 2))
+    rows = TableData(torch.randint(0, 9, (n, 3)), torch.randn(n, 2))
     assert rows.tokens.element_size() == 2
     rows.batch(0, 0, range(512), 512)  # shuffles the epoch
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -422,7 +425,7 @@ def test_a_million_rows_cost_no_more_memory_per_batch():
     assert all(x.untyped_storage().nbytes() < 100_000 for x in batch.values())  # copies, not views of the table
 
 
-def test_expected_fills_are_the_chances_and_means_of_many_draws(model):
+def test_expected_values_are_probabilities_and_means_of_many_draws(model):
     holes = toy(40, seed=9).assign(income=None, height=np.nan, bonus=np.nan)
     filled, spread = model.impute(holes, "expected", draws=32)
     draws = model.impute(holes, "draw", draws=120)

@@ -30,7 +30,7 @@ def test_resumed_run_has_the_losses_of_one_never_stopped(tiny, tmp_path):
     Trainer(tiny(), tmp_path / "whole", quiet=True).run()
     Trainer(tiny(), tmp_path / "parts", quiet=True).run(stop=3)
     resumed = Trainer(tiny(), tmp_path / "parts", quiet=True)
-    assert resumed.step == 3
+    assert resumed.state.step == 3
     resumed.run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     whole, parts = (read_tensors(tmp_path / run / "step_00000006/ema.safetensors") for run in ("whole", "parts"))
@@ -84,10 +84,10 @@ def test_accumulation_gives_the_same_step(tiny, tmp_path):
 
 def test_average_follows_the_weights(tiny, tmp_path):
     trainer = Trainer(tiny("train.ema=0.5"), tmp_path, quiet=True)
-    before = [p.clone() for p in trainer.ema.parameters()]
-    trainer.step = 100  # past the short memory of the beginning
+    before = [p.clone() for p in trainer.state.ema.parameters()]
+    trainer.state.step = 100  # past the short memory of the beginning
     trainer.update()
-    for old, ema, new in zip(before, trainer.ema.parameters(), trainer.net.parameters(), strict=True):
+    for old, ema, new in zip(before, trainer.state.ema.parameters(), trainer.state.net.parameters(), strict=True):
         torch.testing.assert_close(ema, 0.5 * old + 0.5 * new)
 
 
@@ -97,11 +97,12 @@ def test_the_network_is_initialized_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "build_pipeline", lambda config: made.append(build_pipeline(config)) or made[-1])
     trainer = Trainer(tiny(), tmp_path, quiet=True)
     assert len(made) == 1
-    for (name, a), (_, b) in zip(trainer.ema.state_dict().items(), trainer.net.state_dict().items(), strict=True):
+    ema, net = trainer.state.ema.state_dict(), trainer.state.net.state_dict()
+    for (name, a), (_, b) in zip(ema.items(), net.items(), strict=True):
         assert torch.equal(a, b), name
         assert a.data_ptr() != b.data_ptr(), name
-    assert not any(p.requires_grad for p in trainer.ema.parameters())
-    assert all(p.requires_grad for p in trainer.net.parameters())
+    assert not any(p.requires_grad for p in trainer.state.ema.parameters())
+    assert all(p.requires_grad for p in trainer.state.net.parameters())
 
 
 def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
@@ -110,12 +111,12 @@ def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
     seen = []
 
     def graph(trainer):
-        return graphs.graphed(trainer.averaged().net)
+        return graphs.graphed(trainer.ema_pipeline().net)
 
-    assert not trainer.averaged().net.training
+    assert not trainer.ema_pipeline().net.training
     trainer.run(stop=2)
     assert len(seen) == 2
-    assert trainer.ema not in graphs._GRAPHED
+    assert trainer.state.ema not in graphs._GRAPHED
     assert seen[0] is not seen[1]
 
 
@@ -134,7 +135,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_p
     trainer.run(stop=4)
     good = (tmp_path / "step_00000004/model.safetensors").read_bytes()
     with torch.no_grad():
-        next(trainer.net.parameters()).fill_(float("nan"))
+        next(trainer.state.net.parameters()).fill_(float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"last good checkpoint is .*step_00000004"):
         trainer.run()
     assert latest(tmp_path).name == "step_00000004"
@@ -153,11 +154,11 @@ def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
 
 
 def test_held_modalities_do_not_learn(tiny, tmp_path):
-    """With text always held as a clean condition its head gets no gradient, whatever the image loss_mask."""
+    """With text always a clean condition its head gets no gradient, whatever the image learns."""
     trainer = Trainer(tiny("times.condition_prob={text: 1.0}"), tmp_path, quiet=True)
     trainer.backward(trainer.train_data.batch(0, 0, range(16), 16), range(16))
-    assert all(p.grad is None or not p.grad.any() for p in trainer.net.head["text"].parameters())
-    assert any(p.grad.any() for p in trainer.net.head["image"].parameters())
+    assert all(p.grad is None or not p.grad.any() for p in trainer.state.net.head["text"].parameters())
+    assert any(p.grad.any() for p in trainer.state.net.head["image"].parameters())
 
 
 def test_training_lowers_the_losses(tiny, tmp_path):

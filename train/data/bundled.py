@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from ...model.codecs.table.files import read_table
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUNDLED = {"adult": Path(__file__).parent / "adult"}
 
 
 def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and test rows of a data set that comes with the package."""
+    """Training and test rows of a bundled data set.
+
+    Raises:
+        ValueError: unknown name.
+    """
     if name not in BUNDLED:
-        raise ValueError(f"data set {name!r} is not bundled; there are {', '.join(BUNDLED)}")
-    return tuple(read_table(BUNDLED[name] / f"{part}.csv.gz") for part in ("train", "test"))
+        raise ValueError(f"data set {name!r} is not bundled; choose one of: {', '.join(BUNDLED)}")
+    from ...model.codecs.table.files import read_table
+
+    folder = BUNDLED[name]
+    return read_table(folder / "train.csv.gz"), read_table(folder / "test.csv.gz")
 
 
 def find_table(source: str) -> Path:
-    """The file of that path, or the training rows of a bundled set of that name."""
+    """The path of a table: the file itself, the training rows of a bundled set, or a file below $ANYSTATE_DATA.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = Path(source)
-    if not path.is_file() and source in BUNDLED:
+    if path.is_file():
+        return path
+    if source in BUNDLED:
         return BUNDLED[source] / "train.csv.gz"
-    below = Path(os.environ.get("ANYSTATE_DATA", ".")) / source
-    return below if below.is_file() and not path.is_file() else path
+    in_data_folder = Path(os.environ.get("ANYSTATE_DATA", ".")) / source
+    if in_data_folder.is_file():
+        return in_data_folder
+    raise ValueError(f"table {source!r} not found; bundled sets: {', '.join(BUNDLED)}")

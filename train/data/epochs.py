@@ -1,4 +1,4 @@
-"""Which rows a batch holds: a function of (seed, step) alone, so a resumed run sees what one never stopped saw."""
+"""The order of the samples: a function of (seed, step) alone, so that a resumed run continues with the same data."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def batch_rows(n: int, seed: int, step: int, rows: range, size: int) -> Tensor:
-    """Indices below n of rows `rows` of batch number `step` of `size`.
+    """Indices, below n, of rows `rows` of batch number `step` of `size`.
 
-    Without replacement within an epoch, reshuffled each; a batch may span epochs.
+    Sampling is without replacement within an epoch, and each epoch has a new order; a batch may span epochs.
     """
     order = torch.arange(rows.start, rows.stop) + step * size
     epochs = order // n
     index = torch.empty_like(order)
     for epoch in epochs.unique().tolist():
-        now = epochs == epoch
-        index[now] = _permutation(n, seed, epoch)[order[now] % n]
+        in_epoch = epochs == epoch
+        index[in_epoch] = _permutation(n, seed, epoch)[order[in_epoch] % n]
     return index
 
 
@@ -31,8 +31,8 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 def shard_rows(counts: tuple[int, ...], seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shard and sample within it for each position of an endless stream over shards of `counts` samples.
 
-    Position p lies in epoch p // n, n samples in all. Every epoch goes through the shards in a new order and through
-    the samples of each shard in a new order, so that one shard after the other is read.
+    Position p belongs to epoch p // n, n samples in all. Every epoch visits the shards in a new order and the samples
+    of each shard in a new order; shards are read one after the other.
     """
     positions = np.asarray(positions)
     n = sum(counts)
@@ -40,18 +40,20 @@ def shard_rows(counts: tuple[int, ...], seed: int, positions: np.ndarray) -> tup
     epochs = positions // n
     for epoch in np.unique(epochs).tolist():
         order, starts = _shard_order(counts, seed, epoch)
-        now = np.flatnonzero(epochs == epoch)
-        place = np.searchsorted(starts, positions[now] % n, "right") - 1
-        for k in np.unique(place).tolist():
-            here = now[place == k]
-            shard = int(order[k])
-            shards[here] = shard
-            samples[here] = _sample_order(counts[shard], seed, epoch, shard)[positions[here] % n - starts[k]]
+        in_epoch = np.flatnonzero(epochs == epoch)
+        slots = np.searchsorted(starts, positions[in_epoch] % n, "right") - 1
+        for slot in np.unique(slots).tolist():
+            in_shard = in_epoch[slots == slot]
+            shard = int(order[slot])
+            shards[in_shard] = shard
+            offsets = positions[in_shard] % n - starts[slot]
+            samples[in_shard] = _sample_order(counts[shard], seed, epoch, shard)[offsets]
     return shards, samples
 
 
 @functools.lru_cache(maxsize=4)
 def _shard_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the shards in an epoch, and the position in the epoch at which each starts."""
     order = _generator(seed, epoch, 0).permutation(len(counts))
     return order, np.cumsum([0, *np.array(counts)[order][:-1]])
 

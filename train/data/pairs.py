@@ -1,10 +1,10 @@
-"""Pictures and captions in memory, cut into batches that are a function of (seed, step) alone."""
+"""Images and captions in memory, cut into batches that are a function of (seed, step) alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,21 @@ from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
 from .epochs import batch_rows
 
+EncodeImages = Callable[[np.ndarray], Tensor]
+EncodeCaptions = Callable[[Sequence[str]], Tensor]
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """One split of an image-text data set.
 
     Args:
-        images: (N, C, S, S) encoded pictures.
-        captions: (N, M, L) encoded captions, M choices per picture; one is drawn each time.
-        labels: (N,) int64 classes, where the data has them.
-        names: modality names of the two.
-        texts: the captions as text, N lists, where the data has them as such.
-        meta: {name: (N,)} what else is known of each pair.
+        images: (N, C, S, S) encoded images.
+        captions: (N, M, L) encoded captions, M choices per image; each batch draws one of them.
+        labels: (N,) int64 classes, where the data set has them.
+        names: names of the image and the text modality.
+        texts: the captions as strings, N lists, where available.
+        meta: {name: (N,)} further annotations of each pair.
     """
 
     images: Tensor
@@ -41,16 +44,24 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, rows: np.ndarray) -> Pairs:
+        """The pairs with these row numbers."""
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],
+            captions=self.captions[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            texts=None if self.texts is None else [self.texts[row] for row in rows],
+            meta=None if self.meta is None else {name: values[rows] for name, values in self.meta.items()},
+        )
+
     def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
-        """Rows `rows` of batch number `step` of `size` pairs, see `batch_rows`; captions are drawn anew."""
+        """Rows `rows` of batch number `step` of `size` pairs, see `batch_rows`; captions are chosen at random."""
         index = batch_rows(len(self), seed, step, rows, size)
         keys = Rng(seed, torch.arange(rows.start, rows.stop), step).keys("data", Draw.DATA)
         choice = words_to_index(kernels.reference.random_words(keys, 1)[:, 0], self.captions.shape[1])
         image, text = self.names
         return {image: self.images[index], text: self.captions[index, choice]}
-
-
-Encode = Callable[[np.ndarray], Tensor]
 
 
 def split_rows(n: int, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,53 +71,65 @@ def split_rows(n: int, test_share: float, seed: int) -> tuple[np.ndarray, np.nda
     return order[:cut], order[cut:]
 
 
-def load_npz(path: str, encode_images: Encode, encode_captions, test_share: float, seed: int) -> tuple[Pairs, Pairs]:
-    """Training and held-out pairs of an .npz with arrays `images` (N, S, S[, C]) and `captions` (N,) of text.
+def load_npz(
+    path: str, encode_images: EncodeImages, encode_captions: EncodeCaptions, test_share: float, seed: int
+) -> tuple[Pairs, Pairs]:
+    """Training and held-out pairs of an .npz with arrays `images` (N, S, S[, C]) and `captions` (N,) of strings.
 
-    An array `split` with the words train and test, if there, decides; else `test_share` of the rows are held out.
-    Further arrays of the same length go into `Pairs.meta`.
+    An optional array `split` of the strings train and test determines the split; otherwise `test_share` of the rows
+    are held out at random. Further arrays of length N go into `Pairs.meta`.
 
     Raises:
-        ValueError: no such file, a missing array, arrays of different length.
+        ValueError: no such file, a missing array, or arrays of different lengths.
     """
     file = locate(path)
     if file is None:
         raise ValueError(not_found("data file", path))
     arrays = read_npz(file)
-    if missing := [name for name in ("images", "captions") if name not in arrays]:
+    check_pairs(arrays, file)
+    train, test = _npz_split(arrays, test_share, seed)
+    if not len(train) or not len(test):
+        raise ValueError(f"{file}: {len(train)} training and {len(test)} held-out pairs; both parts need at least one")
+    texts = [str(caption) for caption in arrays["captions"]]
+    pairs = Pairs(
+        encode_images(arrays["images"]),
+        encode_captions(texts)[:, None],
+        texts=[[text] for text in texts],
+        meta=extra_arrays(arrays),
+    )
+    return pairs.subset(train), pairs.subset(test)
+
+
+def _npz_split(arrays: dict[str, np.ndarray], test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    split = arrays.get("split")
+    if split is None:
+        return split_rows(len(arrays["images"]), test_share, seed)
+    return np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+
+
+def check_pairs(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise ValueError unless an .npz has arrays `images` and `captions` of the same length."""
+    missing = [name for name in ("images", "captions") if name not in arrays]
+    if missing:
         raise ValueError(f"{file}: no array {missing[0]!r}; it has {', '.join(arrays)}")
-    images, captions, split = arrays["images"], arrays["captions"], arrays.get("split")
+    images, captions = arrays["images"], arrays["captions"]
     if len(images) != len(captions):
         raise ValueError(f"{file}: {len(images)} images but {len(captions)} captions")
-    if split is None:
-        train, test = split_rows(len(images), test_share, seed)
-    else:
-        train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
-    if not len(train) or not len(test):
-        raise ValueError(f"{file}: {len(train)} training and {len(test)} held-out pairs; both must be there")
-    texts = [str(c) for c in captions]
-    encoded = encode_images(images), encode_captions(texts)[:, None]
-    further = extras(arrays)
-    return tuple(
-        Pairs(
-            encoded[0][rows],
-            encoded[1][rows],
-            texts=[[texts[row]] for row in rows],
-            meta={name: values[rows] for name, values in further.items()},
-        )
-        for rows in (train, test)
-    )
 
 
-def extras(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What an .npz holds beside images, captions and split: the arrays with one value per row."""
+def extra_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz with one value per row, apart from images, captions and split."""
     n = len(arrays["images"])
-    known = ("images", "captions", "split")
-    return {name: a for name, a in arrays.items() if name not in known and a.shape == (n,)}
+    standard = ("images", "captions", "split")
+    return {name: a for name, a in arrays.items() if name not in standard and a.shape == (n,)}
 
 
 def read_npz(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz; never unpickles."""
+    """The arrays of an .npz file; pickled objects are refused.
+
+    Raises:
+        ValueError: not a readable .npz file of plain arrays.
+    """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}

@@ -1,4 +1,4 @@
-"""The three calls on a GPU: every part tried small and without one; how they go on; which block sizes are kept."""
+"""The three calls on a GPU: every part at tiny sizes without one, resumption, and the choice of block sizes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import anystate
 from anystate.bench.gpu import smoke as gpu_smoke
 from anystate.bench.gpu import sweep as gpu_sweep
 from anystate.bench.gpu import window as gpu_window
-from anystate.bench.gpu.parts import CALLS, EXTRA, PAPER
-from anystate.bench.gpu.window import UNFINISHED, ended, limited, run
-from anystate.bench.speed.rows import Row, Rows, append_lines, read_lines
+from anystate.bench.gpu.parts import CALLS, EXTRA
+from anystate.bench.gpu.quality_parts import PAPER_RUN
+from anystate.bench.gpu.window import UNFINISHED, Window, completed, run_limited
+from anystate.bench.speed.results import Result, ResultLog, append_results, read_results
 from anystate.kernels import tiles
-from anystate.train.provenance import origin
+from anystate.train.provenance import provenance
 
 ROOT = Path(anystate.__file__).parent
 NAMES = {call: [part.name for part in parts] for call, parts in CALLS.items()}
-MEASURED = {  # a line that each part must leave, by the beginning of its name
+MEASURED = {  # a result that each part must write, by the beginning of its name
     "limits": "limit: copy",
     "verify": "verify linear_cross_entropy backward, float32",
     "smoke": "smoke: sampling given text, equal tokens",
@@ -53,21 +54,21 @@ def test_every_part_runs_small_without_a_gpu(call, tmp_path):
         ["bash", script, str(call), "--dry-run"], env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    rows = read_lines(tmp_path / "out" / "gpu-dry-run.jsonl")
+    rows = read_results(tmp_path / "out" / "gpu-dry-run.jsonl")
     names = [row.name for row in rows]
     for part in NAMES[call]:
         assert f"part {part}" in names
         assert any(name.startswith(MEASURED[part]) for name in names), part
-    assert len(done.stdout.splitlines()) > len(names)  # a line per measurement, as it is made
-    assert all({"device", "commit", "versions"} <= set(row.origin) for row in rows)
+    assert len(done.stdout.splitlines()) > len(names)  # at least one line per measurement
+    assert all({"device", "commit", "versions"} <= set(row.provenance) for row in rows)
     files = list((tmp_path / "out").iterdir())
     assert len(files) <= 8
     assert all(file.is_file() for file in files)
     assert f"call {call} on dry run: {NAMES[call][0]}" in done.stdout
-    assert not (tmp_path / "gpu/runs").exists()  # a real call would go on with a run of the same name
+    assert not (tmp_path / "gpu/runs").exists()  # a real call would resume a run of the same name
 
 
-def test_calls_end_in_time_and_measure_ours_first():
+def test_calls_end_in_time_and_measure_the_fast_engine_first():
     assert gpu_window.SECONDS + gpu_window.GRACE < 560
     for call, parts in CALLS.items():
         assert sum(part.seconds for part in parts) <= gpu_window.SECONDS < 560, call
@@ -90,53 +91,53 @@ def test_bad_requests_are_one_line(arguments, message, monkeypatch, tmp_path, ca
 
 
 class Machine:
-    """A GPU of that name whose parts end with these exit codes, default 0, and leave a row each."""
+    """A GPU of that name whose parts end with these exit codes, default 0, and write a result each."""
 
     def __init__(self, monkeypatch, tmp_path, name="Some GPU", results=True, **codes):
         self.codes, self.ran, self.name = codes, [], name
-        self.out, self.kept = tmp_path / "out", tmp_path / "kept"
+        self.out, self.workdir = tmp_path / "out", tmp_path / "workdir"
         monkeypatch.setattr(gpu_window, "gpu_name", lambda: name)
-        monkeypatch.setattr(gpu_window, "limited", self.limited)
+        monkeypatch.setattr(gpu_window, "run_limited", self.run_limited)
         monkeypatch.setattr(gpu_window, "ROOT", tmp_path)
 
-    def limited(self, part, arguments, limit, dry, say):
+    def run_limited(self, part, arguments, limit, dry, write):
         self.ran.append((part.name, limit))
         code = self.codes.get(part.name, 0)
         results = Path(arguments[arguments.index("--results") + 1])
-        where = origin("cpu") | {"device": self.name}
-        rows = [Row("speed", "fast", 1.0, "1/s", None, {}, where)]
-        rows += [Row(f"part {part.name}", "window", 1.0, "s", None, {}, where)] if code == 0 else []
-        append_lines(results, rows)
-        (Path(arguments[arguments.index("--more") + 1]) / f"{part.name}.txt").write_text("beside")
+        where = provenance("cpu") | {"device": self.name}
+        rows = [Result("speed", "fast", 1.0, "1/s", None, {}, where)]
+        rows += [Result(f"part {part.name}", "window", 1.0, "s", None, {}, where)] if code == 0 else []
+        append_results(results, rows)
+        (Path(arguments[arguments.index("--files") + 1]) / f"{part.name}.txt").write_text("beside")
         return code, 1.0
 
     def call(self, number, only=None):
         self.ran.clear()
-        return run(number, False, only, self.out, self.kept)
+        return Window(number, False, only, self.out, self.workdir).run()
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
+def test_the_same_command_resumes_a_call(monkeypatch, tmp_path):
     codes = {"verify": 1, "kernels": 130}
     machine = Machine(monkeypatch, tmp_path, **codes)
     assert machine.call(1) == 1
-    assert [name for name, _ in machine.ran] == NAMES[1]  # one that fails hides no other
-    limits = [part.seconds for part in CALLS[1]]  # each also has what those before it left
+    assert [name for name, _ in machine.ran] == NAMES[1]  # a part that fails does not stop the others
+    limits = [part.seconds for part in CALLS[1]]  # each also has the time that earlier ones did not use
     assert [limit for _, limit in machine.ran] == pytest.approx([sum(limits[: n + 1]) for n in range(6)], abs=5)
     machine.codes = {}
-    (machine.out / "gpu-some-gpu.jsonl").unlink()  # $OUT is emptied between calls; the machine keeps its own
+    (machine.out / "gpu-some-gpu.jsonl").unlink()  # $OUT is emptied between calls; the machine has a copy
     assert machine.call(1) == 0
     assert [name for name, _ in machine.ran] == ["verify", "kernels"]
     assert machine.call(1) == 0
     assert not machine.ran
 
 
-def test_a_fresh_machine_goes_on_with_what_an_earlier_one_left(monkeypatch, tmp_path):
+def test_a_new_machine_continues_with_the_files_of_an_earlier_one(monkeypatch, tmp_path):
     first = Machine(monkeypatch, tmp_path / "first", **{"table-paper": UNFINISHED})
-    checkpoint = first.kept / "runs" / PAPER / "step_00002000"
+    checkpoint = first.workdir / "runs" / PAPER_RUN / "step_00002000"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.yaml").write_text("a: 1")
     assert first.call(3) == 0
-    assert "to go on: table-paper" in (first.out / "gpu-some-gpu-3.txt").read_text()
+    assert "to be continued: table-paper" in (first.out / "gpu-some-gpu-3.txt").read_text()
     second = Machine(monkeypatch, tmp_path / "second")
     left = tmp_path / "second/bench/results"
     left.mkdir(parents=True)
@@ -144,19 +145,19 @@ def test_a_fresh_machine_goes_on_with_what_an_earlier_one_left(monkeypatch, tmp_
         (left / file.name).write_bytes(file.read_bytes())
     assert second.call(3) == 0
     assert [name for name, _ in second.ran] == ["table-paper"]
-    assert (second.kept / "runs" / PAPER / "step_00002000/config.yaml").read_text() == "a: 1"
+    assert (second.workdir / "runs" / PAPER_RUN / "step_00002000/config.yaml").read_text() == "a: 1"
     with tarfile.open(second.out / "gpu-some-gpu-3.tar.gz") as archive:
         assert {"more-some-gpu-3/table-default.txt", "more-some-gpu-3/table-paper.txt"} <= set(archive.getnames())
 
 
 def test_parts_of_another_commit_or_gpu_are_measured_again(tmp_path):
-    file, here = tmp_path / "rows.jsonl", origin("cpu") | {"device": "Some GPU"}
+    file, here = tmp_path / "rows.jsonl", provenance("cpu") | {"device": "Some GPU"}
     for n, other in enumerate(({}, {"commit": "0000000"}, {"device": "Other GPU"})):
-        append_lines(file, [Row(f"part {n}", "window", 1.0, "s", None, {}, here | other)])
-    assert ended(file, "Some GPU") == {"0"}
+        append_results(file, [Result(f"part {n}", "window", 1.0, "s", None, {}, here | other)])
+    assert completed(file, "Some GPU") == {"0"}
 
 
-def test_what_no_time_is_left_for_is_said(monkeypatch, tmp_path):
+def test_parts_without_time_are_reported(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, tmp_path)
     monkeypatch.setattr(gpu_window, "SECONDS", 4)
     assert machine.call(2) == 1
@@ -164,7 +165,7 @@ def test_what_no_time_is_left_for_is_said(monkeypatch, tmp_path):
     assert "NOT DONE: sample-official" in (machine.out / "gpu-some-gpu-2.txt").read_text()
 
 
-def test_parts_asked_for_by_name_get_all_the_time(monkeypatch, tmp_path):
+def test_parts_chosen_by_name_get_all_the_time(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, tmp_path)
     assert machine.call(3, ["emoji", "limits"]) == 0
     assert [name for name, _ in machine.ran] == ["emoji", "limits"]
@@ -175,14 +176,14 @@ def test_parts_asked_for_by_name_get_all_the_time(monkeypatch, tmp_path):
 def test_a_part_is_stopped_at_its_limit(tmp_path):
     (part,) = (part for part in CALLS[1] if part.name == "smoke")
     lines = []
-    arguments = ["--part", "smoke", "--dry-run", "--results", tmp_path / "r.jsonl", "--more", tmp_path]
-    code, spent = limited(part, [*arguments, "--kept", tmp_path], 1.0, True, lines.append)
+    arguments = ["--part", "smoke", "--dry-run", "--results", tmp_path / "r.jsonl", "--files", tmp_path]
+    code, spent = run_limited(part, [*arguments, "--workdir", tmp_path], 1.0, True, lines.append)
     assert code != 0
     assert spent < 15
 
 
 def test_graphs_that_cannot_be_captured_fail_the_smoke_test(monkeypatch):
-    rows = Rows("cpu", None, lambda line: None)
+    rows = ResultLog("cpu", None, lambda line: None)
 
     def table(*_):
         logging.getLogger("anystate.train.graph_step").warning(
@@ -196,7 +197,7 @@ def test_graphs_that_cannot_be_captured_fail_the_smoke_test(monkeypatch):
 
 
 def swept(file: Path, kind: str = "cuda") -> None:
-    rows = Rows("cpu", file, lambda line: None)
+    rows = ResultLog("cpu", file, lambda line: None)
     times = {"": 1.0, "ROWS 1": 0.9, "ROWS 4": 1.2}
     for label, time in times.items():
         tile = {} if not label else {"ROWS": int(label[-1])}
@@ -221,5 +222,5 @@ def test_the_best_tiles_of_a_sweep_are_kept(tmp_path, monkeypatch, capsys):
     }
     assert "adaln_modulate 1024 float32: ROWS 1" in capsys.readouterr().out
     swept(tmp_path / "cpu.jsonl", kind="cpu")
-    with pytest.raises(SystemExit, match="holds no sweep"):
+    with pytest.raises(SystemExit, match="no tile is faster"):
         gpu_sweep.main(str(tmp_path / "cpu.jsonl"))

@@ -1,4 +1,4 @@
-"""A small data set like emoji: shapes in five skin tones, some with two, some with a man's or woman's form."""
+"""A small data set like emoji: shapes in five skin tones, some with two tones, some in a woman's form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TONES = {
 SIZE = 12
 
 
-def picture(shape: int, left, right, hat: bool) -> np.ndarray:
+def shape_image(shape: int, left, right, hat: bool) -> np.ndarray:
     """A blob of shape number `shape` on white, coloured left and right, with a blue hat or not."""
     rng = np.random.default_rng(shape)
     inside = rng.random((SIZE, SIZE)) < 0.6
@@ -29,37 +29,39 @@ def picture(shape: int, left, right, hat: bool) -> np.ndarray:
 
 
 def rows():
-    """(caption, base, modifier, kind, picture) of every pair."""
+    """(caption, base, modifier, kind, image) of every pair."""
     out = []
     yellow = (255, 204, 77)
     for shape, name in enumerate(("ear", "nose", "person running", "person bowing", "kiss", "hug")):
-        out.append((name, name, "", "plain", picture(shape, yellow, yellow, False)))
+        out.append((name, name, "", "plain", shape_image(shape, yellow, yellow, False)))
         for tone, colour in TONES.items():
-            out.append((f"{name} {tone} skin tone", name, tone, "tone", picture(shape, colour, colour, False)))
+            out.append((f"{name} {tone} skin tone", name, tone, "tone", shape_image(shape, colour, colour, False)))
         if name.startswith("person"):
             woman = name.replace("person", "woman")
-            out.append((woman, name, "woman", "gender", picture(shape, yellow, yellow, True)))
+            out.append((woman, name, "woman", "gender", shape_image(shape, yellow, yellow, True)))
             for tone, colour in TONES.items():
-                out.append((f"{woman} {tone} skin tone", woman, tone, "tone", picture(shape, colour, colour, True)))
+                out.append((f"{woman} {tone} skin tone", woman, tone, "tone", shape_image(shape, colour, colour, True)))
         if name in ("kiss", "hug"):
             for a, left in TONES.items():
                 for b, right in TONES.items():
                     if a != b:
                         two = f"{a} and {b}"
-                        out.append((f"{name} {two} skin", name, two, "two-tone", picture(shape, left, right, False)))
+                        out.append(
+                            (f"{name} {two} skin", name, two, "two-tone", shape_image(shape, left, right, False))
+                        )
     return out
 
 
 @pytest.fixture(scope="session")
 def tones_npz(tmp_path_factory):
-    """That set as an .npz with emoji's arrays; every seventh toned pair is held out,
+    """This data set as an .npz with the arrays of emoji. Every seventh pair with tones is held out,
     but none of the hugs, so that every ordered pair of tones is in the training part."""
     captions, base, modifier, kind, images = (list(column) for column in zip(*rows(), strict=True))
-    held = [
+    held_out = [
         (k == "tone" or (k == "two-tone" and b == "kiss")) and i % 7 == 3
         for i, (k, b) in enumerate(zip(kind, base, strict=True))
     ]
-    split = ["test" if out else "train" for out in held]
+    split = ["test" if out else "train" for out in held_out]
     path = tmp_path_factory.mktemp("tones") / "tones.npz"
     arrays = {"captions": captions, "base": base, "modifier": modifier, "kind": kind, "split": split}
     np.savez(path, images=np.stack(images), **{name: np.array(values) for name, values in arrays.items()})
@@ -68,7 +70,7 @@ def tones_npz(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tones(tones_npz):
-    """(training, held-out) pairs of that set."""
+    """(training, held-out) pairs of this data set."""
     from anystate.model.codecs.characters import CharCodec
     from anystate.model.codecs.pixels import PixelCodec
     from anystate.train.data.pairs import load_npz
@@ -93,9 +95,9 @@ def clip_model(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = transformers.CLIPModel(config)
-    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     tokens = transformers.CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=[])
     folder = tmp_path_factory.mktemp("clip")
     net.save_pretrained(folder)
-    transformers.CLIPProcessor(pictures, tokens).save_pretrained(folder)
+    transformers.CLIPProcessor(processor, tokens).save_pretrained(folder)
     return folder

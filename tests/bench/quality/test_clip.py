@@ -1,4 +1,4 @@
-"""CLIP score with a small random model of the real class, saved and read like one from the hub."""
+"""CLIP score with a small random CLIPModel, saved and loaded like one from the hub."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 
 def test_score_is_the_cosine(clip_model):
-    """100 cos of the two embeddings, averaged over pairs, whatever the chunks; grey pictures count as RGB."""
-    pictures = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1), dtype=np.uint8)
+    """100 cos of the two embeddings, averaged over pairs, for any number of batches; grey images become RGB."""
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1), dtype=np.uint8)
     captions = [f"a {i % 7}" for i in range(70)]
-    got = ClipScore(str(clip_model))(pictures, captions)
+    got = ClipScore(str(clip_model))(images, captions)
     net = transformers.CLIPModel.from_pretrained(clip_model).eval()
     processor = transformers.CLIPProcessor.from_pretrained(clip_model)
-    inputs = processor(text=captions, images=list(np.repeat(pictures, 3, -1)), return_tensors="pt", padding=True)
+    inputs = processor(text=captions, images=list(np.repeat(images, 3, -1)), return_tensors="pt", padding=True)
     with torch.no_grad():
         out = net(**inputs)
     cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
     assert got == pytest.approx(max(float(100 * cosine.mean()), 0.0), abs=1e-3)
 
 
-def test_no_model_there(tmp_path):
-    with pytest.raises(ValueError, match="no CLIP model there"):
+def test_a_missing_model(tmp_path):
+    with pytest.raises(ValueError, match="no CLIP model could be loaded"):
         ClipScore(str(tmp_path))

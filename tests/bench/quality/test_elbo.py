@@ -41,7 +41,7 @@ def draw(toy, n):
 
 
 def test_masked_bound_is_tight_for_the_exact_conditionals(toy):
-    """With exact conditionals the bound is the likelihood, whatever the order positions are revealed in."""
+    """With exact conditionals the bound equals the likelihood, for every order of unmasking."""
     space = Space({"text": Masked(L, K, LogLinear(1e-5), 1e-3)})
     x = draw(toy, 2000)
     index = (x * K ** torch.arange(L - 1, -1, -1)).sum(1)
@@ -82,7 +82,7 @@ def gaussian_net(space, spread=SPREAD):
 
 @pytest.mark.parametrize("schedule", [Cosine(0.9999), ScaledLinear()], ids=["cosine", "scaled_linear"])
 def test_gaussian_bound_is_tight_for_the_exact_score(schedule):
-    """N(0, s²) data: the exact score gives the entropy, up to the ends of the schedule."""
+    """N(0, s²) data: the exact score gives the entropy, up to the error at the ends of the schedule."""
     space = Space({"x": Gaussian((3,), schedule, 1e-4, "time")})
     x = (torch.randn(6000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SPREAD).float()
     truth = float((0.5 * torch.log2(2 * math.pi * SPREAD**2) + 0.5 / math.log(2) * (x / SPREAD) ** 2).mean())
@@ -93,7 +93,7 @@ def test_gaussian_bound_is_tight_for_the_exact_score(schedule):
 
 
 def test_diffusion_term_has_its_closed_form():
-    """A network that always answers 0 has E|ε|² = 1: ½ (λ(t_min) − λ(1)) nats a dimension, plus both ends."""
+    """A network that always predicts 0 has E|ε − ε̂|² = 1: ½ (λ(t_min) − λ(1)) nats a dimension, plus both ends."""
     space = Space({"x": Gaussian((3,), Cosine(), 1e-2, "time")})
     schedule, ends = space["x"].schedule, torch.tensor([1.0, 1e-2], dtype=torch.float64)
     x = torch.zeros(20000, 3)
@@ -111,8 +111,8 @@ def test_diffusion_term_has_its_closed_form():
     assert got.error < 0.05
 
 
-def test_bits_of_whole_numbers():
-    """One of 4 equally likely levels per element and the exact posterior mean: 2 bits/dim, by a discrete bound."""
+def test_bits_of_discrete_levels():
+    """4 equally likely levels per element and the exact posterior mean: 2 bits/dim by the discrete bound."""
     levels = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
     space = Space({"x": Gaussian((2,), Cosine(0.9999), 1e-3, "time")})
     schedule = space["x"].schedule
@@ -132,8 +132,8 @@ def test_bits_of_whole_numbers():
         bound(net, space, {"x": levels[pick].float()}, "x", levels=3)
 
 
-def test_given_is_clean_and_alone_is_noise():
-    """A caption that repeats the picture's sign: 1 bit alone, none given the picture."""
+def test_conditional_and_marginal_bounds():
+    """A caption that repeats the sign of the image: 1 bit marginally, 0 bits given the image."""
     space = Space({"x": Gaussian((1,), Cosine(), 1e-3, "time"), "text": Masked(1, 2, LogLinear(1e-5), 1e-3)})
     sign = torch.randint(2, (3000,), generator=torch.Generator().manual_seed(4))
     data = {"x": sign[:, None] * 2.0 - 1.0, "text": sign[:, None]}
@@ -142,9 +142,10 @@ def test_given_is_clean_and_alone_is_noise():
         sure = torch.where(t["x"] < 0.01, 50.0, 0.0)[:, None, None]
         return {"text": torch.cat([-x["x"][..., None], x["x"][..., None]], -1) * sure}
 
-    alone, given = (bound(net, space, data, "text", given=g, repeats=8) for g in (False, True))
-    assert abs(alone.bits - 1.0) < 4 * alone.error + 1e-6
-    assert given.bits < 1e-6
+    marginal = bound(net, space, data, "text", conditional=False, repeats=8)
+    conditional = bound(net, space, data, "text", conditional=True, repeats=8)
+    assert abs(marginal.bits - 1.0) < 4 * marginal.error + 1e-6
+    assert conditional.bits < 1e-6
 
 
 def test_refusals():

@@ -1,4 +1,4 @@
-"""FID against closed forms, and reference files of every kind, the hostile ones included."""
+"""FID against closed forms, and reference files of every kind, malicious ones included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (3, 8, 8)
 
 
 class Convolutions(nn.Module):
-    """A small seeded random network, uint8 pictures to 6 features."""
+    """A small seeded random network, uint8 images to 6 features."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Convolutions(nn.Module):
 
 
 class Pixels(nn.Module):
-    """The first two numbers of a picture as float64: features that a test can choose."""
+    """The first two values of an image as float64: features that a test can choose."""
 
     def forward(self, x):
         return x.flatten(1)[:, :2].double()
@@ -51,7 +51,7 @@ def script(tmp_path_factory):
     return str(path)
 
 
-def pictures(n, seed, low=0, high=256):
+def images(n, seed, low=0, high=256):
     return np.random.default_rng(seed).integers(low, high, (n, 8, 8, 3), dtype=np.uint8)
 
 
@@ -67,8 +67,8 @@ def test_closed_form_of_two_gaussians():
 
 
 def test_torchmetrics_from_statistics_is_the_closed_form():
-    """Pictures whose two features we choose, against given moments: what torchmetrics computes is the formula."""
-    drawn = pictures(200, 1)
+    """Images with chosen features against chosen moments: torchmetrics computes the formula."""
+    drawn = images(200, 1)
     mean, cov = np.array([100.0, 130.0]), np.array([[900.0, 200.0], [200.0, 1600.0]])
     distance = FrechetDistance(f"{__name__}:pixels", SHAPE)
     chosen = drawn.transpose(0, 3, 1, 2).reshape(200, -1)[:, :2]
@@ -76,8 +76,8 @@ def test_torchmetrics_from_statistics_is_the_closed_form():
     assert distance(drawn, Statistics(mean, cov)) == pytest.approx(truth, rel=1e-10)
 
 
-def test_statistics_from_pictures_agree_with_numpy_whatever_the_chunks(script):
-    distance, drawn = FrechetDistance(script, SHAPE), pictures(150, 2)
+def test_statistics_of_images_agree_with_numpy_for_any_batches(script):
+    distance, drawn = FrechetDistance(script, SHAPE), images(150, 2)
     got = distance.statistics(drawn)
     with torch.no_grad():
         features = Convolutions()(torch.from_numpy(drawn.transpose(0, 3, 1, 2).copy())).numpy()
@@ -86,19 +86,19 @@ def test_statistics_from_pictures_agree_with_numpy_whatever_the_chunks(script):
     np.testing.assert_allclose(got.cov, cov, atol=1e-7)
     assert got.n == 150
     assert distance(drawn, got) == pytest.approx(0.0, abs=1e-6)
-    assert distance(pictures(150, 3, 0, 128), got) > 1e-3
+    assert distance(images(150, 3, 0, 128), got) > 1e-3
 
 
-def test_statistics_are_kept_and_reused(script, tmp_path):
+def test_statistics_are_stored_and_reused(script, tmp_path):
     distance = FrechetDistance(script, SHAPE)
-    statistics = distance.statistics(pictures(50, 4))
+    statistics = distance.statistics(images(50, 4))
     statistics.save(tmp_path / "a" / "ref.npz")
     again = Statistics.load(tmp_path / "a" / "ref.npz")
     assert (again.n, again.features) == (50, script)
-    assert distance(pictures(50, 5), again) == distance(pictures(50, 5), statistics)
+    assert distance(images(50, 5), again) == distance(images(50, 5), statistics)
     other = FrechetDistance(f"{__name__}:pixels", SHAPE)
     with pytest.raises(ValueError, match=r"not '.*:pixels'"):
-        other(pictures(50, 5), again)
+        other(images(50, 5), again)
 
 
 def test_official_files(tmp_path):
@@ -122,7 +122,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-def test_a_pickle_that_does_something_is_refused(tmp_path, kind):
+def test_a_pickle_that_runs_code_is_refused(tmp_path, kind):
     path, made = tmp_path / f"bad.{kind}", tmp_path / "made"
     if kind == "npy":
         np.save(path, np.array(Malicious(made), dtype=object), allow_pickle=True)
@@ -157,12 +157,12 @@ def test_damaged_statistics(tmp_path):
         (f"{__name__}:numbers", "returned int"),
     ],
 )
-def test_networks_that_cannot_be_had(features, words):
+def test_networks_that_cannot_be_loaded(features, words):
     with pytest.raises(ValueError, match=words):
         FrechetDistance(features, SHAPE)
 
 
-def test_a_file_that_is_no_network(tmp_path):
+def test_a_file_that_is_not_a_network(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a TorchScript file"):
         FrechetDistance(str(tmp_path / "net.pt"), SHAPE)
@@ -174,6 +174,6 @@ def test_inception_without_its_package_names_the_extra(monkeypatch):
         FrechetDistance("inception", SHAPE)
 
 
-def test_too_few_pictures(script):
+def test_too_few_images(script):
     with pytest.raises(ValueError, match="at least 2"):
-        FrechetDistance(script, SHAPE)(pictures(1, 0), Statistics(np.zeros(6), np.eye(6)))
+        FrechetDistance(script, SHAPE)(images(1, 0), Statistics(np.zeros(6), np.eye(6)))

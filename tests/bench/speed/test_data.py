@@ -1,4 +1,4 @@
-"""`anystate bench data`: every way loads the same made-up samples, and the table says how fast."""
+"""`anystate bench data`: every loader gets the same synthetic samples, and the table shows its speed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from anystate.train.data.packed.packed import Packed
 
 
 def test_files_and_shards_hold_the_same_samples(tmp_path):
-    bench.make(tmp_path, 12, Console(quiet=True))
-    files, packed = bench.Files(tmp_path, 12), Packed(tmp_path, loader="webdataset")
+    bench.write_data(tmp_path, 12, Console(quiet=True))
+    files, packed = bench.NpyFiles(tmp_path, 12), Packed(tmp_path, loader="webdataset")
     pairs = packed.pairs()
     assert len(files) == len(pairs) == 12
     for i in range(12):
@@ -27,17 +27,17 @@ def test_files_and_shards_hold_the_same_samples(tmp_path):
         assert np.allclose(pairs.images[i], stored[:4] * 0.18215, atol=1e-3)
 
 
-def test_every_way_is_measured(tmp_path, capsys):
+def test_every_loader_is_measured(tmp_path, capsys):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     pytest.importorskip("webdataset", reason="webdataset is not installed")
-    ways = bench.run(16, 4, 2, 2, tmp_path, tmp_path / "rows.json", Console(width=200))
+    loaders = bench.run(16, 4, 2, 2, tmp_path, tmp_path / "rows.json", Console(width=200))
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [r["engine"] for r in rows] == ["plain", *(w.name for w in ways)]
+    assert [r["engine"] for r in rows] == ["plain", *(loader.name for loader in loaders)]
     official = max(r["value"] for r in rows if r["engine"].startswith("files"))
-    for row, way in zip(rows[1:], ways, strict=True):
-        assert len(way.rates) == 2
-        assert min(way.rates) > 0
-        assert row["value"] == way.median
-        assert row["ratio_to_plain"] == way.median / official
-    assert "times the best official" in " ".join(capsys.readouterr().out.split())
+    for row, loader in zip(rows[1:], loaders, strict=True):
+        assert len(loader.rates) == 2
+        assert min(loader.rates) > 0
+        assert row["value"] == loader.median
+        assert row["ratio_to_plain"] == loader.median / official
+    assert "ratio to the best official" in " ".join(capsys.readouterr().out.split())
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]

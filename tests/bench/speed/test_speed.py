@@ -1,4 +1,4 @@
-"""The benchmarks of speed: rows, processes of their own, agreement of the engines, plots."""
+"""The benchmarks of speed: stored results, worker processes, agreement of the engines, figures."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from anystate.bench.speed import all as everything
-from anystate.bench.speed import scaling as growth
+from anystate.bench.speed import all as bench_all
+from anystate.bench.speed import scaling
 from anystate.bench.speed import train as training
-from anystate.bench.speed.rows import Rows, Worker, clock, in_turns, quantile
+from anystate.bench.speed.results import ResultLog
 from anystate.bench.speed.sample import agreement
 from anystate.bench.speed.systems import config_of, made_up
 from anystate.bench.speed.train import check_losses
-from anystate.bench.studies import samplers as curves
+from anystate.bench.speed.workers import Worker, clock, interleave, quantile
+from anystate.bench.studies import sampler_figure
+from anystate.bench.studies.samplers import point
 
 CPU = torch.device("cpu")
 
 
-def test_rows_hold_ratio_and_origin(tmp_path):
+def test_results_hold_ratio_and_provenance(tmp_path):
     lines = []
-    rows = Rows(CPU, tmp_path / "deep" / "rows.json", lines.append)
+    rows = ResultLog(CPU, tmp_path / "deep" / "rows.json", lines.append)
     rows.add("speed", {"plain": 2.0, "fast": 5.0}, "1/s", batch=3)
     rows.add("time", {"plain": 10.0, "fast": 4.0}, "ms", more_is_better=False)
     rows.add("alone", {"fast": 1.0}, "ms")
@@ -49,44 +51,44 @@ def things(n):
 
 
 def test_engines_measured_one_after_the_other_get_their_ratio(tmp_path):
-    """In one process or in two that share a file of lines; rows of another device or commit are not theirs."""
+    """In one process or in two that share a .jsonl file; results of another device or commit do not count."""
     file, lines = tmp_path / "rows.jsonl", []
-    rows = Rows(CPU, file, lines.append)
+    rows = ResultLog(CPU, file, lines.append)
     rows.add("speed", {"fast": 5.0}, "1/s", batch=3)
     assert len(file.read_text().splitlines()) == 1
-    assert rows.rows[0].ratio_to_plain is None
-    again = Rows(CPU, file, lines.append)
+    assert rows.results[0].ratio_to_plain is None
+    again = ResultLog(CPU, file, lines.append)
     again.add("speed", {"plain": 2.0}, "1/s", batch=3)
     assert again.find("speed") == {"fast": 5.0, "plain": 2.0}
-    third = Rows(CPU, file)
-    assert {(r.engine, r.value, r.ratio_to_plain) for r in third.rows} == {("fast", 5.0, 2.5), ("plain", 2.0, None)}
-    assert third.rows[0].about == {"batch": 3}
-    assert third.rows[0].origin == rows.origin
+    third = ResultLog(CPU, file)
+    assert {(r.engine, r.value, r.ratio_to_plain) for r in third.results} == {("fast", 5.0, 2.5), ("plain", 2.0, None)}
+    assert third.results[0].about == {"batch": 3}
+    assert third.results[0].provenance == rows.provenance
     others = [
         json.loads(line) | {key: "other"} for key in ("device", "commit") for line in file.read_text().splitlines()
     ]
     elsewhere = tmp_path / "others.jsonl"
     elsewhere.write_text("".join(json.dumps(values) + "\n" for values in others))
-    assert not Rows(CPU, elsewhere).rows
+    assert not ResultLog(CPU, elsewhere).results
 
 
-def test_a_line_cut_short_by_a_kill_hides_no_other(tmp_path):
+def test_an_incomplete_line_hides_no_other(tmp_path):
     file = tmp_path / "rows.jsonl"
-    Rows(CPU, file, lambda line: None).add("speed", {"fast": 5.0}, "1/s")
+    ResultLog(CPU, file, lambda line: None).add("speed", {"fast": 5.0}, "1/s")
     with file.open("a") as out:
         out.write('{"name": "sp')
-    rows = Rows(CPU, file, lambda line: None)
+    rows = ResultLog(CPU, file, lambda line: None)
     rows.add("time", {"fast": 1.0}, "s")
-    assert [row.name for row in Rows(CPU, file).rows] == ["speed", "time"]
+    assert [row.name for row in ResultLog(CPU, file).results] == ["speed", "time"]
 
 
-def test_workers_answer_from_processes_of_their_own(tmp_path, monkeypatch):
+def test_workers_are_processes_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "measured_things.py").write_text(THINGS)
     monkeypatch.syspath_prepend(tmp_path)
     things = importlib.import_module("measured_things").things
     group = {str(n): Worker(things, n) for n in (1, 2)}
     assert [worker("count").result for worker in group.values()] == [1, 2]
-    assert {name: len(s) for name, s in in_turns(group, "count", 3).items()} == {"1": 3, "2": 3}
+    assert {name: len(s) for name, s in interleave(group, "count", 3).items()} == {"1": 3, "2": 3}
     with pytest.raises(ValueError, match="three lines here"):
         group["1"]("fail")
     for worker in group.values():
@@ -99,13 +101,13 @@ def test_disagreement_is_an_error():
     check_losses("loss of a", {"fast": 1.1}, 2e-3)
     with pytest.raises(ValueError, match=r"disagree: loss of a is 1\.1, plain 1"):
         check_losses("loss of a", {"plain": 1.0, "fast": 1.1}, 2e-3)
-    tokens, pictures = torch.zeros(100, 3, dtype=torch.int64).numpy(), torch.zeros(100, 2).numpy()
-    same = {"plain": {"t": tokens, "p": pictures}, "fast": {"t": tokens, "p": pictures}}
+    tokens, images = torch.zeros(100, 3, dtype=torch.int64).numpy(), torch.zeros(100, 2).numpy()
+    same = {"plain": {"t": tokens, "p": images}, "fast": {"t": tokens, "p": images}}
     assert agreement("x", same, CPU) == 1.0
     with pytest.raises(ValueError, match="tokens agree"):
-        agreement("x", {**same, "fast": {"t": tokens + 1, "p": pictures}}, CPU)
+        agreement("x", {**same, "fast": {"t": tokens + 1, "p": images}}, CPU)
     with pytest.raises(ValueError, match="p of the two engines"):
-        agreement("x", {**same, "fast": {"t": tokens, "p": pictures + 1}}, CPU)
+        agreement("x", {**same, "fast": {"t": tokens, "p": images + 1}}, CPU)
 
 
 @pytest.mark.parametrize("size", ["official", "emoji", "digits"])
@@ -117,24 +119,23 @@ def test_made_up_data_fits_its_space(size):
     assert {len(x) for x in batch.values()} == {3}
 
 
-def test_the_page_shows_every_row_and_what_failed(tmp_path):
-    """Whether the rows come is tried by test_gpu_window.py."""
-    rows = Rows(CPU, None, lambda line: None)
+def test_the_page_shows_every_result_and_failure(tmp_path):
+    rows = ResultLog(CPU, None, lambda line: None)
     rows.add("train <tiny>: MFU", {"fast": 0.4, "plain": 0.2}, "")
-    html = everything.page(rows, ["a part <failed>"], tmp_path)
+    html = bench_all.page(rows, ["a part <failed>"], tmp_path)
     assert "data:image/png;base64" in html
     assert "&lt;failed&gt;" in html
     assert "train &lt;tiny&gt;: MFU<td>fast<td>0.4<td><td>2.00" in html
 
 
-def test_fp8_is_measured_beside_bf16_and_refused_where_losses_part(tmp_path, monkeypatch):
-    """In processes of their own, whose trainers are stand-ins: losses 1% apart pass, 5% apart do not."""
+def test_fp8_is_compared_with_bf16_and_fails_where_losses_differ(tmp_path, monkeypatch):
+    """In worker processes with stub trainers: losses that differ by 1% pass, by 5% they do not."""
     (tmp_path / "measured_trainers.py").write_text(TRAINERS)
     monkeypatch.syspath_prepend(tmp_path)
     trainers = importlib.import_module("measured_trainers")
-    monkeypatch.setenv("ANYSTATE_EMULATE_FP8", "1")  # no GPU is asked for
+    monkeypatch.setenv("ANYSTATE_EMULATE_FP8", "1")  # needs no GPU
     monkeypatch.setattr(training, "text_image", trainers.one_percent)
-    rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
+    rows = ResultLog(CPU, tmp_path / "rows.json", lambda line: None)
     training.fp8("tiny", CPU, rows, "never", steps=4)
     written = json.loads((tmp_path / "rows.json").read_text())
     loss = {row["engine"]: row for row in written if "loss of x near step 4" in row["name"]}
@@ -144,10 +145,10 @@ def test_fp8_is_measured_beside_bf16_and_refused_where_losses_part(tmp_path, mon
     assert loss["fp8"]["apart"] == pytest.approx(0.01)
     assert {row["engine"] for row in written if row["name"].endswith("samples per second")} == {"bf16", "fp8"}
     monkeypatch.setattr(training, "text_image", trainers.five_percent)
-    rows = Rows(CPU, tmp_path / "rows.json", lambda line: None)
+    rows = ResultLog(CPU, tmp_path / "rows.json", lambda line: None)
     with pytest.raises(ValueError, match=r"losses differ from bf16's, that of x by 5.0%; allowed 2%"):
         training.fp8("tiny", CPU, rows, "never", steps=4)
-    assert not rows.rows[-1].about["agrees"]
+    assert not rows.results[-1].about["agrees"]
 
 
 TRAINERS = """
@@ -163,20 +164,20 @@ def trainer(device, settings, size, off):
     made.off = off if "train.precision=fp8" in settings else 0.0
     return made
 
-def one_percent(device, engine, settings, size):
+def one_percent(device, settings, size):
     return trainer(device, settings, size, 0.01)
 
-def five_percent(device, engine, settings, size):
+def five_percent(device, settings, size):
     return trainer(device, settings, size, 0.05)
 """
 
 
-def test_growth_and_curves_are_drawn(tmp_path):
-    growth.plot({16: 1.0, 64: 1.1}, {5: 100.0}, {0.02: {1000: 1.0, 8000: 1.1}}, tmp_path / "growth.png")
-    points = [curves.point("a", s, n, n, 0.1 * n) for s in ("heun, linear", "euler") for n in (2, 4)]
-    curves.draw([*points, curves.point("a", "real", 0, 0, 0.1)], tmp_path / "curves.png")
-    assert (tmp_path / "growth.png").stat().st_size > 1000
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+def test_figures_are_drawn(tmp_path):
+    scaling.plot({16: 1.0, 64: 1.1}, {5: 100.0}, {0.02: {1000: 1.0, 8000: 1.1}}, tmp_path / "scaling.png")
+    points = [point("a", s, n, n, 0.1 * n) for s in ("heun, linear", "euler") for n in (2, 4)]
+    sampler_figure.plot([*points, point("a", "real", 0, 0, 0.1)], tmp_path / "samplers.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+    assert (tmp_path / "samplers.png").stat().st_size > 1000
 
 
 PEAKS = """
@@ -186,7 +187,7 @@ from anystate.bench.speed import scaling
 device = torch.device("cpu")
 held = torch.ones(16_000_000)
 del held
-before = scaling.memory(device)
+before = scaling.reset_peak(device)
 print(scaling.peak(device) - before)
 held = torch.ones(16_000_000)
 print(scaling.peak(device) - before)
@@ -195,9 +196,9 @@ print(scaling.peak(device) - before)
 """
 
 
-@pytest.mark.skipif(not growth.STATUS.is_file(), reason="reads the memory of a process from Linux")
-def test_peak_memory_is_of_this_process_from_here_on():
-    """64 MB made and dropped before do not count, those after do."""
+@pytest.mark.skipif(not scaling.STATUS.is_file(), reason="reads the memory of a process from Linux")
+def test_peak_memory_is_counted_from_the_reset():
+    """64 MB allocated and freed before do not count, those after do."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", PEAKS], env=env, capture_output=True, text=True, check=True)
     before, held, after = map(float, done.stdout.split())
@@ -206,9 +207,9 @@ def test_peak_memory_is_of_this_process_from_here_on():
     assert after > 54
 
 
-def test_leaps_cost_less_where_few_fall():
+def test_tau_leaps_with_few_jumps_take_less_time():
     torch.set_num_threads(1)
-    few, all_ = (growth.leap_time(CPU, 8000, rate) for rate in (0.02, 1.0))
+    few, all_ = (scaling.leap_time(CPU, 8000, rate) for rate in (0.02, 1.0))
     assert few < 0.5 * all_
 
 
@@ -221,34 +222,34 @@ def test_quantiles_and_clock():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "train", "--size", "huge"], "--size must be one of official, emoji, digits, tiny, wide"),
-        (["bench", "train", "--compile", "maybe"], "--compile must be always or never"),
-        (["bench", "train", "--steps", "0"], "--steps must be at least 1"),
-        (["bench", "sample", "--batch", "a,b"], "--batch takes whole numbers"),
+        (["bench", "train", "--size", "huge"], "'huge' is not one of 'official'"),
+        (["bench", "train", "--compile", "maybe"], "'maybe' is not one of 'always', 'never'"),
+        (["bench", "train", "--steps", "0"], "'--steps'"),
+        (["bench", "sample", "--batch-size", "a,b"], "--batch-size takes whole numbers"),
         (["bench", "train", "--size", "tiny", "--fp8", "--device", "cpu"], "fp8 needs a GPU, not cpu"),
-        (["bench", "curves"], "give --digits RUN, --table RUN or both"),
+        (["bench", "samplers"], "give --digits RUN, --table RUN or both"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, refused):
     assert message in refused(*arguments)
 
 
-def test_a_part_that_fails_hides_no_other(tmp_path, monkeypatch, capsys):
+def test_a_benchmark_that_fails_hides_no_other(tmp_path, monkeypatch, capsys):
     def fail():
         raise TypeError("two\nlines")
 
     def work():
         rows.add("it", {"fast": 1.0}, "1/s")
 
-    def parts(device, rows_, quick, folder):
+    def benchmarks(device, rows_, quick, folder):
         nonlocal rows
         rows = rows_
         return {"first": fail, "second": work}
 
     rows = None
-    monkeypatch.setattr(everything, "parts", parts)
+    monkeypatch.setattr(bench_all, "benchmarks", benchmarks)
     json_file, html = tmp_path / "a.json", tmp_path / "a.html"
-    assert everything.everything(CPU, json_file, html, True, 60.0, Console()) == 1
+    assert bench_all.run_all(CPU, json_file, html, True, 60.0, Console()) == 1
     assert "first: TypeError: two lines" in capsys.readouterr().out
     assert [row["name"] for row in json.loads(json_file.read_text())] == ["it"]
     assert "first: TypeError: two lines" in html.read_text()

@@ -14,16 +14,16 @@ from anystate.bench.speed.systems import Bench, config_of, made_up, shaken
 from anystate.configs.load import load_config
 from anystate.kernels import reference
 from anystate.model import compilation as compiling
-from anystate.sample import cuda_graphs as graphs
-from anystate.sample import sample
-from anystate.sample import sampler as engine
+from anystate.sample import cuda_graphs, sample
 from anystate.sample.pipeline import build_pipeline, sample_flops
+from anystate.sample.sampler import Run
+from anystate.train.step import backward
 
 CPU = torch.device("cpu")
 LIMIT = 8  # of kinds that PyTorch compiles one function for by default, before it fails
 SMALL = ["network.depth=2", "network.heads=2", "network.head_dim=8", "modalities.image.stream.width=16"]
 SMALL += ["modalities.text.stream.width=16"]
-TOWERS = [f"modalities.{m}.stream.{name}" for m in ("image", "text") for name in ("cond=16", "tower=2")]
+TOWERS = [f"modalities.{m}.stream.{name}" for m in ("image", "text") for name in ("cond=16", "single_stream_depth=2")]
 WORDS = [f"modalities.text.tokenizer.{value}" for value in ("states=64", "pad=0", "start=null", "end=null")]
 SIZES = {
     "official": [*SMALL, *TOWERS, *WORDS, "modalities.text.length=8", "modalities.image.size=8"],
@@ -64,17 +64,17 @@ def operations(monkeypatch):
         monkeypatch.setattr(module, "use_triton", lambda *_, **__: True)
     zeros = torch.zeros_like
     launchers = {
-        "launch_adaln": reference.adaln_modulate,
-        "launch_adaln_backward": lambda grad, x, scale, *_: (zeros(x), scale.new_zeros(scale.shape), zeros(scale)),
-        "launch_gate": reference.gated_residual,
-        "launch_gate_backward": lambda grad, branch, gate: (zeros(branch), zeros(gate)),
+        "_adaln": reference.adaln_modulate,
+        "_adaln_backward": lambda grad, x, scale, *_: (zeros(x), scale.new_zeros(scale.shape), zeros(scale)),
+        "_gate": reference.gated_residual,
+        "_gate_backward": lambda grad, branch, gate: (zeros(branch), zeros(gate)),
     }
     for name, function in launchers.items():
-        monkeypatch.setattr(adaln, name, function)
-    monkeypatch.setattr(qk_norm, "launch_pack", lambda x, q, k: reference.qk_norm_pack(x, q, k, q[0].shape[0]))
+        monkeypatch.setattr(getattr(adaln, name), "launch", function)
+    monkeypatch.setattr(qk_norm._pack, "launch", lambda x, q, k: reference.qk_norm_pack(x, q, k, q[0].shape[0]))
     monkeypatch.setattr(
-        qk_norm,
-        "launch_pack_backward",
+        qk_norm._pack_backward,
+        "launch",
         lambda gq, gk, gv, x, q, k: [*map(zeros, x), *(gamma.new_zeros(2, *gamma.shape) for gamma in q)],
     )
     monkeypatch.setitem(attention.FUNCTIONS, "varlen", functools.partial(attention.varlen_attention, varlen))
@@ -85,7 +85,7 @@ def operations(monkeypatch):
 def compiled(monkeypatch, operations):
     """compiled(net, dynamic) → how often the compiler is called for a network compiled as on a GPU."""
     monkeypatch.setattr(compiling, "compiler_missing", lambda device: None)
-    monkeypatch.setattr(compiling, "KINDS", LIMIT)
+    monkeypatch.setattr(compiling, "MAX_COMPILATIONS", LIMIT)
     torch._dynamo.reset()
 
     def compile_net(net, dynamic: bool) -> Counted:
@@ -100,7 +100,7 @@ def compiled(monkeypatch, operations):
 def draw(system, known, n: int):
     """As on a GPU: bfloat16 products without kept copies, and no row left out."""
     known = {m: x[:n] for m, x in known.items()}
-    with graphs.no_copies():
+    with cuda_graphs.no_autocast_cache():
         sample(
             system.net,
             system.space,
@@ -109,7 +109,7 @@ def draw(system, known, n: int):
             steps=3,
             guidance=system.guidance(bool(known)),
             samplers=system.samplers,
-            chunk=n,
+            batch_size=n,
             precision="bf16",
         )
 
@@ -117,7 +117,7 @@ def draw(system, known, n: int):
 @pytest.mark.parametrize("size", SIZES)
 def test_sampling_compiles_few_kinds(size, compiled, monkeypatch):
     """Jointly and from each modality, one sample and several, in one process, stay below PyTorch's own limit."""
-    monkeypatch.setattr(engine._Run, "changing", lambda self, k, moving: {})
+    monkeypatch.setattr(Run, "positions", lambda self, k, outputs: {})
     config = config_of(size, SIZES[size])
     system, pairs = shaken(build_pipeline(config, codecs=False)), made_up(config, CPU)
     system.net.eval().requires_grad_(False)
@@ -142,26 +142,28 @@ def test_training_compiles_few_kinds(stage, compiled):
     if stage in SIZES:
         config = config_of(stage, [*SIZES[stage], *settings])
     else:
-        config = load_config(stage, [*(s for s in SIZES["official"] if "text.stream.tower" not in s), *settings])
+        config = load_config(
+            stage, [*(s for s in SIZES["official"] if "text.stream.single_stream_depth" not in s), *settings]
+        )
     trainer = Bench(config, CPU)
-    counted = compiled(trainer.net, dynamic=False)
+    counted = compiled(trainer.state.net, dynamic=False)
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         for _ in range(3):
             trainer.update()
-            trainer.step += 1
+            trainer.state.step += 1
     assert counted.kinds <= 3
 
 
 def test_a_stream_without_a_head_gets_no_gradients_from_whole_blocks(tiny, compiled):
     """Nor zeros, which weight decay would act on: as where blocks leave it out themselves."""
     trainer = Bench(config_of("digits", [*SMALL, "modalities.text.stream.output=false", "compile=never"]), CPU)
-    x0 = trainer.train_data.batch(0, 0, trainer.rows, trainer.config.train.batch)
+    x0 = trainer.train_data.batch(0, 0, trainer.state.rows, trainer.config.train.batch)
     without = {}
     for whole in (False, True):
-        trainer.net.whole_blocks = whole
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.backward(x0, trainer.rows)
-        without[whole] = {name for name, p in trainer.net.named_parameters() if p.grad is None}
+        trainer.state.net.whole_blocks = whole
+        trainer.state.optimizer.zero_grad(set_to_none=True)
+        backward(trainer.state, x0, trainer.state.rows)
+        without[whole] = {name for name, p in trainer.state.net.named_parameters() if p.grad is None}
     assert without[True] == without[False]
     assert "trunk.1.streams.text.out.weight" in without[True]
     assert "trunk.0.streams.text.out.weight" not in without[True]
@@ -180,10 +182,10 @@ def test_a_batch_tried_in_more_parts_is_compiled_anew(compiled):
                 raise torch.OutOfMemoryError
             return losses
 
-    def make(device, engine, settings, size):
+    def make(device, settings, size):
         config = config_of(size, [*SIZES[size], *settings, "compile=never", "train.precision=fp32", "train.batch=16"])
         made = Small(config, device)
-        made.counted = compiled(made.net, dynamic=False)
+        made.counted = compiled(made.state.net, dynamic=False)
         return made
 
     functions, _ = training.calls(make, CPU, "fast", ("official", []), None, 1)

@@ -1,4 +1,4 @@
-"""The ablation of decoupled times: what each variant is, how it is asked, what is kept, what is claimed."""
+"""The ablation of decoupled times: training times and conditions of each variant, stored results, claims."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from anystate.bench.studies.schedules import (
+from anystate.bench.studies.schedule_tables import (
     CLAIMS,
     METRICS,
     VARIANTS,
-    Replacing,
-    Row,
-    config_of,
-    schedules,
-    table,
-    times_of,
+    VariantResult,
+    claims_table,
+    results_table,
     verdict,
-    verdicts,
 )
+from anystate.bench.studies.schedules import ReplacementSpace, compare_schedules, config_of, times_of
 from anystate.configs.load import load_config
 from anystate.diffusion import Cosine, Gaussian, LogLinear, Masked, Space, TimeSampler
 from anystate.kernels import Rng
@@ -60,7 +57,7 @@ def test_where_each_variant_trains(variant, space):
         assert (tied | clean_image).all()
         assert abs(clean_image.float().mean() - 0.5) < 0.05
         assert loss_mask["text"].all()
-    for m in t:  # a modality that loss_mask sees every time alike
+    for m in t:  # where a modality is trained, its times are uniform
         learned = t[m][loss_mask[m] > 0]
         assert abs(learned.mean() - 0.5) < 0.03
         assert learned.min() < 0.02
@@ -75,8 +72,8 @@ def test_variants_differ_in_times_only():
         times_of("both", "image", "text")
 
 
-@pytest.mark.parametrize("held", ["image", "text"])
-def test_replacing_asks_on_the_diagonal(held, space):
+@pytest.mark.parametrize("condition", ["image", "text"])
+def test_replacement_stays_on_the_diagonal(condition, space):
     """The network sees equal times, and the condition noised to that time."""
     n, seen = 600, []
 
@@ -87,13 +84,13 @@ def test_replacing_asks_on_the_diagonal(held, space):
         zeros = {"image": x["image"] * 0.0, "text": torch.zeros(*x["text"].shape, 3)}
         return {m: zeros[m] for m in outputs}
 
-    given = {"image": torch.full((n, 4), 3.0), "text": torch.ones(n, 6, dtype=torch.int64)}[held]
-    tied = Replacing(space, held, Rng(0, torch.arange(n)))
+    clean = {"image": torch.full((n, 4), 3.0), "text": torch.ones(n, 6, dtype=torch.int64)}[condition]
+    tied = ReplacementSpace(space, condition, Rng(0, torch.arange(n)))
     samplers = {"image": Sampler("euler"), "text": Sampler("ancestral")}
-    out = sample(net, tied, {held: given}, n=n, chunk=n, steps=10, samplers=samplers)
-    assert torch.equal(out[held], given)
+    out = sample(net, tied, {condition: clean}, n=n, batch_size=n, steps=10, samplers=samplers)
+    assert torch.equal(out[condition], clean)
     assert [round(time, 3) for time, _, _ in seen] == [round(1 - k * 0.999 / 9, 3) for k in range(10)]
-    if held == "text":
+    if condition == "text":
         assert all(abs(masked - time) < 0.05 for time, masked, _ in seen)
     else:
         truth = [float(Cosine().sigma(torch.tensor(time)) ** 2) for time, _, _ in seen]
@@ -102,7 +99,9 @@ def test_replacing_asks_on_the_diagonal(held, space):
 
 def run(out, seeds=1, variants=VARIANTS, n=20, overrides=TINY):
     console = Console(record=True, width=200, file=io.StringIO())
-    rows = schedules("schedules/digits", list(overrides), list(variants), seeds, n, out, torch.device("cpu"), console)
+    rows = compare_schedules(
+        "schedules/digits", list(overrides), list(variants), seeds, n, out, torch.device("cpu"), console
+    )
     return rows, console.export_text()
 
 
@@ -116,12 +115,12 @@ def test_runs_and_resumes(tmp_path):
     more, shown = run(tmp_path, seeds=2)
     assert more[:2] == rows
     assert len(more) == 8
-    assert "decoupled is best on pictures" in shown
+    assert "decoupled is best on images" in shown
     assert "real held-out pairs" in shown
     with pytest.raises(ValueError, match="choose another --out"):
         run(tmp_path, n=21)
     (tmp_path / "rows.json").write_text("[]")
-    with pytest.raises(ValueError, match="does not hold rows of this benchmark"):
+    with pytest.raises(ValueError, match="does not hold results of this benchmark"):
         run(tmp_path)
 
 
@@ -150,14 +149,14 @@ def test_verdicts(name, better, worse, word):
     assert error == pytest.approx(2 * (better[1] ** 2 / 3 + worse[1] ** 2 / 3) ** 0.5)
 
 
-def test_a_claim_is_as_strong_as_its_weakest_pair():
+def test_the_closest_pair_decides():
     stats = {"a": (0.9, 0.01, 3), "b": (0.5, 0.01, 3), "c": (0.89, 0.01, 3)}
     word, *_, pair = verdict(stats, "text_valid", ["a"])
     assert (word, pair) == ("open", ("a", "c"))
 
 
 def test_tables_without_all_variants():
-    rows = [Row("decoupled", 0, 1.0, 0.9, 0.8, 0.7, 0.6, 10.0)]
-    assert table(rows, {}).row_count == 2
-    assert verdicts(rows).row_count == 0
+    rows = [VariantResult("decoupled", 0, 1.0, 0.9, 0.8, 0.7, 0.6, 10.0)]
+    assert results_table(rows, {}).row_count == 2
+    assert claims_table(rows).row_count == 0
     assert all(name in METRICS for _, name, _, _ in CLAIMS)

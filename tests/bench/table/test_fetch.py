@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from anystate.train.data import table_sets as fetching
-from anystate.train.data.table_sets import SETS, download, fetch
+from anystate.bench.table import fetch as fetching
+from anystate.bench.table.fetch import SETS, download, fetch
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
@@ -177,8 +177,8 @@ def link() -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"<html>", "not a sound zip archive"),
-        (zipped({"magic04.data": b"1,2\n" * 99})[:100], "not a sound zip archive"),
+        (b"<html>", "not a valid zip archive"),
+        (zipped({"magic04.data": b"1,2\n" * 99})[:100], "not a valid zip archive"),
         (zipped({"other.csv": b""}), "lacks 'magic04.data'"),
         (zipped({"../magic04.data": b""}), "unsafe path"),
         (zipped({"/magic04.data": b""}), "unsafe path"),
@@ -201,14 +201,14 @@ def test_bad_archives(server, tmp_path, data, words):
 
 
 def test_too_large_a_member(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "LARGEST", 1000)
+    monkeypatch.setattr(fetching, "MAX_MEMBER_BYTES", 1000)
     server.files["x.zip"] = zipped({"magic04.data": b"0" * 5000})
     with pytest.raises(ValueError, match="unpacks to 5000 bytes"):
         fetch("magic", tmp_path, f"{server.url}/x.zip", say=lambda line: None)
 
 
 def test_bad_requests(server, tmp_path):
-    with pytest.raises(ValueError, match="no set 'titanic'; there are: adult, default"):
+    with pytest.raises(ValueError, match="no set 'titanic'; choose one of: adult, default"):
         fetch("titanic", tmp_path)
     with pytest.raises(ValueError, match="404"):
         fetch("magic", tmp_path, f"{server.url}/gone.zip", say=lambda line: None)

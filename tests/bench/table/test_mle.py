@@ -1,4 +1,4 @@
-"""Machine-learning efficiency: the grid, both ways of selecting, and the official yardstick."""
+"""Machine-learning efficiency: the grid, both rules of selection, and the official scores of baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from xgboost import XGBClassifier
 
 from anystate.bench.table import mle as table_mle
-from anystate.bench.table.baselines import independent, known
+from anystate.bench.table.baselines import independent, published_baselines
 from anystate.bench.table.columns import roles_of
 from anystate.bench.table.mle import GRID, _criteria, _split, auc, mle
 
@@ -53,14 +53,14 @@ def test_criteria_equal_scikit_learn():
 
 
 def test_official_pick_may_look_at_the_test_rows(monkeypatch):
-    """Settings chosen by hand: the honest score is that of the best AUC on the ninth."""
+    """With made-up predictions: `score` is the test score of the best validation AUC."""
     rng = np.random.default_rng(0)
     n = 900
     table = pd.DataFrame({"x": rng.normal(size=n), "y": np.where(rng.random(n) < 0.3, "b", "a")})
     _, val = _split(n, 0)
     y = (table["y"] == "b").to_numpy().astype(int)
     test = table[:300]
-    # on the ninth, the first has the best AUC (but calls all rows a) and the second the best accuracy; on test it wins
+    # on the validation rows, the first has the best AUC (but predicts a for all) and the second the best accuracy
     ranked = np.where(y == 1, 0.4, 0.2)
     other = np.where(y == 1, 0.9, 0.1)
     other[val[y[val] == 1][:8]] = 0.05
@@ -72,7 +72,7 @@ def test_official_pick_may_look_at_the_test_rows(monkeypatch):
                 np.column_stack([1 - o(x), o(x)])[val])  # fmt: skip
 
     flipped = np.where(y == 1, 0.4, 0.2)
-    flipped[:300] = rng.random(300)  # the first setting is worthless on test
+    flipped[:300] = rng.random(300)  # the first setting is random on test
     outputs[0] = ({"n": 0}, lambda x: flipped if len(x) == 300 else ranked)
     monkeypatch.setattr(table_mle, "_fits", fits)
     got = mle(table, test, roles_of(table, target="y"))
@@ -106,7 +106,7 @@ def test_many_classes_and_numbers(mixed):
 
 
 def test_regression_on_a_logarithmic_scale(mixed):
-    """As the papers do: RMSE of log(clip(y, 1, 20000)); the official code selects by the raw ninth and may do worse."""
+    """As in the papers: RMSE of log(clip(y, 1, 20000)); the official code selects by the raw target."""
     train, test = (t.assign(price=np.exp(2 + t["size"]) * 10) for t in (mixed(1200, 0), mixed(400, 1)))
     roles = roles_of(train, target="price")
     got = mle(train, test, roles, "fast")
@@ -131,19 +131,19 @@ def test_missing_targets_and_bad_requests(mixed):
     table = mixed(300)
     roles = roles_of(table, target="label")
     mle(table.assign(label=table["label"].where(table.index > 50)), table, roles, "fast")
-    for kwargs, synth, words in [
+    for kwargs, synth, message in [
         ({"grid": "huge"}, table, "neither official nor fast"),
         ({"roles": roles_of(table)}, table, "needs a target"),
         ({}, table[:10], "too few rows"),
-        ({}, table.assign(label="yes"), "one value"),
+        ({}, table.assign(label="yes"), "only one value"),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             mle(synth, table, **{"roles": roles, **kwargs})
 
 
-def test_adult_resampled_equals_the_yardstick(real_table):
+def test_adult_resampled_equals_the_baseline(real_table):
     """The full official grid on a resampled training table: .9101 ± .0007 with the official code."""
     train, test, roles = real_table("adult")
     drawn = train.sample(len(train), replace=True, random_state=0)
-    expected = known("adult")["resample"]["mle_auc"]
+    expected = published_baselines("adult")["resample"]["mle_auc"]
     assert mle(drawn, test, roles).official == pytest.approx(expected["mean"], abs=3 * expected["sd"])

@@ -1,4 +1,4 @@
-"""The benchmark runs what is missing, keeps what is done, and prints others' numbers as published."""
+"""The benchmark computes the runs that are missing, keeps the others, and prints published numbers unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 import anystate
 from anystate.bench.table.baselines import independent, resample
-from anystate.bench.table.quality import Row, _cell, published, quality, read_rows, tables
+from anystate.bench.table.quality import QualityResult, _cell, published, quality, read_results, tables
 
 TABLES_MD = Path(anystate.__file__).resolve().parent.parent / "shared" / "tables.md"
 
@@ -43,7 +43,7 @@ class Fake:
     def __call__(self, train, schema, recipe, seed, n):
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
-        self.calls.append((schema["name"], recipe, seed))
+        self.calls.append((schema.name, recipe, seed))
         make = resample if recipe == "copy" else independent
         return make(train, n, np.random.default_rng(seed)), 64_300 if recipe == "copy" else 12, 50
 
@@ -54,7 +54,7 @@ def test_runs_resumes_and_prints(data, tmp_path):
     console = Console(record=True, width=220, file=io.StringIO())
     with pytest.raises(KeyboardInterrupt):
         quality(**what, synthesize=fake, out=out, console=console)
-    assert len(read_rows(out)) == 3
+    assert len(read_results(out)) == 3
     again = Fake()
     rows = quality(**what, synthesize=again, out=out, console=console)
     assert len(fake.calls) == 3
@@ -67,18 +67,18 @@ def test_runs_resumes_and_prints(data, tmp_path):
     assert min(r.mle for r in copy) > max(r.mle for r in floor)
     assert [r.copies for r in copy] == [1.0, 1.0]
     text = console.export_text()
-    for words in ("98.75±.09", ".915", "anystate copy, honest", "anystate floor, official pick", "64.3K, 50 evals, n=2",
+    for part in ("98.75±.09", ".915", "anystate copy, honest", "anystate floor, official pick", "64.3K, NFE 50, n=2",
                   "98.73", "not comparable"):  # fmt: skip
-        assert words in text
+        assert part in text
 
 
 def test_cells():
     rows = [
-        Row("adult", "r", s, "official", 0.9, t, 0.9, 0.91, "AUC", 0, 0, 70_194, 50, 1.0)
+        QualityResult("adult", "r", s, "official", 0.9, t, 0.9, 0.91, "AUC", 0, 0, 70_194, 50, 1.0)
         for s, t in enumerate((0.98, 0.99, 0.985))
     ]
-    assert _cell(rows, "trend", 100, 2) == "98.50±0.50\n70.2K, 50 evals, n=3"
-    assert _cell(rows[:1], "mle", 1, 4) == "0.9000\n70.2K, 50 evals, n=1"
+    assert _cell(rows, "trend", 100, 2) == "98.50±0.50\n70.2K, NFE 50, n=3"
+    assert _cell(rows[:1], "mle", 1, 4) == "0.9000\n70.2K, NFE 50, n=1"
     assert _cell([], "mle", 1, 4) == "–"
     assert len(tables(rows)) == 2
 

@@ -1,4 +1,4 @@
-"""The page is written for any table, needs nothing from outside, and says what it must."""
+"""The report renders for any table as one self-contained page with the right scores and notes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from anystate.bench.table.report import report
+from anystate.model.codecs.table.schema import infer
 
 N = 60
 
@@ -114,7 +115,7 @@ def test_renders(tmp_path, name):
 
 
 def test_from_files_and_known_set(real_table, tmp_path):
-    """Adult is recognized: official yardsticks beside the scores, and copies of training rows are called out."""
+    """Adult is recognized: official baselines beside the scores, and copies of training rows are called out."""
     train, test, _ = real_table("adult")
     train.to_csv(tmp_path / "real.csv", index=False)
     test[:3000].to_csv(tmp_path / "test.csv", index=False)
@@ -123,9 +124,9 @@ def test_from_files_and_known_set(real_table, tmp_path):
     page = (tmp_path / "r.html").read_text()
     check(page)
     assert "Recognized as Adult" in page
-    for yardstick in ("99.06 ± 0.01", "92.62 ± 0.02", "93.09 ± 0.33", "98.73"):
-        assert yardstick in page
-    assert "The yardsticks are for 32,561 synthetic rows; 3,000 rows" in page
+    for baseline in ("99.06 ± 0.01", "92.62 ± 0.02", "93.09 ± 0.33", "98.73"):
+        assert baseline in page
+    assert "The baselines are for 32,561 synthetic rows; 3,000 rows" in page
     assert scores["copies"] == 1.0
     assert page.count("⚠</td>") == 3
 
@@ -139,7 +140,7 @@ def test_fresh_rows_do_not_warn(mixed, tmp_path):
     assert (tmp_path / "r.html").read_text() == page, "the same tables gave another page"
 
 
-def test_yardsticks_of_a_part_of_a_set_are_measured_anew(real_table, tmp_path):
+def test_baselines_of_a_part_of_a_set_are_measured_here(real_table, tmp_path):
     """A schema that says adult does not make a few hundred rows the set that was measured."""
     train, _, roles = real_table("adult")
     schema = {"name": "adult", "numerical": list(roles.numerical), "categorical": list(roles.categorical[:-1]),
@@ -162,8 +163,17 @@ def test_schema_rules(mixed, tmp_path):
     assert scores["shape"] > 0.9
 
 
+def test_the_schema_of_table_fit_is_that_of_the_report(mixed, tmp_path):
+    """The same file with a kind for each column, or with lists of names, gives the same roles and scores."""
+    real, synth = mixed(300, 0), mixed(300, 1)
+    (tmp_path / "kinds.yaml").write_text(infer(real).dump() + "target: label\ntask: binclass\n")
+    lists = {"numerical": ["size", "weight", "count", "when"], "categorical": ["kind", "flag"], "target": "label"}
+    scores = [report(real, synth, None, tmp_path / "r.html", s) for s in (tmp_path / "kinds.yaml", lists)]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"synth": lambda t: t.drop(columns="size")}, "synth table lacks column 'size'"),
         ({"test": lambda t: t.drop(columns="kind")}, "test table lacks column 'kind'"),
@@ -171,16 +181,17 @@ def test_schema_rules(mixed, tmp_path):
         ({"real": lambda t: t[:0]}, "real table has no rows"),
         ({"real": lambda t: pd.concat([t, t["size"]], axis=1)}, "real table has two columns named 'size'"),
         ({"target": "income"}, "target 'income' is not a column"),
-        ({"synth": lambda t: "gone.csv"}, "'gone.csv' cannot be read"),
+        ({"synth": lambda t: "gone.csv"}, "'gone.csv' not found"),
         ({"schema": {"numerical": ["age"]}}, "column 'age'"),
-        ({"schema": "gone.yaml"}, "gone.yaml"),
+        ({"schema": "gone.yaml"}, "schema 'gone.yaml' not found"),
+        ({"schema": {"numeric": ["size"]}}, "schema: unknown key 'numeric'"),
     ],
 )
-def test_bad_input(mixed, tmp_path, change, words):
+def test_bad_input(mixed, tmp_path, change, message):
     kwargs = {"real": mixed(), "synth": mixed(), "test": mixed(), "out": tmp_path / "r.html"}
     for key, value in change.items():
         kwargs[key] = value(kwargs[key]) if callable(value) else value
-    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         report(**kwargs)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "r.html").exists()

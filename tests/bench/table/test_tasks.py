@@ -1,4 +1,4 @@
-"""Benchmarks of conditional rows and of imputation: right scores for fillers and samplers of known worth; resumed."""
+"""Benchmarks of conditional rows and imputation: correct scores of known methods; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from anystate.bench.table import imputation as table_imputation
+from anystate.bench.table import imputation as imputation_bench
 from anystate.bench.table.columns import Roles
 from anystate.bench.table.conditional import conditional, summary
 from anystate.bench.table.imputation import imputation, remove, verdict
@@ -53,7 +53,7 @@ class Known:
         ), None
 
 
-def test_conditional_rows_of_the_truth_are_as_good_as_filtered_and_wrong_ones_worse():
+def test_exact_conditional_rows_are_as_good_as_filtered_ones_and_wrong_ones_worse():
     real = table(20_000, 0)
     good, bad = (conditional(Known(w), real, ["kind"], "label", table(6000, 100), 400) for w in (0.0, 0.4))
     assert [c.given for c in good] == [("a",), ("b",), ("c",)]
@@ -71,14 +71,14 @@ def test_conditional_rows_of_the_truth_are_as_good_as_filtered_and_wrong_ones_wo
         conditional(Known(), real, ["colour"], "label", real)
 
 
-def test_nothing_left_of_a_filter_is_the_greatest_distance():
+def test_an_empty_filter_counts_as_distance_one():
     found = conditional(Known(), table(20_000, 0), ["kind"], "label", table(3, 100), 50)
     rare = found[2]
     assert np.isnan(rare.theirs) or rare.filtered > 0
     assert all(np.isfinite(row["theirs"]) for row in summary(found))
 
 
-def test_fillers_get_the_scores_they_deserve():
+def test_scores_of_exact_imputation_and_of_baselines():
     train, test = table(2000, 0), table(1000, 1)
     rows = imputation(train, test, ROLES, lambda holes: Known().impute(holes, "", 0, 0)[0], one_hot_rows=500)
     score = {(r.column, r.filler): r.score for r in rows}
@@ -96,7 +96,7 @@ def test_fillers_get_the_scores_they_deserve():
 
 
 def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_imputation, "_one_hot", lambda train, roles: table_imputation._simple(train, roles))
+    monkeypatch.setattr(imputation_bench, "_one_hot", lambda train, roles: imputation_bench._simple(train, roles))
     folder = tmp_path / "tabular" / "toy"
     folder.mkdir(parents=True)
     for part, seed in (("train", 0), ("test", 1)):
@@ -106,7 +106,7 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
     fits = []
 
     def fit(train, schema, recipe, seed):
-        fits.append((schema["name"], recipe, seed))
+        fits.append((schema.name, recipe, seed))
         return Known()
 
     console = Console(file=io.StringIO(), width=200)
@@ -117,7 +117,7 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
     tasks.conditional([["kind"], ["kind", "label"]], 50, 500)
     tasks.imputation(4, 0.2, 300)
     assert len(fits) == 4
-    tasks.conditional([["kind"], ["kind", "label"]], 60, 500)  # another question
+    tasks.conditional([["kind"], ["kind", "label"]], 60, 500)  # other settings
     assert len(fits) == 6
     saved = json.loads((tmp_path / "out" / "conditional.json").read_text())
     assert {"commit", "device", "date", "versions"} <= set(saved[0]["origin"])

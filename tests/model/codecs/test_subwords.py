@@ -1,4 +1,4 @@
-"""Subword captions: byte-level BPE trained on the spot, and a small CLIP tokenizer read from its own files."""
+"""Subword captions: byte-level BPE trained by the test, and a small CLIP tokenizer read from its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def codec_of(file, length=12):
     return TokenizerCodec(file, length, open_tokenizer(file).get_vocab_size())
 
 
-def test_every_text_comes_back(bpe):
+def test_every_string_round_trips(bpe):
     codec = codec_of(bpe, 40)
     texts = ["a red boat", "", "Zebra, 42!", "naïve 日本 🙂"]
     tokens = codec.encode(texts)
@@ -33,19 +33,19 @@ def test_every_text_comes_back(bpe):
     assert codec.decode(tokens) == texts
 
 
-def test_frequent_words_are_few_tokens(bpe):
-    tokens, lengths = codec_of(bpe).encode_measured(["a red boat", "xyzzy"])
+def test_frequent_strings_are_few_tokens(bpe):
+    tokens, lengths = codec_of(bpe).encode_with_lengths(["a red boat", "xyzzy"])
     assert lengths == [3, 5]
     assert ((tokens != 0).sum(1) == torch.tensor(lengths)).all()
 
 
-def test_long_captions_are_cut_and_measured(bpe):
-    tokens, lengths = codec_of(bpe, 3).encode_measured(["a red boat a red boat"])
+def test_long_captions_are_truncated(bpe):
+    tokens, lengths = codec_of(bpe, 3).encode_with_lengths(["a red boat a red boat"])
     assert lengths[0] > 3
     assert codec_of(bpe, 3).decode(tokens) == ["a red boat"]
 
 
-def test_hidden_positions_show(bpe):
+def test_masked_positions_are_shown(bpe):
     codec = codec_of(bpe)
     tokens = codec.encode(["a red boat"])
     tokens[0, 1] = codec.states
@@ -98,10 +98,10 @@ def test_clip_pads_with_its_end_token_and_decoding_stops_at_the_first(clip_token
 
 
 @pytest.mark.parametrize("content", ["{}", "not json"])
-def test_no_tokenizer_there(tmp_path, monkeypatch, content):
+def test_missing_tokenizer(tmp_path, monkeypatch, content):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "tokenizer.json").write_text(content)
     for path in (tmp_path / "tokenizer.json", tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"is no tokenizer.json, no folder") as error:
+        with pytest.raises(ValueError, match=r"is not a tokenizer.json, a folder") as error:
             open_tokenizer(path)
         assert "\n" not in str(error.value)

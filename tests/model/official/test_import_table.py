@@ -1,4 +1,4 @@
-"""Official table checkpoints: columns and categories find their places, and the rows that come out are the table's."""
+"""Official table checkpoints: columns and categories are mapped correctly, and samples are rows of the table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def snapshot(tmp_path: Path, **content) -> Path:
 
 
 @pytest.mark.parametrize("case", ["one_time", "two_time"])
-def test_an_imported_network_answers_as_the_official_one(tmp_path, folder, golden_table, case):
+def test_an_imported_network_predicts_as_the_official_one(tmp_path, folder, golden_table, case):
     golden = golden_table(case)
     config, state = golden.config["model"], golden.below("weights/")
     slots = {"state": {0: {"step": torch.tensor(77.0)}}, "param_groups": []}
@@ -70,23 +70,23 @@ def test_an_imported_network_answers_as_the_official_one(tmp_path, folder, golde
     assert report.weights == ["ema", "raw"]
     assert not report.unused
     assert set(report.used) == set(state)
-    system = TablePipeline.from_pretrained(tmp_path / "run", "raw")
-    assert system.codec.numbers == ["d", "a", "b", "c"]
-    assert system.codec.tokens == ["seven", "class", "flag"]
-    numbers, tokens = [3, 0, 1, 2], [1, 0, 2]  # official places of our columns
-    known = torch.tensor(config["categories"])[tokens]
-    x_cat = golden["forward/x_cat"][:, tokens]
-    x = {"num": golden["forward/x_num"][:, numbers], "cat": torch.where(x_cat == known, known.max(), x_cat)}
+    pipeline = TablePipeline.from_pretrained(tmp_path / "run", "raw")
+    assert pipeline.codec.numerical == ["d", "a", "b", "c"]
+    assert pipeline.codec.categorical == ["seven", "class", "flag"]
+    numerical, categorical = [3, 0, 1, 2], [1, 0, 2]  # official indices of our columns
+    mask = torch.tensor(config["categories"])[categorical]
+    x_cat = golden["forward/x_cat"][:, categorical]
+    x = {"num": golden["forward/x_num"][:, numerical], "cat": torch.where(x_cat == mask, mask.max(), x_cat)}
     times = {"num": golden["forward/t"], "cat": golden["forward/s"]}
     with torch.no_grad():
-        out = system.net(x, times)
-    torch.testing.assert_close(out["num"], golden["forward/num"][:, numbers], rtol=1e-5, atol=1e-5)
-    for c, place in enumerate(tokens):
+        out = pipeline.net(x, times)
+    torch.testing.assert_close(out["num"], golden["forward/num"][:, numerical], rtol=1e-5, atol=1e-5)
+    for c, place in enumerate(categorical):
         k = config["categories"][place]
         mine = torch.cat([out["cat"][:, c, :k], out["cat"][:, c, -1:]], -1)
         torch.testing.assert_close(mine, golden[f"forward/cat_{place}"], rtol=1e-5, atol=1e-5)
     ema = TablePipeline.from_pretrained(tmp_path / "run").net.state_dict()
-    assert all(torch.equal(0.5 * value, ema[key]) for key, value in system.net.state_dict().items())
+    assert all(torch.equal(0.5 * value, ema[key]) for key, value in pipeline.net.state_dict().items())
 
 
 def test_numbers_and_categories_are_encoded_as_by_scikit_learn(folder):
@@ -97,13 +97,13 @@ def test_numbers_and_categories_are_encoded_as_by_scikit_learn(folder):
     assert official.categorical == ["class", "seven", "flag"]
     codec = official_codec(official, load_config("table/paper", [], TableConfig))
     tokens, _ = codec.encode(table)
-    theirs = OrdinalEncoder(dtype="int64").fit_transform(table[codec.tokens].astype(object))
+    theirs = OrdinalEncoder(dtype="int64").fit_transform(table[codec.categorical].astype(object))
     assert (tokens.numpy() == theirs).all()
-    transform = QuantileTransformer(output_distribution="normal", n_quantiles=30).fit(table[codec.numbers])
-    scores = 2.5 * np.random.default_rng(1).standard_normal((4000, 4)).astype(np.float32)
-    expected = transform.inverse_transform(scores.astype(np.float64))
-    for c, name in enumerate(codec.numbers):
-        made = codec.columns[name].decode(None, scores[:, c], len(scores), None).to_numpy(np.float64)
+    transform = QuantileTransformer(output_distribution="normal", n_quantiles=30).fit(table[codec.numerical])
+    z = 2.5 * np.random.default_rng(1).standard_normal((4000, 4)).astype(np.float32)
+    expected = transform.inverse_transform(z.astype(np.float64))
+    for c, name in enumerate(codec.numerical):
+        made = codec.columns[name].decode(None, z[:, c], len(z), None).to_numpy(np.float64)
         truth = np.round(expected[:, c], {"a": 3, "b": 12}.get(name, 0))
         step = {"a": 1.001e-3, "b": 1e-5 * np.ptp(truth)}.get(name, 1.0)  # a rounding may fall either way
         assert np.abs(made - truth).max() <= step
@@ -121,7 +121,7 @@ def test_rows_of_an_imported_network_are_rows_of_the_table(weights, tmp_path, fo
     assert made["c"].between(real["c"].min(), real["c"].max()).all()
 
 
-def test_the_official_data_folder_says_what_its_columns_are(tmp_path, folder):
+def test_the_columns_are_read_from_the_official_info_json(tmp_path, folder):
     names = list(rows())
     (folder / "schema.yaml").unlink()
     info = {"column_names": names, "num_col_idx": [2, 5, 6, 0], "cat_col_idx": [1, 4], "target_col_idx": [3]}
@@ -135,16 +135,16 @@ def test_the_official_data_folder_says_what_its_columns_are(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("change", "message"),
     [
         (lambda table: table.drop(columns="d"), "lacks column 'd'"),
         (lambda table: table.assign(seven=1), "column 'seven' has 7 values there, 1 here"),
         (lambda table: table.assign(a="x"), "column 'a' should hold numbers"),
     ],
 )
-def test_the_network_of_another_table_is_refused(weights, tmp_path, folder, spoil, told):
-    spoil(rows()).to_csv(folder / "train.csv", index=False)
-    with pytest.raises(ValueError, match=told):
+def test_the_network_of_another_table_is_refused(weights, tmp_path, folder, change, message):
+    change(rows()).to_csv(folder / "train.csv", index=False)
+    with pytest.raises(ValueError, match=message):
         import_table(snapshot(tmp_path, ema=weights), tmp_path / "run", folder)
     assert not (tmp_path / "run").exists()
 
@@ -152,8 +152,8 @@ def test_the_network_of_another_table_is_refused(weights, tmp_path, folder, spoi
 def test_files_that_are_no_checkpoints_of_a_table_are_refused(weights, tmp_path, folder):
     out = tmp_path / "run"
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
-    for file, told in [(tmp_path / "none.pt", "not found"), (tmp_path / "torn.pt", "not a whole .pt file")]:
-        with pytest.raises(ValueError, match=told):
+    for file, message in [(tmp_path / "none.pt", "not found"), (tmp_path / "torn.pt", "not a .pt file")]:
+        with pytest.raises(ValueError, match=message):
             import_table(file, out, folder)
     with pytest.raises(ValueError, match="no weights of a table network; it holds model"):
         import_table(snapshot(tmp_path, model={"text_embedder.weight": torch.zeros(2)}), out, folder)
@@ -174,10 +174,10 @@ def test_files_that_are_no_checkpoints_of_a_table_are_refused(weights, tmp_path,
 def test_adult_from_the_command_line(call, tmp_path, capsys):
     """A network of the official shape for Adult, target first, through `import-official` into `table sample`."""
     from anystate.model.official.table import to_official
-    from anystate.model.table_dit import Categories, Numbers, TableDiT
+    from anystate.model.table_dit import Categorical, Numerical, TableDiT
 
     states = (2, 9, 16, 7, 15, 6, 5, 2, 42)  # income, then the others in the table's order
-    net = TableDiT({"num": Numbers(6), "cat": Categories(states)}, 24, 4, 4, ["num"])
+    net = TableDiT({"num": Numerical(6), "cat": Categorical(states)}, 24, 4, 4, ["num"])
     assert sum(p.numel() for p in net.parameters()) == 70_194
     state = to_official(net)
     file = snapshot(tmp_path, model=state, ema=state, opt={"state": {}, "param_groups": []})

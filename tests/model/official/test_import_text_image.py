@@ -1,4 +1,4 @@
-"""Official checkpoints through the command line: the outputs of the golden network, and samples like any other's."""
+"""Import of official checkpoints: outputs equal to those of the golden network, and sampling from the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anystate.diffusion import Guidance
 from anystate.model.official import import_text_image as official
 from anystate.model.official.text_image import load_official, to_official
 from anystate.sample import sample
-from anystate.sample.conditions import Source, conditions
+from anystate.sample.conditions import ConditionSource, read_conditions
 from anystate.sample.pipeline import Pipeline, build_pipeline
 
 
@@ -27,13 +27,13 @@ def state(golden):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A small CLIP tokenizer of 31 tokens and a small autoencoder, saved as the libraries do."""
+    """A small CLIP tokenizer of 31 tokens and a small autoencoder, saved by their libraries."""
     from diffusers import AutoencoderKL
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("parts")
-    words = [f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz012"]
-    vocabulary = {token: i for i, token in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    symbols = [f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz012"]
+    vocabulary = {token: i for i, token in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder("</w>")
@@ -57,7 +57,7 @@ def options(parts):
 
 @pytest.fixture(scope="module")
 def snapshot(state, tmp_path_factory):
-    """A .pt as the official training writes it: other weights in the average, optimizer and scheduler beside."""
+    """A .pt as the official training writes it, with different EMA weights, optimizer and scheduler."""
     file = tmp_path_factory.mktemp("snapshot") / "snapshot.pt"
     ema = {key: value * 0.5 if key.endswith("ff.2.weight") else value for key, value in state.items()}
     parameter = torch.nn.Parameter(torch.ones(2))
@@ -85,31 +85,31 @@ def outputs(net, space, golden):
 
 
 def test_the_imported_network_is_the_official_one(golden, run, close):
-    """Raw weights give the golden outputs; the average gives others, those of its own state dict."""
-    system = Pipeline.from_pretrained(run, "raw")
-    image, _ = outputs(system.net, golden.official_space(), golden)
+    """The raw weights give the golden outputs, the EMA weights others."""
+    pipeline = Pipeline.from_pretrained(run, "raw")
+    image, _ = outputs(pipeline.net, golden.official_space(), golden)
     close(image, golden["precond/out_cont"], 1e-4, "image")
     averaged, _ = outputs(Pipeline.from_pretrained(run).net, golden.official_space(), golden)
     assert (averaged - image).abs().max() > 1e-3
 
 
 def test_the_config_describes_the_official_processes(golden, run):
-    system, space = Pipeline.from_pretrained(run), golden.official_space(pad_id=30, attend_pads=False)
-    assert list(system.space) == list(space)
-    text, image = system.space["text"], system.space["image"]
-    same = ("shape", "states", "mask_id", "mask_logit", "pad_id", "attend_pads", "counted", "t_min")
+    pipeline, space = Pipeline.from_pretrained(run), golden.official_space(pad_id=30, attend_pads=False)
+    assert list(pipeline.space) == list(space)
+    text, image = pipeline.space["text"], pipeline.space["image"]
+    same = ("shape", "states", "mask_id", "mask_logit", "pad_id", "attend_pads", "loss_on", "t_min")
     assert {k: getattr(text, k) for k in same} == {k: getattr(space["text"], k) for k in same}
-    assert (image.shape, image.t_min, image.predicts) == (space["image"].shape, 1e-5, "eps")
+    assert (image.shape, image.t_min, image.prediction_type) == (space["image"].shape, 1e-5, "epsilon")
     t = torch.rand(9, dtype=torch.float64)
     assert torch.equal(image.time_conditioning(t), space["image"].time_conditioning(t))
     assert torch.equal(image.schedule.integral(t), space["image"].schedule.integral(t))
     assert torch.equal(text.schedule.total(t), space["text"].schedule.total(t))
-    assert {m: s.kind for m, s in system.samplers.items()} == {"text": None, "image": None}  # heun and τ-leaping
+    assert {m: s.method for m, s in pipeline.samplers.items()} == {"text": None, "image": None}  # heun and τ-leaping
     assert run.joinpath("step_00001234").is_dir()
     assert (run / "step_00001234/text.tokenizer.json").is_file()
 
 
-def test_the_report_names_what_was_used_and_what_not(state, options, tmp_path, capsys, call):
+def test_the_report_lists_used_and_unused_tensors(state, options, tmp_path, capsys, call):
     """project_hidden adds layers that no official sampling uses."""
     extra = {"text_hidden_projection.0.weight": torch.ones(2, 2), "image_hidden_projection.2.bias": torch.ones(2)}
     torch.save({"ema": {**state, **extra}}, tmp_path / "a.pt")
@@ -150,69 +150,73 @@ def test_published_safetensors_hold_one_of_two_names(golden, state, options, tmp
         close(image, golden["precond/out_cont"], 1e-4, "image")
 
 
-def test_our_own_network_goes_out_and_comes_back(run, options, tmp_path, call):
-    """Another architecture: no text tower, deeper trunk, half precision in the file."""
+def test_a_network_survives_export_and_import(run, options, tmp_path, call):
+    """Another architecture: no single-stream text blocks, a deeper trunk, and half precision in the file."""
     raw = Pipeline.from_pretrained(run).config.model_dump(mode="json")
-    raw["modalities"]["text"]["stream"].update(tower=0, head=False, width=32, cond=32)
+    raw["modalities"]["text"]["stream"].update(single_stream_depth=0, output=False, width=32, cond=32)
     raw["network"].update(depth=3, heads=2)
-    system = build_pipeline(type(Pipeline.from_pretrained(run).config).model_validate(raw), run / "step_00001234")
-    for p in system.net.parameters():
+    pipeline = build_pipeline(type(Pipeline.from_pretrained(run).config).model_validate(raw), run / "step_00001234")
+    for p in pipeline.net.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    theirs = {key: value.half() for key, value in to_official(system.net).items()}
+    theirs = {key: value.half() for key, value in to_official(pipeline.net).items()}
     torch.save(theirs, tmp_path / "bare.pt")
     assert call("import-official", tmp_path / "bare.pt", "--out", tmp_path / "run", *options) == 0
     back = Pipeline.from_pretrained(tmp_path / "run")
     assert list(back.net.head) == ["image"]
-    for name, value in system.net.half().float().state_dict().items():
+    for name, value in pipeline.net.half().float().state_dict().items():
         assert torch.equal(back.net.state_dict()[name], value), name
 
 
 def test_sampling_an_imported_checkpoint(golden, state, run, tmp_path, call):
-    """Files through the command line; the drawn tensors equal those of the official network loaded by itself."""
+    """Files of the command line; the samples equal those of the official network loaded directly."""
     out = tmp_path / "out"
-    options = ["--n", "2", "--steps", "3", "--device", "cpu", "--chunk", "2", "--weights", "raw"]
-    assert call("sample", run, "--given", "text=a b c", *options, "--out", out) == 0
+    options = ["--n", "2", "--steps", "3", "--device", "cpu", "--batch-size", "2", "--weights", "raw"]
+    assert call("sample", run, "--condition", "text=a b c", *options, "--out", out) == 0
     assert (out / "text.txt").read_text() == "a b c\na b c\n"
     assert len(list((out / "image").glob("*.png"))) == 2
-    system = Pipeline.from_pretrained(run, "raw")
-    given, guidance = {"text": system.codecs["text"].encode(["a b c"] * 2)}, system.guidance(True)
-    assert given["text"][0].tolist() == [29, 0, 1, 2, 30, *[30] * 7]
+    pipeline = Pipeline.from_pretrained(run, "raw")
+    conditions, guidance = {"text": pipeline.codecs["text"].encode(["a b c"] * 2)}, pipeline.guidance(True)
+    assert conditions["text"][0].tolist() == [29, 0, 1, 2, 30, *[30] * 7]
     theirs = load_official(state)[0]
     space = golden.official_space(pad_id=30, attend_pads=False)
-    args = {"given": given, "steps": 3, "guidance": guidance, "chunk": 2}
-    ours = sample(system.net, system.space, samplers=system.samplers, **args)
-    official_draw = sample(theirs, space, **args)
-    assert torch.equal(ours["image"], official_draw["image"])
+    args = {"conditions": conditions, "steps": 3, "guidance": guidance, "batch_size": 2}
+    ours = sample(pipeline.net, pipeline.space, samplers=pipeline.samplers, **args)
+    official_sample = sample(theirs, space, **args)
+    assert torch.equal(ours["image"], official_sample["image"])
     assert guidance == Guidance(4.0, 1.0, (0.3, 0.8))
-    picture = np.asarray(Image.open(out / "image/000001.png"))
-    assert np.array_equal(picture, system.codecs["image"].decode(official_draw["image"])[1])
+    written = np.asarray(Image.open(out / "image/000001.png"))
+    assert np.array_equal(written, pipeline.codecs["image"].decode(official_sample["image"])[1])
 
 
-def test_a_picture_file_of_any_size_is_read_through_the_autoencoder(run, tmp_path, call):
-    """Image → text: cropped as ADM does, encoded, and written as the autoencoder gives it back."""
-    wide = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    options = ["--n", "2", "--steps", "3", "--device", "cpu", "--chunk", "2", "--out", tmp_path / "out"]
-    assert call("sample", run, "--given", f"image={tmp_path}/wide.png", *options) == 0
+def test_an_image_file_of_any_size_is_read_through_the_autoencoder(run, tmp_path, call):
+    """Image → text: the image is cropped as in ADM, encoded, and decoded again for the output."""
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    options = ["--n", "2", "--steps", "3", "--device", "cpu", "--batch-size", "2", "--out", tmp_path / "out"]
+    assert call("sample", run, "--condition", f"image={tmp_path}/x.png", *options) == 0
     codec = Pipeline.from_pretrained(run).codecs["image"]
-    assert codec.picture == 16
-    latents = codec.read(tmp_path / "wide.png")
+    assert codec.image_size == 16
+    latents = codec.read(tmp_path / "x.png")
     assert latents.shape == (1, 4, 8, 8)
-    pictures = [np.asarray(Image.open(tmp_path / f"out/image/00000{i}.png")) for i in range(2)]
-    for picture in pictures:
-        assert np.array_equal(picture, codec.decode(latents)[0])
+    images = [np.asarray(Image.open(tmp_path / f"out/image/00000{i}.png")) for i in range(2)]
+    for image in images:
+        assert np.array_equal(image, codec.decode(latents)[0])
     captions = (tmp_path / "out/text.txt").read_text().splitlines()
     assert len(captions) == 2
     assert "▯" not in "".join(captions)
 
 
 def test_prompts_of_clip_tokens(run, tmp_path):
-    """A caption cut short keeps its end token; repeated ones fill the context."""
+    """A truncated caption keeps its end token; repeated ones fill the context."""
     (tmp_path / "p.json").write_text(json.dumps({"text": ["a b", "c d e f g h i j k l m n o"]}))
-    system = Pipeline.from_pretrained(run)
+    pipeline = Pipeline.from_pretrained(run)
 
     def tokens(**options):
-        return conditions(system, Source(prompts=tmp_path / "p.json", **options), None).given["text"].x.tolist()
+        return (
+            read_conditions(pipeline, ConditionSource(prompts=tmp_path / "p.json", **options), None)
+            .conditions["text"]
+            .x.tolist()
+        )
 
     assert tokens()[0] == [29, 0, 1, 30, *[30] * 8]
     assert tokens()[1] == [29, *range(2, 12), 30]
@@ -225,7 +229,7 @@ class Harmful:
         return (print, ("pickled code was run",))
 
 
-def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot, tmp_path, refused):
+def test_files_with_code_or_damage_are_refused(capsys, state, snapshot, tmp_path, refused):
     bad = {}
     torch.save({"ema": state, "extra": Harmful()}, tmp_path / "code.pt")
     bad["code.pt"] = "holds pickled code, which is never run"
@@ -235,10 +239,10 @@ def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot
     (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("hello")
-    bad |= dict.fromkeys(("cut.pt", "empty.pt", "text.pt"), "is not a whole .pt file")
+    bad |= dict.fromkeys(("cut.pt", "empty.pt", "text.pt"), "is truncated or not a .pt file")
     save_file({"a": torch.ones(1000)}, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:500])
-    bad["cut.safetensors"] = "is not a whole .safetensors file"
+    bad["cut.safetensors"] = "is truncated or not a .safetensors file"
     torch.save({"optimizer": {}}, tmp_path / "weightless.pt")
     bad["weightless.pt"] = "neither 'model' nor 'ema'"
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
@@ -250,15 +254,15 @@ def test_files_that_hold_code_or_are_damaged_are_refused(capsys, state, snapshot
     bad["less.pt"] = "head.image.linear.bias"
     torch.save({"ema": {**state, "pos_embed": state["pos_embed"] + 1}}, tmp_path / "moved.pt")
     bad["moved.pt"] = "'pos_embed' is not the sine table"
-    for name, words in bad.items():
+    for name, message in bad.items():
         line = refused("import-official", tmp_path / name, "--out", tmp_path / "run")
-        assert words in line, name
+        assert message in line, name
         assert not (tmp_path / "run").exists()
     assert "pickled code was run" not in capsys.readouterr().out
 
 
 def test_table_checkpoints_through_the_same_command(golden_table, capsys, tmp_path, call, refused):
-    """With the set that they were trained on; without, the line says so."""
+    """They need the data set that they were trained on; without it, the error names the option."""
     import pandas as pd
     import yaml
 
@@ -268,8 +272,8 @@ def test_table_checkpoints_through_the_same_command(golden_table, capsys, tmp_pa
     assert "is of the official tabular code: add --table" in line
     random, n = np.random.default_rng(0), 300
     numbers = {name: random.standard_normal(n) for name in "abcd"}  # as many columns and values as the network has
-    words = {"target": 3, "seven": 7, "flag": 2}
-    codes = {name: np.char.add("v", (np.arange(n) % k).astype(str)) for name, k in words.items()}
+    categories = {"target": 3, "seven": 7, "flag": 2}
+    codes = {name: np.char.add("v", (np.arange(n) % k).astype(str)) for name, k in categories.items()}
     (tmp_path / "set").mkdir()
     pd.DataFrame({**numbers, **codes}).to_csv(tmp_path / "set/train.csv", index=False)
     roles = {"numerical": list("abcd"), "categorical": ["seven", "flag"], "target": "target", "task": "binclass"}
@@ -283,24 +287,24 @@ def test_table_checkpoints_through_the_same_command(golden_table, capsys, tmp_pa
     assert "belong to --table" in refused("import-official", "gone.pt", "--weights", "ema")
 
 
-def test_what_is_not_there(monkeypatch, run, snapshot, tmp_path, refused):
+def test_missing_files(monkeypatch, run, snapshot, tmp_path, refused):
     assert "'gone.pt' not found" in refused("import-official", "gone.pt", "--out", tmp_path / "run")
     (tmp_path / "a.pt").touch(), (tmp_path / "b.pt").touch()
     assert "a.pt, b.pt" in refused("import-official", tmp_path, "--out", tmp_path / "run")
     assert "already holds a checkpoint" in refused("import-official", snapshot, "--out", run)
-    asked = []
+    requests = []
 
     def offline(repository, file):
-        asked.append((repository, file))
+        requests.append((repository, file))
         raise OSError("no\nroute to host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     line = refused("import-official", "someone/some-model", "--out", tmp_path / "run")
-    assert "the Hugging Face hub does not give it: no route to host" in line
-    assert asked == [("someone/some-model", "model.safetensors")]
+    assert "not available on the Hugging Face hub: no route to host" in line
+    assert requests == [("someone/some-model", "model.safetensors")]
 
 
-def test_the_hub_is_asked_for_the_published_file(monkeypatch, golden, state, options, tmp_path, close, call):
+def test_the_published_file_is_downloaded_from_the_hub(monkeypatch, golden, state, options, tmp_path, close, call):
     save_file(state, tmp_path / "model.safetensors")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "model.safetensors"))
     assert call("import-official", "someone/some-model", "--out", tmp_path / "run", *options) == 0
@@ -308,8 +312,8 @@ def test_the_hub_is_asked_for_the_published_file(monkeypatch, golden, state, opt
     close(image, golden["precond/out_cont"], 1e-4, "image")
 
 
-def test_a_tokenizer_that_cannot_be_had_yet_is_said(state, parts, tmp_path):
-    """The weights are imported all the same: on a machine without the hub, the tokenizer can be named later."""
+def test_an_unavailable_tokenizer_is_reported(state, parts, tmp_path):
+    """The weights are imported without it: the tokenizer can be given later."""
     save_file(state, tmp_path / "model.safetensors")
     report = official.import_official(
         str(tmp_path / "model.safetensors"), tmp_path / "run", str(parts / "vae"), str(tmp_path / "gone.json")

@@ -28,14 +28,14 @@ class Case:
 
     def __init__(self, golden, target: str | None = None, prefix: str = "weights/", scale: float = 1.0):
         c = golden.config["model"]
-        self.golden, self.target, self.numbers, self.states = golden, target, c["d_numerical"], c["categories"]
+        self.golden, self.target, self.numerical, self.states = golden, target, c["d_numerical"], c["categories"]
         self.model, self.unused = load_official(golden.below(prefix), c["num_heads"], target)
         recipe = golden.config["recipe"]
         schedule = Linear(**_betas(golden), scale=scale)
         self.space = Space(
             {
                 m: Gaussian((g.columns,), schedule, recipe["early_eps"], "time")
-                if m in self.model.numbers
+                if m in self.model.numerical
                 else Masked(
                     g.columns,
                     max(g.states),
@@ -51,7 +51,7 @@ class Case:
         """Official tensors as {group: tensor}; the mask, K of a column there, becomes its group's mask."""
         parts = {}
         for m, g in self.model.groups.items():
-            if m in self.model.numbers:
+            if m in self.model.numerical:
                 parts[m] = numbers[:, :1] if m == "target" else numbers[:, numbers.shape[1] - g.columns :]
             else:
                 part = tokens[:, :1] if m == "target" else tokens[:, tokens.shape[1] - g.columns :]
@@ -63,10 +63,10 @@ class Case:
         return {m: s if m == "target" else t for m in self.model.groups}
 
     def official(self, out: dict) -> dict:
-        """Our answers as {num, cat_0, …} with K + 1 columns."""
-        parts = {"num": torch.cat([out[m] for m in self.model.numbers], 1)}
+        """Our outputs as {num, cat_0, …} with K + 1 logits."""
+        parts = {"num": torch.cat([out[m] for m in self.model.numerical], 1)}
         column = 0
-        for m in self.model.categories:
+        for m in self.model.categorical:
             for c, k in enumerate(self.model.groups[m].states):
                 parts[f"cat_{column}"] = torch.cat([out[m][:, c, :k], out[m][:, c, -1:]], -1)
                 column += 1
@@ -134,9 +134,9 @@ def test_outputs_and_intermediates_equal_the_official_network(table, tolerance, 
 def official_losses(case: Case, golden, x0: dict, xt: dict, t: dict, noise) -> torch.Tensor:
     """The official loss from our parts: weights 1 for numbers, 1/t for tokens, sums over columns, mean over rows."""
     recipe, out = golden.config["recipe"], case.space.evaluate(case.model, xt, t)
-    eps = torch.cat([out[m] for m in case.model.numbers], 1)
+    eps = torch.cat([out[m] for m in case.model.numerical], 1)
     loss = recipe["lambda_num"] * (eps - noise).square().sum(1).mean()
-    for m in case.model.categories:
+    for m in case.model.categorical:
         process = case.space[m]
         rows = process.loss(out[m], x0[m], xt[m], None) * process.shape[0]
         loss = loss + Weighting(process, "elbo", recipe["lambda_cat"])(rows, t[m]).mean()
@@ -154,11 +154,11 @@ def test_losses_and_gradients_given_the_official_draws(table, tolerance, close, 
     x0 = case.split(table["loss/x_num"], table["loss/x_cat"])
     xt = case.split(g["x_num_noisy"], g["x_cat_noisy"])
     t = {m: v.double() for m, v in case.times(g["t"], g.get("s", g["t"])).items()}
-    for m in case.model.numbers:
+    for m in case.model.numerical:
         process, noise = case.space[m], case.split(g["noise"], g["x_cat_noisy"])[m]
         alpha, sigma = (f(t[m]).float()[:, None] for f in (process.schedule.alpha, process.schedule.sigma))
         close(alpha * x0[m] + sigma * noise, xt[m], tolerance["perturb_abs"], f"noised {m}")
-    for m in case.model.categories:
+    for m in case.model.categorical:
         u = g["u_imp"] if m == "target" and "u_imp" in g else case.split(g["noise"], g["u_cat"])[m]
         gone = u <= case.space[m].schedule.prob(t[m])[:, None].float()
         assert torch.equal(torch.where(gone, case.space[m].mask_id, x0[m]), xt[m])
@@ -190,7 +190,7 @@ def test_optimizer_steps(table, tolerance, close):
         xt = {}
         for m, noise in case.split(g["noise"][i], g["u_cat"][i]).items():
             process = case.space[m]
-            if m in case.model.numbers:
+            if m in case.model.numerical:
                 alpha, sigma = (f(t[m]).float()[:, None] for f in (process.schedule.alpha, process.schedule.sigma))
                 xt[m] = alpha * x0[m] + sigma * noise
             else:
@@ -243,14 +243,14 @@ def test_replayed_sampler(table, tolerance, close, monkeypatch, kind):
         t = torch.full((n,), times[k], dtype=torch.float64)
         now = case.times(t, t)
         for m in x:
-            if m in case.model.numbers:
+            if m in case.model.numerical:
                 close(x[m], expected[m], tolerance["replay_abs"], f"step {k} {m}")
             else:
                 assert torch.equal(x[m], expected[m]), f"step {k} {m}"
         with torch.no_grad():
             out = case.model(x, {m: v.float() for m, v in now.items()})
         h = times[k] - times[k + 1]
-        for m in case.model.numbers:
+        for m in case.model.numerical:
             schedule = case.space[m].schedule
             args = (x[m], out[m], schedule.beta(t), schedule.sigma(t), torch.full_like(t, -h))
             if kind == "em":
@@ -260,7 +260,7 @@ def test_replayed_sampler(table, tolerance, close, monkeypatch, kind):
             else:
                 x[m] = reference.heun_predict(*args)
         column = 0
-        for m in case.model.categories:
+        for m in case.model.categorical:
             moved = x[m].clone()
             for c, k_states in enumerate(case.model.groups[m].states):
                 masked = x[m][:, c] == case.space[m].mask_id

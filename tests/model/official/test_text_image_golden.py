@@ -20,7 +20,7 @@ def cases(golden, section: str) -> list[str]:
 
 
 @pytest.mark.parametrize("section", MODELS)
-def test_official_weights_map_into_ours_and_back_without_rest(golden, models, section):
+def test_official_weights_convert_and_convert_back(golden, models, section):
     model, unused = models[section]
     official = golden.below(MODELS[section])
     assert unused == []
@@ -49,11 +49,11 @@ def test_outputs_equal_the_official_network(golden, models, close, section):
             raw = out["text"].values()
             ours = torch.cat([torch.log_softmax(raw[..., :-1], -1), raw[..., -1:]], -1)
             close(ours, g("out_text"), 1e-4, f"{case} text")
-        else:  # without a text tower the official network returns its embedding of the input
+        else:  # without single-stream text blocks the official network returns its embedding of the input
             close(model.embed["text"](inputs["text"]), g("out_text"), 1e-5, f"{case} embedding")
 
 
-def test_only_the_outputs_asked_for_are_computed(golden, models):
+def test_only_requested_outputs_are_computed(golden, models):
     model, _ = models["net"]
     inputs = {"text": golden["net/all/tokens"], "image": golden["net/all/image"]}
     times = {"text": golden["net/all/text_time"], "image": golden["net/all/image_time"]}
@@ -77,7 +77,7 @@ def test_a_missing_official_key_is_named(golden):
         load_official({key: value for key, value in official.items() if key != gone})
 
 
-def test_asking_for_a_head_that_is_not_there_names_it(golden, models):
+def test_requesting_a_missing_head(golden, models):
     model, _ = models["net_b"]
     section = "net_b/masked"
     inputs = {"text": golden[f"{section}/tokens"], "image": golden[f"{section}/image"]}

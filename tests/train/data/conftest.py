@@ -1,4 +1,4 @@
-"""A small packed data set whose every picture tells its row, made once."""
+"""A small packed data set in which every image encodes its row number."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from anystate.train.data.packing.open import open_source
 from anystate.train.data.packing.pack import Settings, pack
 
 N, TEST = 70, 10
-WORDS = ("red", "green", "blue", "old", "new", "small", "big")
+ADJECTIVES = ("red", "green", "blue", "old", "new", "small", "big")
 
 
 def caption(row: int) -> str:
-    return f"{WORDS[row % 7]} thing {row}"
+    return f"{ADJECTIVES[row % 7]} thing {row}"
 
 
 def arrays(n: int = N, size: int = 4) -> dict[str, np.ndarray]:
-    """Pictures with the row number as every pixel's first channel, its square mod 251 as the others."""
+    """Images whose first channel is the row number, and whose other channels are its square mod 251."""
     rows = np.arange(n)
     images = np.stack([rows, rows**2 % 251, rows**2 % 251], -1).astype(np.uint8)
     images = np.broadcast_to(images[:, None, None], (n, size, size, 3))
@@ -25,7 +25,7 @@ def arrays(n: int = N, size: int = 4) -> dict[str, np.ndarray]:
         "images": np.ascontiguousarray(images),
         "captions": np.array([caption(r) for r in range(n)]),
         "split": np.array(["test" if r >= n - TEST else "train" for r in range(n)]),
-        "word": np.array([WORDS[r % 7] for r in range(n)]),
+        "word": np.array([ADJECTIVES[r % 7] for r in range(n)]),
         "number": rows,
     }
 
@@ -39,7 +39,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def packed(source, tmp_path_factory):
-    """Folder of 60 training samples in four shards and 10 held-out ones; not to be changed."""
+    """Folder of 60 training samples in four shards and 10 held-out ones; tests must not change it."""
     out = tmp_path_factory.mktemp("packed") / "set"
     pack(open_source(str(source)), out, Settings(shard_size=16))
     return out

@@ -1,4 +1,4 @@
-"""A packed data set behind a config: what fits is trained on, what does not is named; and `data check`."""
+"""Packed data sets named by a config: matching ones are loaded, others raise errors; and `data check`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def config(tiny, packed):
     return lambda *overrides: tiny(*fits, *overrides)
 
 
-def test_a_config_that_fits_loads_both_parts(config):
-    system = build_pipeline(config())
-    train, test = load_data(system)
+def test_matching_config_loads_both_parts(config):
+    pipeline = build_pipeline(config())
+    train, test = load_data(pipeline)
     assert (len(train), len(test)) == (60, 10)
     batch = train.batch(0, 0, range(6), 6)
-    assert system.codecs["text"].decode(batch["text"])[0].split()[1] == "thing"
-    assert test.texts[0][0] == system.codecs["text"].decode(test.captions[:1, 0])[0]
+    assert pipeline.codecs["text"].decode(batch["text"])[0].split()[1] == "thing"
+    assert test.texts[0][0] == pipeline.codecs["text"].decode(test.captions[:1, 0])[0]
     train.close()
 
 
@@ -50,32 +50,34 @@ def test_training_resumes_bit_for_bit(config, tmp_path):
     whole = Trainer(config("data.flip=true"), tmp_path / "a", "cpu", quiet=True)
     whole.run()
     Trainer(config("data.flip=true"), tmp_path / "b", "cpu", quiet=True).run(stop=3)
-    resumed = Trainer(config("data.flip=true", "train.gradient_accumulation_steps=1"), tmp_path / "b", "cpu", quiet=True)
-    assert resumed.step == 3
+    resumed = Trainer(
+        config("data.flip=true", "train.gradient_accumulation_steps=1"), tmp_path / "b", "cpu", quiet=True
+    )
+    assert resumed.state.step == 3
     resumed.run()
-    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+    for a, b in zip(whole.state.net.parameters(), resumed.state.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
-        ("modalities.image.channels=1", "packed with channels = 3, the config says 1 for 'image'"),
+        ("modalities.image.channels=1", "packed with channels = 3, the config has 1 for 'image'"),
         ("modalities.image.size=8", "packed with size = 4"),
         ("modalities.image.pixel_max=16", "packed with pixel_max = 255.0"),
-        ("modalities.image.latents={vae: x}", "packed with kind = 'pixels', the config says 'latents'"),
+        ("modalities.image.latents={vae: x}", "packed with kind = 'pixels', the config has 'latents'"),
         ("modalities.text.length=9", "packed with length"),
         ("modalities.text.alphabet=abc", "packed with states"),
         ("data.path=nowhere", "packed data set 'nowhere' not found"),
         ("data.path=null", "data.path"),
     ],
 )
-def test_configs_that_do_not_fit(config, override, words):
-    with pytest.raises(ValueError, match=words):
+def test_mismatched_configs(config, override, message):
+    with pytest.raises(ValueError, match=message):
         load_data(build_pipeline(config(override)))
 
 
-def test_a_data_set_without_a_held_out_part(config, source, tmp_path, packed):
+def test_missing_held_out_part(config, source, tmp_path, packed):
     copy = shutil.copytree(packed, tmp_path / "copy")
     raw = yaml.safe_load((copy / "dataset.yaml").read_text())
     del raw["splits"]["test"]
@@ -84,7 +86,7 @@ def test_a_data_set_without_a_held_out_part(config, source, tmp_path, packed):
         load_data(build_pipeline(config(f"data.path={copy}")))
 
 
-def test_another_tokenizer_than_it_was_packed_with(tiny, source, tmp_path):
+def test_different_tokenizer_is_refused(tiny, source, tmp_path):
     out = tmp_path / "set"
     text = pack(open_source(str(source)), out, Settings(text="bpe", states=300)).text
     tokens = {"kind": "bpe", "path": str(out / "tokenizer.json"), "states": text["states"], "pad": 0}
@@ -109,7 +111,7 @@ def copy(packed, tmp_path):
     return shutil.copytree(packed, tmp_path / "copy")
 
 
-def test_a_sound_data_set_passes(call, packed, capsys):
+def test_valid_data_set_passes(call, packed, capsys):
     assert call("data", "check", packed) == 0
     assert "60 train, 10 test" in capsys.readouterr().out
 
@@ -120,8 +122,8 @@ def flip_a_bit(folder):
     (folder / "train/00001.tar").write_bytes(data)
 
 
-def swap_two_lines(folder):
-    """An index that lists the right members in a wrong way, with the checksum to go with it."""
+def shift_an_offset(folder):
+    """An index with a wrong offset, and the matching checksum in the manifest."""
     index = folder / "train/00001.idx"
     index.write_text(index.read_text().replace("image.npy 512 ", "image.npy 1024 ", 1))
     raw = yaml.safe_load((folder / "dataset.yaml").read_text())
@@ -136,17 +138,17 @@ def shrink_the_vocabulary(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "message"),
     [
         (flip_a_bit, "train/00001.tar was changed"),
-        (swap_two_lines, "train/00001.idx does not match its shard 00001.tar"),
+        (shift_an_offset, "train/00001.idx does not match its shard 00001.tar"),
         (shrink_the_vocabulary, r"00000.tar: \d+: token \d+ is beyond the vocabulary of 5"),
         (lambda folder: (folder / "test/00000.idx").unlink(), "test/00000.idx is missing"),
     ],
 )
-def test_check_names_what_is_wrong(copy, spoil, words, capsys):
-    spoil(copy)
-    with pytest.raises(ValueError, match=words):
+def test_check_reports_faults(copy, damage, message, capsys):
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
         check(copy, quiet())
 
 

@@ -1,4 +1,4 @@
-"""Data: the split, the grammar, and batches that are functions of (seed, step)."""
+"""Pairs in memory: the split, the grammar of captions, and batches that are functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_split_is_fixed_by_its_seed_and_disjoint(tiny, data):
     assert not [row for row in test.images if row.numpy().tobytes() in seen]
 
 
-def test_captions_name_the_label_of_their_picture(tiny, data):
+def test_captions_name_the_label_of_their_image(tiny, data):
     codec = build_pipeline(tiny()).codecs["text"]
     for label, choices in zip(data[0].labels[:50], data[0].captions[:50], strict=True):
         assert {digits.digit_of(caption) for caption in codec.decode(choices)} == {int(label)}
@@ -62,8 +62,8 @@ def test_parts_of_a_batch_are_the_whole(data):
         assert torch.equal(torch.cat([part[m] for part in parts]), value)
 
 
-def test_all_captions_of_a_picture_are_used(data):
-    """Four captions each: 40 epochs of one row miss one of them with probability 4·0.75⁴⁰ = 4e-5."""
+def test_all_captions_of_an_image_are_used(data):
+    """With four captions, 40 epochs of one row miss one of them with probability 4·0.75⁴⁰ = 4e-5."""
     one = Pairs(data[0].images[:1], data[0].captions[:1])
     seen = {tuple(one.batch(0, step, range(1), 1)["text"][0].tolist()) for step in range(40)}
     assert len(seen) == len(digits.TEMPLATES)
@@ -74,39 +74,39 @@ def write(path, **arrays):
     return str(path)
 
 
-PICTURES, CAPTIONS = np.zeros((5, 2, 2, 3), np.uint8), np.array(["a", "b", "c", "ab", "bc"])
+FIVE_IMAGES, CAPTIONS = np.zeros((5, 2, 2, 3), np.uint8), np.array(["a", "b", "c", "ab", "bc"])
 
 
 def test_npz_with_its_own_split(tmp_path):
     split = np.array(["train", "test", "train", "train", "test"])
-    path = write(tmp_path / "x.npz", images=PICTURES, captions=CAPTIONS, split=split)
+    path = write(tmp_path / "x.npz", images=FIVE_IMAGES, captions=CAPTIONS, split=split)
     train, test = load_npz(path, IMAGES.encode, TEXT.encode, 0.5, 0)
     assert TEXT.decode(train.captions[:, 0]) == ["a", "c", "ab"]
     assert TEXT.decode(test.captions[:, 0]) == ["b", "bc"]
 
 
 def test_npz_is_found_in_the_data_folder(tmp_path, monkeypatch):
-    write(tmp_path / "x.npz", images=PICTURES, captions=CAPTIONS)
+    write(tmp_path / "x.npz", images=FIVE_IMAGES, captions=CAPTIONS)
     monkeypatch.setenv("ANYSTATE_DATA", str(tmp_path))
     train, test = load_npz("x.npz", IMAGES.encode, TEXT.encode, 0.4, 0)
     assert (len(train), len(test)) == (3, 2)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "message"),
     [
-        ({"images": PICTURES}, "no array 'captions'"),
-        ({"images": PICTURES, "captions": CAPTIONS[:3]}, "5 images but 3 captions"),
-        ({"images": PICTURES, "captions": CAPTIONS, "split": np.array(["train"] * 5)}, "0 held-out"),
-        ({"images": PICTURES, "captions": np.array(["z"] * 5)}, "outside the vocabulary"),
+        ({"images": FIVE_IMAGES}, "no array 'captions'"),
+        ({"images": FIVE_IMAGES, "captions": CAPTIONS[:3]}, "5 images but 3 captions"),
+        ({"images": FIVE_IMAGES, "captions": CAPTIONS, "split": np.array(["train"] * 5)}, "0 held-out"),
+        ({"images": FIVE_IMAGES, "captions": np.array(["z"] * 5)}, "outside the vocabulary"),
     ],
 )
-def test_npz_that_does_not_fit(tmp_path, arrays, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_npz(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message):
         load_npz(write(tmp_path / "x.npz", **arrays), IMAGES.encode, TEXT.encode, 0.4, 0)
 
 
-def test_npz_that_is_not_one(tmp_path):
+def test_not_an_npz(tmp_path):
     (tmp_path / "x.npz").write_text("hello")
     with pytest.raises(ValueError, match="not a readable"):
         load_npz(str(tmp_path / "x.npz"), IMAGES.encode, TEXT.encode, 0.4, 0)

@@ -1,6 +1,6 @@
 """The arrays of chosen samples of packed shards, read by NVIDIA DALI or by the `webdataset` library.
 
-Both are given the same plan, which shard and sample stands where in which batch, and yield the same arrays in its
+Both readers get the same plan (the shard and sample at each place of each batch) and yield the same arrays in that
 order. A sample that cannot be read is None in its batch.
 """
 
@@ -14,19 +14,23 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .shards import IMAGE, TEXT, Index, Manifest, index_text, read_npy
 
-KEPT = 256  # indices in memory
+MAX_CACHED_INDICES = 256
 Arrays = tuple[np.ndarray | None, np.ndarray | None]  # image as stored, tokens (M, L)
 
 
 @dataclasses.dataclass
 class Batch:
-    """The images and tokens of one batch as stored: one array where all have one shape, else a list with None for
-    samples that cannot be read. shards, samples (n,): where they come from."""
+    """The images and tokens of one batch as stored.
+
+    Each is one array where all samples have the same shape, otherwise a list, with None for samples that cannot be
+    read. shards, samples (n,): the location of each sample.
+    """
 
     images: np.ndarray | list
     tokens: np.ndarray | list
@@ -35,9 +39,10 @@ class Batch:
 
 
 class Shards:
-    """The shards of a split, opened and checked when first needed.
+    """The shards of a split, each opened and checked at its first use.
 
-    checksums: also compare the SHA-256 of each shard; under torchrun every rank does so for its own part of them.
+    Args:
+        checksums: also compare the SHA-256 of the shards; under torchrun the ranks divide the shards among them.
     """
 
     def __init__(self, manifest: Manifest, split: str, checksums: bool = True):
@@ -50,25 +55,32 @@ class Shards:
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """The number of samples of each shard."""
         return tuple(shard.samples for shard in self.shards)
 
     def index(self, k: int) -> Index:
-        """The index of shard k; raises ValueError if the shard is not what was packed."""
+        """The index of shard k.
+
+        Raises:
+            ValueError: the shard is not what was packed.
+        """
         with self.lock:
             if k not in self.indices:
-                mine = k % int(os.environ.get("WORLD_SIZE", 1)) == int(os.environ.get("RANK", 0))
-                new = self.checksums and mine and k not in self.checked
-                self.indices[k] = self.manifest.open(self.shards[k], new)
+                self.indices[k] = self.manifest.open(self.shards[k], self._needs_checksum(k))
                 self.checked.add(k)
-                if len(self.indices) > KEPT:
+                if len(self.indices) > MAX_CACHED_INDICES:
                     self.indices.popitem(last=False)
             return self.indices[k]
+
+    def _needs_checksum(self, k: int) -> bool:
+        on_this_rank = k % int(os.environ.get("WORLD_SIZE", 1)) == int(os.environ.get("RANK", 0))
+        return self.checksums and on_this_rank and k not in self.checked
 
     def path(self, k: int) -> Path:
         return self.manifest.folder / self.shards[k].file
 
     def name(self, k: int, sample: int) -> str:
-        """Where a sample is, for messages."""
+        """The shard and key of a sample, for messages."""
         return f"{self.path(k)}: {self.index(k).member(sample, IMAGE)[2].removesuffix('.' + IMAGE)}"
 
     def member(self, k: int, sample: int, extension: str) -> bytes:
@@ -79,11 +91,12 @@ class Shards:
             return file.read(size)
 
     def read(self, k: int, sample: int) -> Arrays:
-        """One sample; None for what cannot be read."""
+        """Image and tokens of one sample; None for what cannot be read."""
         return decode(self.member(k, sample, IMAGE)), decode(self.member(k, sample, TEXT))
 
 
 def decode(data: bytes | None) -> np.ndarray | None:
+    """The array of an .npy file's bytes, or None if it cannot be read."""
     try:
         return None if data is None else read_npy(data)
     except ValueError:
@@ -91,23 +104,23 @@ def decode(data: bytes | None) -> np.ndarray | None:
 
 
 def choose(loader: str) -> str:
-    """The back end for `auto`, `dali` or `webdataset`.
+    """The name of the reader for `auto`, `dali` or `webdataset`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: unknown, or not installed.
     """
-    there = {"dali": installed("nvidia.dali"), "webdataset": installed("webdataset")}
+    available = {"dali": installed("nvidia.dali"), "webdataset": installed("webdataset")}
     if loader == "auto":
-        loader = "dali" if there["dali"] else "webdataset"
-    if loader not in there:
-        raise ValueError(f"loader {loader!r}; there are: auto, dali, webdataset")
-    if not there[loader]:
+        loader = "dali" if available["dali"] else "webdataset"
+    if loader not in available:
+        raise ValueError(f"loader {loader!r}; choose one of: auto, dali, webdataset")
+    if not available[loader]:
         raise ValueError(f"the loader {loader} is not installed: pip install anystate[pairs]")
     return loader
 
 
 def installed(module: str) -> bool:
-    """Whether a package, or one inside another such as nvidia.dali, is there."""
+    """Whether a module (also a submodule such as nvidia.dali) is installed."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -115,15 +128,15 @@ def installed(module: str) -> bool:
 
 
 def read_dali(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray, threads: int) -> Iterator[Batch]:
-    """Batches of a plan, two arrays (batches, n).
+    """Batches of a plan, two arrays (batches, n), read by DALI.
 
-    The order is told to DALI by index files of its own, one per run of samples from the same shard, which list the
-    samples in the order of the plan. DALI stops at a sample it cannot decode: that batch is then read one by one and
-    DALI starts again behind it.
+    DALI takes the order from index files written for the plan, one per run of consecutive samples of the same shard.
+    It stops at a sample that it cannot decode: that batch is then read sample by sample, and a new pipeline starts
+    after it.
     """
     start = 0
     while start < len(plan_shards):
-        with tempfile.TemporaryDirectory(prefix="anystate-index-") as folder:  # DALI reads it when it is built
+        with tempfile.TemporaryDirectory(prefix="anystate-index-") as folder:  # read only while the pipeline is built
             pipe = _pipeline(shards, plan_shards[start:], plan_samples[start:], Path(folder), threads)
         while start < len(plan_shards):
             where = plan_shards[start], plan_samples[start]
@@ -138,13 +151,18 @@ def read_dali(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
         del pipe
 
 
+def _runs(flat_shards: np.ndarray) -> list[np.ndarray]:
+    """The positions of each run of consecutive samples of the same shard."""
+    return np.split(np.arange(len(flat_shards)), np.flatnonzero(np.diff(flat_shards)) + 1)
+
+
 def _pipeline(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray, folder: Path, threads: int):
+    """A DALI pipeline for a plan; `folder` takes its index files."""
     from nvidia.dali import fn, pipeline_def
 
     flat_shards, flat_samples = plan_shards.ravel(), plan_samples.ravel()
-    cuts = np.flatnonzero(np.diff(flat_shards)) + 1
     paths, indices = [], []
-    for run in np.split(np.arange(len(flat_shards)), cuts):
+    for run in _runs(flat_shards):
         k = int(flat_shards[run[0]])
         lines = shards.index(k).lines
         path = folder / f"{len(paths)}.idx"
@@ -164,26 +182,29 @@ def _pipeline(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
     return pipe
 
 
-def _arrays(tensors) -> np.ndarray | list[np.ndarray]:
-    """A batch of DALI as one array, or as a list where shapes differ; valid until the pipeline runs again."""
+def _arrays(tensors: Any) -> np.ndarray | list[np.ndarray]:
+    """A DALI batch as one array, or as a list where shapes differ; valid until the pipeline runs again."""
     if tensors.is_dense_tensor():
         return np.asarray(tensors.as_tensor())
     return [np.asarray(tensors.at(i)) for i in range(len(tensors))]
 
 
 def _one_by_one(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray) -> Batch:
-    read = [shards.read(k, i) for k, i in zip(plan_shards.tolist(), plan_samples.tolist(), strict=True)]
-    return Batch([image for image, _ in read], [tokens for _, tokens in read], plan_shards, plan_samples)
+    arrays = [shards.read(k, i) for k, i in zip(plan_shards.tolist(), plan_samples.tolist(), strict=True)]
+    return Batch([image for image, _ in arrays], [tokens for _, tokens in arrays], plan_shards, plan_samples)
 
 
 def read_webdataset(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray, threads: int) -> Iterator[Batch]:
-    """Batches of a plan, two arrays (batches, n). Each run of samples from one shard is one pass through its tar."""
+    """Batches of a plan, two arrays (batches, n), read by `webdataset`.
+
+    Each run of consecutive samples of the same shard takes one pass through its tar.
+    """
     flat_shards, flat_samples = plan_shards.ravel(), plan_samples.ravel()
     n = plan_shards.shape[1]
     waiting: list[Arrays] = []
     done = 0
-    for run in np.split(np.arange(len(flat_shards)), np.flatnonzero(np.diff(flat_shards)) + 1):
-        waiting += _pass(shards, int(flat_shards[run[0]]), flat_samples[run])
+    for run in _runs(flat_shards):
+        waiting += _read_pass(shards, int(flat_shards[run[0]]), flat_samples[run])
         while len(waiting) >= n:
             images, tokens = zip(*waiting[:n], strict=True)
             del waiting[:n]
@@ -191,14 +212,14 @@ def read_webdataset(shards: Shards, plan_shards: np.ndarray, plan_samples: np.nd
             done += 1
 
 
-def _pass(shards: Shards, k: int, wanted: np.ndarray) -> list[Arrays]:
-    """Samples `wanted` of a shard in that order."""
+def _read_pass(shards: Shards, k: int, wanted: np.ndarray) -> list[Arrays]:
+    """The samples `wanted` of shard k, in that order, by one pass through the tar."""
     import webdataset
 
-    shards.index(k)
+    shards.index(k)  # opens and checks the shard
     needed, found = set(wanted.tolist()), {}
     reader = webdataset.WebDataset(
-        str(shards.path(k)), shardshuffle=False, nodesplitter=_whole, workersplitter=_whole, empty_check=False
+        str(shards.path(k)), shardshuffle=False, nodesplitter=_no_split, workersplitter=_no_split, empty_check=False
     )
     for i, sample in enumerate(reader):
         if i in needed:
@@ -206,8 +227,8 @@ def _pass(shards: Shards, k: int, wanted: np.ndarray) -> list[Arrays]:
     return [found.get(i, (None, None)) for i in wanted.tolist()]
 
 
-def _whole(urls):
-    """Ranks and workers split the samples, not the shards: every one reads all urls it asks for."""
+def _no_split(urls: Iterator) -> Iterator:
+    """All urls for every rank and worker: the plan divides samples, not shards, among ranks."""
     return urls
 
 

@@ -1,4 +1,4 @@
-"""Pictures and captions in tables: Parquet and Arrow files, data sets of the Hugging Face hub, lists of captions."""
+"""Images and captions in tables: Parquet and Arrow files, data sets of the Hugging Face hub, lists of captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .sources import Raw, Rows, texts_of
+from .sources import IndexedSource, RawSample, texts_of
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences", "sentence")
@@ -22,11 +22,11 @@ KEY_COLUMNS = ("__key__", "key", "file", "image", "filename", "file_name", "id")
 HELD_OUT = ("test", "validation", "val")
 
 
-class Table(Rows):
-    """Rows with a picture (bytes, or a struct with bytes, as the `datasets` library stores them) and captions.
+class TableSource(IndexedSource):
+    """Rows with an image (bytes, or a struct with bytes, as the `datasets` library stores them) and captions.
 
     Args:
-        path: an Arrow or Parquet file, a folder of them (its files or folders named test, validation or val are held
+        path: an Arrow or Parquet file, a folder of them (files or folders in it named test, validation or val are held
             out), a folder that `datasets` saved, or a hub id.
         image, caption: names of the columns; default the first usual one.
     """
@@ -34,7 +34,7 @@ class Table(Rows):
     def __init__(self, path: Path | str, image: str | None = None, caption: str | None = None):
         self.name = str(path)
         self.parts = _parts(path)
-        self.shuffled = all(part.any_order for _, part in self.parts)
+        self.shuffled = all(part.random_access for _, part in self.parts)
         self.starts = np.cumsum([0, *(len(part) for _, part in self.parts)]).tolist()
         names = self.parts[0][1].columns
         self.image = _column(names, image, IMAGE_COLUMNS, self.name, "--image-column")
@@ -44,19 +44,20 @@ class Table(Rows):
         return self.starts[-1]
 
     def splits(self) -> np.ndarray | None:
-        words = ["test" if split in HELD_OUT else "train" for split, _ in self.parts]
-        if len(set(words)) == 1:
+        splits = ["test" if split in HELD_OUT else "train" for split, _ in self.parts]
+        if len(set(splits)) == 1:
             return None
-        return np.concatenate([np.full(len(p), w) for w, (_, p) in zip(words, self.parts, strict=True)])
+        lengths = [len(part) for _, part in self.parts]
+        return np.concatenate([np.full(n, split) for n, split in zip(lengths, splits, strict=True)])
 
-    def row(self, row: int, split: str) -> Raw:
+    def sample(self, row: int, split: str) -> RawSample:
         k = bisect.bisect_right(self.starts, row) - 1
-        part = self.parts[k][1]
-        values = part.row(row - self.starts[k])
-        image = values.pop(self.image)
+        part, i = self.parts[k][1], row - self.starts[k]
+        values = part.row(i)
+        image = _image(values.pop(self.image))
         captions = texts_of(values.pop(self.caption))
         labels = {name: value for name, value in values.items() if isinstance(value, (str, int, float, bool))}
-        return Raw(row, split, f"{part.name}:{row - self.starts[k]}", _picture(image), captions, labels)
+        return RawSample(row, split, f"{part.name}:{i}", image, captions, labels)
 
     def captions(self) -> Iterator[str]:
         for _, part in self.parts:
@@ -65,9 +66,9 @@ class Table(Rows):
 
 
 class ArrowPart:
-    """An Arrow file (stream or random access), mapped into memory: read in any order."""
+    """A memory-mapped Arrow file, stream or random-access format, read in any order."""
 
-    any_order = True
+    random_access = True
 
     def __init__(self, path: Path):
         pyarrow = _pyarrow()
@@ -96,7 +97,7 @@ class ArrowPart:
 class ParquetPart:
     """A Parquet file, read in order one row group at a time."""
 
-    any_order = False
+    random_access = False
 
     def __init__(self, path: Path):
         pyarrow = _pyarrow()
@@ -125,15 +126,15 @@ class ParquetPart:
 
 
 class HubPart:
-    """One split of a data set of the `datasets` library; pictures stay undecoded."""
+    """One split of a data set of the `datasets` library; images stay encoded."""
 
-    any_order = True
+    random_access = True
 
-    def __init__(self, dataset, name: str):
+    def __init__(self, dataset: Any, name: str):
         import datasets
 
-        pictures = [c for c, f in dataset.features.items() if isinstance(f, datasets.Image)]
-        for column in pictures:
+        image_columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        for column in image_columns:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.dataset, self.name, self.columns = dataset, name, dataset.column_names
 
@@ -148,7 +149,7 @@ class HubPart:
 
 
 def _parts(path: Path | str) -> list[tuple[str, Any]]:
-    """(split, part) of everything at a path."""
+    """(split, part) of each file at a path, or of each split of a hub data set."""
     path = Path(path)
     if path.is_file():
         return [("train", _file_part(path))]
@@ -158,7 +159,7 @@ def _parts(path: Path | str) -> list[tuple[str, Any]]:
     parts = [(_split_of(file.relative_to(path)), _file_part(file)) for file in files]
     if not parts:
         raise ValueError(f"{path} holds no .arrow or .parquet files")
-    return sorted(parts, key=lambda part: part[0] in HELD_OUT)
+    return sorted(parts, key=lambda part: part[0] in HELD_OUT)  # held-out files last
 
 
 def _file_part(path: Path) -> ArrowPart | ParquetPart:
@@ -166,9 +167,9 @@ def _file_part(path: Path) -> ArrowPart | ParquetPart:
 
 
 def _split_of(path: Path) -> str:
-    """The split a relative path tells by a folder's name or the first word of its file name."""
-    words = [*path.parts[:-1], re.split(r"[-_.]", path.name)[0]]
-    return next((w for w in words if w in HELD_OUT), "train")
+    """The split named by a folder of a relative path or by the first part of its file name, else train."""
+    names = [*path.parts[:-1], re.split(r"[-_.]", path.name)[0]]
+    return next((name for name in names if name in HELD_OUT), "train")
 
 
 def _from_hub(name: str) -> list[tuple[str, HubPart]]:
@@ -176,16 +177,17 @@ def _from_hub(name: str) -> list[tuple[str, HubPart]]:
         import datasets
     except ImportError:
         raise ValueError(
-            f"{name!r} is no file or folder here; to read it from the Hugging Face hub: pip install datasets"
+            f"{name!r} is not a file or folder; to read it from the Hugging Face hub: pip install datasets"
         ) from None
     try:
         loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub and the library raise kinds of their own
-        raise ValueError(f"{name!r} cannot be had from the hub: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # the hub and the library raise their own exception types
+        raise ValueError(f"{name!r} cannot be loaded from the hub: {' '.join(str(error).split())[:200]}") from None
     return [(split, HubPart(part, f"{name}:{split}")) for split, part in loaded.items()]
 
 
-def _pyarrow():
+def _pyarrow() -> Any:
+    """The module pyarrow; ValueError if it is not installed."""
     try:
         import pyarrow
     except ImportError:
@@ -193,25 +195,28 @@ def _pyarrow():
     return pyarrow
 
 
-def _column(names: list[str], asked: str | None, usual: tuple[str, ...], where: str, option: str) -> str:
-    found = asked if asked in names else next((c for c in usual if c in names), None) if asked is None else None
-    if found is None:
-        raise ValueError(f"{where}: no column {asked or ' or '.join(usual)}; it has {', '.join(names)}; see {option}")
-    return found
+def _column(names: list[str], requested: str | None, usual: tuple[str, ...], where: str, option: str) -> str:
+    """The column `requested`, or the first of the usual names; `option` lets the user choose one."""
+    candidates = usual if requested is None else (requested,)
+    for name in candidates:
+        if name in names:
+            return name
+    raise ValueError(f"{where}: no column {' or '.join(candidates)}; it has {', '.join(names)}; see {option}")
 
 
-def _picture(value: Any) -> bytes | Path | None:
+def _image(value: Any) -> bytes | Path | None:
+    """The bytes or the path of an image from a cell of a table."""
     if isinstance(value, dict):
-        if value.get("bytes"):
-            return bytes(value["bytes"])
-        value = value.get("path")
-    return Path(value) if isinstance(value, str) and value else bytes(value) if isinstance(value, bytes) else None
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    return Path(value) if isinstance(value, str) and value else None
 
 
 class CaptionIndex:
-    """Captions by key, in an SQLite file: millions of them need no memory, and all ranks read the same file.
+    """Captions by key in an SQLite file, which needs little memory and is shared by all ranks.
 
-    A key is a file's name without folder and ending.
+    A key is a file name without folder and suffix.
     """
 
     def __init__(self, path: Path):
@@ -219,13 +224,16 @@ class CaptionIndex:
 
     @classmethod
     def build(cls, source: str, path: Path) -> CaptionIndex:
-        """Read a .csv, .tsv, .json, .jsonl, Parquet or Arrow file or folder, or a hub id, into `path` once."""
+        """The index at `path`, built if it does not exist.
+
+        source: a .csv, .tsv, .json, .jsonl, Parquet or Arrow file, a folder of the latter two, or a hub id.
+        """
         if not path.is_file():
             temporary = path.with_suffix(".partial")
             temporary.unlink(missing_ok=True)
             db = sqlite3.connect(temporary)
             db.execute("create table captions (key text, caption text)")
-            db.executemany("insert into captions values (?, ?)", _keyed(source))
+            db.executemany("insert into captions values (?, ?)", _key_captions(source))
             db.execute("create index by_key on captions (key)")
             db.commit()
             db.close()
@@ -233,49 +241,53 @@ class CaptionIndex:
         return cls(path)
 
     def __getitem__(self, key: str) -> list[str]:
-        return [c for (c,) in self.db.execute("select caption from captions where key = ? order by rowid", (key,))]
+        query = "select caption from captions where key = ? order by rowid"
+        return [caption for (caption,) in self.db.execute(query, (key,))]
 
     def __iter__(self) -> Iterator[str]:
-        return (c for (c,) in self.db.execute("select caption from captions order by rowid"))
+        for (caption,) in self.db.execute("select caption from captions order by rowid"):
+            yield caption
 
 
-def _keyed(source: str) -> Iterator[tuple[str, str]]:
-    """(key, caption) of a list of captions."""
+def _key_captions(source: str) -> Iterator[tuple[str, str]]:
+    """(key, caption) of every entry of a caption table."""
     path = Path(source)
     if path.suffix in (".csv", ".tsv"):
-        with open(path, newline="", encoding="utf-8") as stream:
-            table = csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
-            names = list(table.fieldnames or [])
-            key, text = (
-                _column(names, None, KEY_COLUMNS, source, "key"),
-                _column(names, None, CAPTION_COLUMNS, source, "caption"),
-            )
-            for row in table:
-                yield Path(row[key]).stem, row[text] or ""
-        return
-    if path.suffix in (".json", ".jsonl"):
-        yield from _keyed_json(path)
-        return
-    for _, part in _parts(source):
-        key = _column(part.columns, None, KEY_COLUMNS, source, "key")
-        text = _column(part.columns, None, CAPTION_COLUMNS, source, "caption")
-        for name, value in zip(part.column(key), part.column(text), strict=True):
-            for caption in texts_of(value):
-                yield Path(str(name)).stem, caption
+        yield from _key_captions_csv(path)
+    elif path.suffix in (".json", ".jsonl"):
+        yield from _key_captions_json(path)
+    else:
+        for _, part in _parts(source):
+            key = _column(part.columns, None, KEY_COLUMNS, source, "key")
+            text = _column(part.columns, None, CAPTION_COLUMNS, source, "caption")
+            for name, value in zip(part.column(key), part.column(text), strict=True):
+                for caption in texts_of(value):
+                    yield Path(str(name)).stem, caption
 
 
-def _keyed_json(path: Path) -> Iterator[tuple[str, str]]:
+def _key_captions_csv(path: Path) -> Iterator[tuple[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        table = csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+        names = list(table.fieldnames or [])
+        key = _column(names, None, KEY_COLUMNS, str(path), "key")
+        text = _column(names, None, CAPTION_COLUMNS, str(path), "caption")
+        for row in table:
+            yield Path(row[key]).stem, row[text] or ""
+
+
+def _key_captions_json(path: Path) -> Iterator[tuple[str, str]]:
     try:
         content = path.read_text(encoding="utf-8")
         raw = [json.loads(line) for line in content.splitlines()] if path.suffix == ".jsonl" else json.loads(content)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable JSON ({error})") from None
     for entry in raw.items() if isinstance(raw, dict) else raw:
+        key, value = None, None
         if isinstance(entry, dict):
             key = next((entry[c] for c in KEY_COLUMNS if c in entry), None)
             value = next((entry[c] for c in CAPTION_COLUMNS if c in entry), None)
-        else:
-            key, value = entry if isinstance(entry, tuple) else (None, None)
+        elif isinstance(entry, tuple):
+            key, value = entry
         if key is None:
             raise ValueError(f"{path}: expected entries with a key and a caption, got {str(entry)[:80]!r}")
         for caption in texts_of(value):

@@ -1,4 +1,4 @@
-"""A full look at a packed data set: every byte checked, every sample decoded."""
+"""Verification of a packed data set: all checksums are compared and all samples decoded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from ..packed.shards import IMAGE, LABELS, TEXT, Manifest, members
 
 
 def check(folder: Path, console: Console) -> Manifest:
-    """Checksums of all shards, index entries against the tar's own, shapes and values of all samples.
+    """Compare checksums and indices of all shards, and shapes and values of all samples.
 
     Raises:
-        ValueError: the first thing that is wrong, by file and sample.
+        ValueError: the first fault found, with its file and sample.
     """
     manifest = Manifest.load(folder)
     for split in manifest.splits:
         shards = Shards(manifest, split)
         repair = Repair(shards, manifest, 0.0, None)
         for k in track(range(len(shards.shards)), description=split, console=console):
-            _compare(shards, k)
+            _check_index(shards, k)
             for sample in range(shards.counts[k]):
-                if (reason := repair.problem(*shards.read(k, sample))) is not None:
+                reason = repair.problem(*shards.read(k, sample))
+                if reason is not None:
                     raise ValueError(f"{shards.name(k, sample)}: {reason}")
     return manifest
 
 
-def _compare(shards: Shards, k: int) -> None:
-    """The index of a shard lists exactly the members of its tar."""
+def _check_index(shards: Shards, k: int) -> None:
+    """Raise ValueError unless the index of shard k lists exactly the members of its tar."""
     index, path = shards.index(k), shards.path(k)
     with tarfile.open(path) as tar:
         found = [(m.offset_data, m.size, m.name) for m in members(tar, str(path))]
@@ -43,27 +44,30 @@ def _compare(shards: Shards, k: int) -> None:
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """Lines for the screen: counts, and what a config needs."""
-    image, text = manifest.image, manifest.text
-    counts = ", ".join(f"{manifest.samples(s):,} {s}" for s in manifest.splits)
-    lines = [
-        f"{manifest.folder}: {counts}; {manifest.skipped.get('total', 0)} skipped; {text.get('cut', 0)} captions cut"
+    """Lines to print: the numbers of samples, and the settings of a config that match the data set."""
+    skipped, cut = manifest.skipped.get("total", 0), manifest.text.get("cut", 0)
+    counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
+    return [
+        f"{manifest.folder}: {counts}; {skipped} skipped; {cut} captions truncated",
+        "matching settings of a config:",
+        *yaml.safe_dump(_config(manifest), sort_keys=False, allow_unicode=True, width=200).splitlines(),
     ]
-    if image["kind"] == "latents":
-        picture = {"latents": {"vae": image["vae"], "scale": image["scale"]}}
+
+
+def _config(manifest: Manifest) -> dict:
+    """The part of a config that matches a data set."""
+    image = {"channels": manifest.image["channels"], "size": manifest.image["size"]}
+    if manifest.image["kind"] == "latents":
+        image["latents"] = {"vae": manifest.image["vae"], "scale": manifest.image["scale"]}
     else:
-        picture = {"pixel_max": image["pixel_max"]}
-    if text["kind"] == "characters":
-        caption = {"alphabet": text["alphabet"]}
+        image["pixel_max"] = manifest.image["pixel_max"]
+    text = {"length": manifest.text["length"]}
+    if manifest.text["kind"] == "characters":
+        text["alphabet"] = manifest.text["alphabet"]
     else:
-        tokens = {key: text[key] for key in ("kind", "states", "pad", "start", "end")}
-        caption = {"tokenizer": {**tokens, "path": str(manifest.folder / text["file"])}}
-    fits = {
+        text["tokenizer"] = {key: manifest.text[key] for key in ("kind", "states", "pad", "start", "end")}
+        text["tokenizer"]["path"] = str(manifest.folder / manifest.text["file"])
+    return {
         "data": {"name": "packed", "path": str(manifest.folder)},
-        "modalities": {
-            "image": {"channels": image["channels"], "size": image["size"], **picture},
-            "text": {"length": text["length"], **caption},
-        },
+        "modalities": {"image": image, "text": text},
     }
-    lines.append("what a config needs to say about it:")
-    return lines + yaml.safe_dump(fits, sort_keys=False, allow_unicode=True, width=200).splitlines()

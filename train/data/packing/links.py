@@ -1,4 +1,4 @@
-"""A list of links to tar files of pictures, as for the SAM data: download, encode, delete, one tar after the other."""
+"""A list of links to tar files of images, as for the SAM data: each tar is downloaded, encoded and deleted."""
 
 from __future__ import annotations
 
@@ -7,140 +7,146 @@ import re
 import tarfile
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ..packed.shards import members
 from .caption_tables import CaptionIndex
 from .download import download
-from .sources import PICTURES, Job, Raw, Source
+from .sources import IMAGE_SUFFIXES, Job, RawSample, RawSource
 
 
-class Links(Source):
-    """Lines `NAME.tar<tab>URL`; lines that start with # are left out, a first line of column names too.
+class LinkSource(RawSource):
+    """A file of lines `NAME.tar<tab>URL`; a first line of column names and lines that start with # are ignored.
 
-    Each tar becomes a shard (and one of the held-out split), and is deleted once that is written; the next one is
-    fetched meanwhile. Nothing in it is unpacked to disk, so a member cannot be written outside; members that would be
-    are refused. The captions come from elsewhere, by the picture's name without folder and ending.
+    Each tar becomes a shard (and one of the held-out split) and is deleted once that is written; the next tar is
+    downloaded meanwhile. Tars are never unpacked to disk, and members with paths outside the folder are refused.
+    Captions come from a separate table, by the image's file name without folder and suffix.
 
     Raises:
-        ValueError: the list cannot be read, or holds something else.
+        ValueError: the list cannot be read or has other content.
     """
 
     def __init__(self, path: Path, captions: str | None):
         if captions is None:
             raise ValueError(f"{path}: a list of links needs --captions: a table of keys and captions, or a hub id")
-        self.name, self.path, self.source = str(path), path, captions
-        self.links: list[tuple[int, str, str]] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            fields = line.split()
-            if not fields or line.startswith("#"):
-                continue
-            if len(fields) != 2 or urllib.parse.urlsplit(fields[1]).scheme not in ("http", "https"):
-                if number == 0:
-                    continue
-                raise ValueError(f"{path}, line {number + 1}: expected NAME.tar and an http link, got {line[:80]!r}")
-            self.links.append((number, *fields))
-        self.fetching: dict[int, Fetching] = {}
-        if not self.links:
-            raise ValueError(f"{path} holds no links")
+        self.name, self.path, self.caption_source = str(path), path, captions
+        self.links = _read_links(path)
+        self.downloads: dict[int, Download] = {}
 
     def jobs(self, shard_size: int, test_share: float, seed: int) -> list[Job]:
         self.test_share, self.seed = test_share, seed
-        return [
-            Job(
-                number,
-                f"links/{number:05d}-{re.sub(r'[^A-Za-z0-9_-]', '_', Path(name).stem)}",
-                None,
-                (number, name, url),
-            )
-            for number, name, url in self.links
-        ]
+        jobs = []
+        for number, name, url in self.links:
+            safe_name = re.sub(r"[^A-Za-z0-9_-]", "_", Path(name).stem)
+            jobs.append(Job(number, f"links/{number:05d}-{safe_name}", None, (number, name, url)))
+        return jobs
 
     def prepare(self, work: Path, main: bool) -> None:
         super().prepare(work, main)
         database = work / "captions.sqlite"
-        self.index = CaptionIndex.build(self.source, database) if main else CaptionIndex(database)
+        self.index = CaptionIndex.build(self.caption_source, database) if main else CaptionIndex(database)
 
     def captions(self) -> Iterator[str]:
         yield from self.index
 
-    def read(self, job: Job) -> Iterator[Raw]:
+    def read(self, job: Job) -> Iterator[RawSample]:
         number, name, _ = job.rows
         file = self._file(job)
-        self.ahead([job])
-        fetching = self.fetching.pop(job.number)
-        fetching.join()
-        if fetching.error is not None:
-            raise fetching.error
+        self.prefetch([job])
+        pending = self.downloads.pop(job.number)
+        pending.join()
+        if pending.error is not None:
+            raise pending.error
         self.note(name)
         try:
-            with tarfile.open(file) as tar:
-                pictures = (m for m in members(tar, name) if PurePosixPath(m.name).suffix.lower() in PICTURES)
-                for k, member in enumerate(pictures):
-                    key = PurePosixPath(member.name).stem
-                    data = tar.extractfile(member).read()
-                    split = "test" if self._draw(key) < self.test_share else "train"
-                    yield Raw(number * 10**6 + k, split, f"{name}/{member.name}", data, self.index[key], {"key": key})
+            yield from self._read_tar(file, number, name)
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{name}: cut off or not a tar file ({error}); {self._cure(file, number)}") from None
+            raise ValueError(f"{name}: truncated or not a tar file ({error}); {self._remedy(file, number)}") from None
         except ValueError as error:
-            raise ValueError(f"{error}; {self._cure(file, number)}") from None
+            raise ValueError(f"{error}; {self._remedy(file, number)}") from None
 
-    def ahead(self, jobs: list[Job]) -> None:
+    def _read_tar(self, file: Path, number: int, name: str) -> Iterator[RawSample]:
+        with tarfile.open(file) as tar:
+            images = (m for m in members(tar, name) if PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES)
+            for k, member in enumerate(images):
+                key = PurePosixPath(member.name).stem
+                data = tar.extractfile(member).read()
+                split = "test" if self._uniform(key) < self.test_share else "train"
+                where = f"{name}/{member.name}"
+                yield RawSample(number * 10**6 + k, split, where, data, self.index[key], {"key": key})
+
+    def prefetch(self, jobs: list[Job]) -> None:
         for job in jobs:
-            if job.number not in self.fetching:
-                self.fetching[job.number] = Fetching(self._file(job), *job.rows[1:], lambda text: self.note(text))
+            if job.number not in self.downloads:
+                self.downloads[job.number] = Download(self, self._file(job), *job.rows[1:])
 
     def done(self, job: Job) -> None:
         self._file(job).unlink(missing_ok=True)
 
     def close(self) -> None:
-        for fetching in self.fetching.values():
-            fetching.stopped = True
-        for fetching in self.fetching.values():
-            fetching.join()
+        for pending in self.downloads.values():
+            pending.cancelled = True
+        for pending in self.downloads.values():
+            pending.join()
 
     def _file(self, job: Job) -> Path:
         return self.work / "downloads" / f"{job.number:05d}.tar"
 
-    def _cure(self, file: Path, number: int) -> str:
-        return f"delete {file} to fetch it again, or put # before line {number + 1} of {self.path} to leave it out"
+    def _remedy(self, file: Path, number: int) -> str:
+        return f"delete {file} to download it again, or put # before line {number + 1} of {self.path} to leave it out"
 
-    def _draw(self, key: str) -> float:
-        """A number in [0, 1) that belongs to a key."""
+    def _uniform(self, key: str) -> float:
+        """A number in [0, 1), a function of the seed and the key."""
         digest = hashlib.blake2b(f"{self.seed}:{key}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
 
 
-class Fetching(threading.Thread):
-    """The download of one tar in the background; `error` is what went wrong, once it has ended."""
+def _read_links(path: Path) -> list[tuple[int, str, str]]:
+    """(line number from 0, name, url) of each link of a list."""
+    links = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        fields = line.split()
+        if not fields or line.startswith("#"):
+            continue
+        if len(fields) == 2 and urllib.parse.urlsplit(fields[1]).scheme in ("http", "https"):
+            links.append((number, *fields))
+        elif number > 0:  # the first line may hold column names
+            raise ValueError(f"{path}, line {number + 1}: expected NAME.tar and an http link, got {line[:80]!r}")
+    if not links:
+        raise ValueError(f"{path} holds no links")
+    return links
 
-    def __init__(self, file: Path, name: str, url: str, note: Callable[[str], None]):
+
+class Download(threading.Thread):
+    """The download of one tar in a thread that starts at once.
+
+    `error` is the failure, if any, once the thread has ended; setting `cancelled` stops it, and the next run resumes.
+    """
+
+    def __init__(self, source: RawSource, file: Path, name: str, url: str):
         super().__init__(daemon=True)
-        self.file, self.url, self.tar, self.note = file, url, name, note
-        self.error, self.stopped = None, False
+        self.source, self.file, self.tar, self.url = source, file, name, url
+        self.error: Exception | None = None
+        self.cancelled = False
         self.start()
 
     def run(self) -> None:
         try:
             self.file.parent.mkdir(exist_ok=True)
             if not self.file.is_file():
-                download(self.url, self.file, report=self.report)
+                download(self.url, self.file, report=self._report)
         except (ValueError, OSError) as error:
             self.error = error
-        except Stopped:
+        except Cancelled:
             pass
 
-    def report(self, got: int, size: int | None) -> None:
-        if self.stopped:
-            raise Stopped
-        self.note(_amount(self.tar, got, size))
+    def _report(self, received: int, expected: int | None) -> None:
+        if self.cancelled:
+            raise Cancelled
+        amount = f"{received / 2**20:,.0f}" + (f" of {expected / 2**20:,.0f} MiB" if expected else " MiB")
+        self.source.note(f"{self.tar}: {amount}")
 
 
-class Stopped(Exception):
-    """The run ends, and with it a download; what came is kept."""
-
-
-def _amount(name: str, got: int, size: int | None) -> str:
-    return f"{name}: {got / 2**20:,.0f}" + (f" of {size / 2**20:,.0f} MiB" if size else " MiB")
+class Cancelled(Exception):
+    """Ends a download when packing stops; the part received is kept."""

@@ -1,6 +1,7 @@
-"""What `anystate data pack` reads: pictures with captions from an .npz or a folder; see also `tables` and `links`.
+"""What `anystate data pack` reads: images with captions from an .npz or a folder.
 
-A source cuts its samples into jobs, each of which becomes a shard per split, and reads one job at a time.
+Tables are in `caption_tables`, lists of links in `links`. A source divides its samples into jobs, each of which becomes
+one shard per split, and reads one job at a time.
 """
 
 from __future__ import annotations
@@ -15,118 +16,128 @@ from typing import Any
 
 import numpy as np
 
-from ....model.codecs.vae import read_picture
-from ..pairs import extras, read_npz
+from ....model.codecs.vae import read_image
+from ..pairs import check_pairs, extra_arrays, read_npz
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw:
+class RawSample:
     """A sample before encoding.
 
     Args:
-        number: unique over the source; becomes the key.
+        number: unique within the source; becomes the key.
         split: train or test.
-        where: its origin, for messages and the log.
-        picture: uint8 (H, W, C), or the path or bytes of a picture file, or None if it is missing.
-        captions: none is a fault of the sample.
-        labels: kept beside it as JSON.
+        where: its location in the source, for messages and the log.
+        image: uint8 (H, W, C), or the path or bytes of an image file, or None if it is missing.
+        captions: a sample without captions is left out.
+        labels: stored with the sample as JSON.
     """
 
     number: int
     split: str
     where: str
-    picture: np.ndarray | Path | bytes | None
+    image: np.ndarray | Path | bytes | None
     captions: list[str]
     labels: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def pixels(self, channels: int) -> np.ndarray:
-        """uint8 (H, W, channels).
+        """The image as uint8 (H, W, channels).
 
         Raises:
             ValueError: missing, broken, or with another number of channels.
         """
-        if self.picture is None:
-            raise ValueError("picture is missing")
-        if isinstance(self.picture, np.ndarray):
-            pixels = self.picture[..., None] if self.picture.ndim == 2 else self.picture
+        if self.image is None:
+            raise ValueError("image is missing")
+        if isinstance(self.image, np.ndarray):
+            pixels = self.image[..., None] if self.image.ndim == 2 else self.image
             if pixels.ndim != 3 or pixels.shape[2] != channels:
-                raise ValueError(f"picture has shape {self.picture.shape}, not (height, width, {channels})")
+                raise ValueError(f"image has shape {self.image.shape}, not (height, width, {channels})")
             return pixels
-        source = io.BytesIO(self.picture) if isinstance(self.picture, bytes) else self.picture
+        source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
         try:
-            return read_picture(source, channels)
+            return read_image(source, channels)
         except ValueError:
-            raise ValueError("picture is broken") from None
+            raise ValueError("image is broken") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A piece of work: name is unique and stays the same from run to run; rows are what the source makes of it."""
+    """The samples of one shard per split.
+
+    Args:
+        number: of the shard.
+        name: unique, and the same in every run.
+        samples: how many, or None if that is known only after reading them.
+        rows: whatever the source needs to find the samples.
+    """
 
     number: int
     name: str
-    samples: int | None  # None: known only when it is read
+    samples: int | None
     rows: Any = None
 
 
-class Source:
-    """Where samples come from.
-
-    `note` is where a source tells what it is doing; the packer shows it.
-    """
+class RawSource:
+    """Where raw samples come from. `note` shows a short status text to the user; the packer sets it."""
 
     name: str
-    work: Path  # folder for what is needed only while packing, set by `prepare`
+    work: Path  # folder for files needed only while packing, set by `prepare`
     note: Callable[[str], None] = staticmethod(lambda text: None)
 
     def jobs(self, shard_size: int, test_share: float, seed: int) -> list[Job]:
+        """The jobs of the source; `test_share` applies where the source has no split of its own."""
         raise NotImplementedError
 
     def prepare(self, work: Path, main: bool) -> None:
-        """Called before anything is read, on the main rank first and alone."""
+        """Called once before anything is read: first on the main rank alone, then on the others."""
         self.work = work
 
-    def read(self, job: Job) -> Iterator[Raw]:
+    def read(self, job: Job) -> Iterator[RawSample]:
+        """The samples of a job."""
         raise NotImplementedError
 
-    def ahead(self, jobs: list[Job]) -> None:
-        """These jobs come after the one that is read now; a source may begin to fetch what they need."""
+    def prefetch(self, jobs: list[Job]) -> None:
+        """Announces the jobs to be read next; a source may start to download what they need."""
 
     def done(self, job: Job) -> None:
-        """A job is packed; what was kept for it may go."""
+        """Called after a job is packed; its temporary files can be deleted."""
 
     def close(self) -> None:
-        """Packing ends, well or not."""
+        """Called when packing ends, also after an error."""
 
     def captions(self) -> Iterator[str]:
-        """Every caption, to build the vocabulary from."""
+        """Every caption, for building the vocabulary."""
         raise NotImplementedError
 
 
-class Rows(Source):
-    """A source with numbered samples. They are shuffled once, so that every shard is a fair sample of the whole, unless
-    the source can only be read in order."""
+class IndexedSource(RawSource):
+    """A source of numbered samples.
+
+    They are shuffled once, so that every shard is a random subset, unless the source can only be read in order.
+    """
 
     shuffled = True
 
     def splits(self) -> np.ndarray | None:
-        """(N,) words train and test, or None if the source does not say."""
+        """(N,) strings train and test, or None if the source has no split."""
         return None
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def row(self, row: int, split: str) -> Raw:
+    def sample(self, row: int, split: str) -> RawSample:
+        """Sample number `row`."""
         raise NotImplementedError
 
     def jobs(self, shard_size: int, test_share: float, seed: int) -> list[Job]:
         n, split = len(self), self.splits()
         if split is None:
             split = random_split(n, test_share, seed)
-        elif strange := sorted(set(split.tolist()) - {"train", "test"}):
-            raise ValueError(f"{self.name}: split {strange[0]!r}; it must be train or test")
+        unknown = sorted(set(split.tolist()) - {"train", "test"})
+        if unknown:
+            raise ValueError(f"{self.name}: split {unknown[0]!r}; it must be train or test")
         order = np.random.default_rng(seed).permutation(n) if self.shuffled else np.arange(n)
         jobs = []
         for name in ("train", "test"):
@@ -136,38 +147,32 @@ class Rows(Source):
                     jobs.append(Job(k, f"{name}/{k:05d}", len(part), (name, part)))
         return jobs
 
-    def read(self, job: Job) -> Iterator[Raw]:
+    def read(self, job: Job) -> Iterator[RawSample]:
         split, rows = job.rows
         for row in rows.tolist():
-            yield self.row(row, split)
+            yield self.sample(row, split)
 
 
 def random_split(n: int, test_share: float, seed: int) -> np.ndarray:
-    """(N,) words: a share of the rows, drawn by the seed, is test."""
+    """(N,) strings: test for a random `test_share` of the rows, train for the others."""
     split = np.full(n, "train")
-    held = round(n * test_share)
-    split[np.random.default_rng([seed, 1]).permutation(n)[:held]] = "test"
+    n_test = round(n * test_share)
+    split[np.random.default_rng([seed, 1]).permutation(n)[:n_test]] = "test"
     return split
 
 
-class Npz(Rows):
-    """Arrays images (N, H, W[, C]) of whole numbers up to 255, captions (N,) or (N, M), optionally split (N,) with the
-    words train and test; further arrays (N,) are kept as labels."""
+class NpzSource(IndexedSource):
+    """An .npz with arrays `images` (N, H, W[, C]) of integers from 0 to 255 and `captions` (N,) or (N, M).
+
+    An optional array `split` (N,) holds the strings train and test; further arrays (N,) are kept as labels.
+    """
 
     def __init__(self, path: Path):
         self.name = str(path)
         self.arrays = read_npz(path)
-        if missing := [name for name in ("images", "captions") if name not in self.arrays]:
-            raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(self.arrays)}")
-        images, captions = self.arrays["images"], self.arrays["captions"]
-        if len(images) != len(captions):
-            raise ValueError(f"{path}: {len(images)} images but {len(captions)} captions")
-        if images.dtype != np.uint8:
-            whole = images.size and np.array_equal(images, np.clip(images, 0, 255).astype(np.uint8))
-            if not whole:
-                raise ValueError(f"{path}: images of {images.dtype} must hold whole numbers from 0 to 255")
-            self.arrays["images"] = images.astype(np.uint8)
-        self.labels = extras(self.arrays)
+        check_pairs(self.arrays, path)
+        self.arrays["images"] = _as_uint8(self.arrays["images"], path)
+        self.labels = extra_arrays(self.arrays)
 
     def __len__(self) -> int:
         return len(self.arrays["images"])
@@ -175,10 +180,10 @@ class Npz(Rows):
     def splits(self) -> np.ndarray | None:
         return self.arrays.get("split")
 
-    def row(self, row: int, split: str) -> Raw:
+    def sample(self, row: int, split: str) -> RawSample:
         labels = {name: values[row].item() for name, values in self.labels.items()}
         where = f"{Path(self.name).name}:{row}"
-        return Raw(row, split, where, self.arrays["images"][row], self._texts(row), labels)
+        return RawSample(row, split, where, self.arrays["images"][row], self._texts(row), labels)
 
     def captions(self) -> Iterator[str]:
         for row in range(len(self)):
@@ -188,55 +193,69 @@ class Npz(Rows):
         return [str(c) for c in np.atleast_1d(self.arrays["captions"][row])]
 
 
-class Folder(Rows):
-    """Picture files, also in folders below, with captions in one of
+def _as_uint8(images: np.ndarray, path: Path) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images
+    converted = np.clip(images, 0, 255).astype(np.uint8)
+    if not images.size or not np.array_equal(images, converted):
+        raise ValueError(f"{path}: images of {images.dtype} must hold whole numbers from 0 to 255")
+    return converted
 
-    - `NAME.txt` beside each picture, one caption per line;
+
+class FolderSource(IndexedSource):
+    """A folder of image files, at any depth, with captions in one of
+
+    - `NAME.txt` beside each image, one caption per line;
     - `captions.json`: {file: caption or list}, or a list of {"file": …, "caption" or "captions": …, "split": …};
-    - one .csv with a column file (or image, filename) and a column caption (or text); one row per caption; split too.
+    - one .csv with a column file (or image, filename), a column caption (or text), one row per caption, and optionally
+      a column split.
 
-    Folders named train and test at the top are taken for the split.
+    Folders named train and test at the top level define the split.
     """
 
     def __init__(self, path: Path):
         self.name, self.folder = str(path), path
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         self.files = [str(p.relative_to(path)) for p in files]
         if not files:
-            raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)})")
-        tables = sorted(path.glob("*.csv"))
-        self.rows: dict[str, dict] = {}
-        if (path / "captions.json").is_file():
-            self._read_json(path / "captions.json")
-        elif tables:
-            if len(tables) > 1:
-                raise ValueError(f"{path} holds several .csv files ({', '.join(t.name for t in tables)}); leave one")
-            self._read_csv(tables[0])
-        else:
-            self._read_sidecars()
+            raise ValueError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        self.rows: dict[str, dict] = {}  # {file: {"captions": …, "split": …}}
+        self._read_captions()
         if not any(row["captions"] for row in self.rows.values()):
-            raise ValueError(f"{path}: no captions; give NAME.txt beside each picture, captions.json or one .csv")
-        lost = [file for file in self.rows if file not in set(self.files)]
-        self.files += lost  # a caption without its picture: read fails, is counted and named
+            raise ValueError(f"{path}: no captions; give NAME.txt beside each image, captions.json or one .csv")
+        without_image = [file for file in self.rows if file not in set(self.files)]
+        self.files += without_image  # reading them fails, so that they are counted and named
 
     def __len__(self) -> int:
         return len(self.files)
 
     def splits(self) -> np.ndarray | None:
-        told = [self.rows.get(f, {}).get("split") or _top(f) for f in self.files]
-        if not any(told):
+        splits = [self.rows.get(file, {}).get("split") or _top_folder(file) for file in self.files]
+        if not any(splits):
             return None
-        if not all(told):
-            raise ValueError(f"{self.name}: {self.files[told.index(None)]} has no split, others have one")
-        return np.array(told)
+        if not all(splits):
+            raise ValueError(f"{self.name}: {self.files[splits.index(None)]} has no split, others have one")
+        return np.array(splits)
 
-    def row(self, row: int, split: str) -> Raw:
+    def sample(self, row: int, split: str) -> RawSample:
         file = self.files[row]
-        return Raw(row, split, file, self.folder / file, self.rows.get(file, {}).get("captions", []))
+        return RawSample(row, split, file, self.folder / file, self.rows.get(file, {}).get("captions", []))
 
     def captions(self) -> Iterator[str]:
         for row in self.rows.values():
             yield from row["captions"]
+
+    def _read_captions(self) -> None:
+        tables = sorted(self.folder.glob("*.csv"))
+        if (self.folder / "captions.json").is_file():
+            self._read_json(self.folder / "captions.json")
+        elif len(tables) > 1:
+            names = ", ".join(table.name for table in tables)
+            raise ValueError(f"{self.folder} holds several .csv files ({names}); leave one")
+        elif tables:
+            self._read_csv(tables[0])
+        else:
+            self._read_sidecars()
 
     def _add(self, file: str, captions: list[str], split: str | None, where: str) -> None:
         if not isinstance(file, str) or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
@@ -273,19 +292,21 @@ class Folder(Rows):
 
     def _read_sidecars(self) -> None:
         for file in self.files:
-            beside = (self.folder / file).with_suffix(".txt")
-            if beside.is_file():
-                lines = beside.read_text(encoding="utf-8", errors="replace").splitlines()
-                self._add(file, [line for line in lines if line.strip()], None, str(beside))
+            sidecar = (self.folder / file).with_suffix(".txt")
+            if sidecar.is_file():
+                lines = sidecar.read_text(encoding="utf-8", errors="replace").splitlines()
+                self._add(file, [line for line in lines if line.strip()], None, str(sidecar))
 
 
-def _top(file: str) -> str | None:
+def _top_folder(file: str) -> str | None:
+    """The top-level folder of a relative path if it is train or test."""
     top = Path(file).parts[0]
     return top if top in ("train", "test") else None
 
 
-def texts_of(value: Any) -> list[str]:
-    """Captions of one sample, however they are kept: one text, or several."""
+def texts_of(value: str | list | None) -> list[str]:
+    """The captions of one sample from a field that holds one string or several."""
     if value is None:
         return []
-    return [str(c) for c in ([value] if isinstance(value, str) else value) if c is not None]
+    captions = [value] if isinstance(value, str) else value
+    return [str(caption) for caption in captions if caption is not None]

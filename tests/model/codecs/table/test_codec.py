@@ -1,4 +1,4 @@
-"""Tables in and out of tensors: what comes back is what went in, whatever the table."""
+"""Tables to tensors and back: any table round-trips; files are read and completed byte by byte."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
-from anystate.model.codecs.table.codec import Encoding, TableCodec
-from anystate.model.codecs.table.columns import Schema, infer
+from anystate.configs.table import EncodingConfig
+from anystate.model.codecs.table.codec import TableCodec
 from anystate.model.codecs.table.files import fill_csv, parse_csv, read_table, write_table
+from anystate.model.codecs.table.schema import Schema, infer
 
 R = np.random.default_rng(0)
 N = 400
@@ -71,8 +73,8 @@ NASTY = {
 }
 
 
-def codec_of(table: pd.DataFrame, **how) -> TableCodec:
-    return TableCodec.fit(table, infer(table), Encoding(**how))
+def codec_of(table: pd.DataFrame, **settings) -> TableCodec:
+    return TableCodec.fit(table, infer(table), EncodingConfig(**settings))
 
 
 def companion(values: pd.Series) -> pd.DataFrame:
@@ -105,11 +107,11 @@ def test_a_column_comes_back_as_it_was(name):
 
 
 @pytest.mark.parametrize("name", ["wide int", "float", "spiky", "two decimals", "time", "date text"])
-def test_any_score_decodes_into_the_range_of_the_data(name):
+def test_any_z_decodes_into_the_range_of_the_data(name):
     table = companion(NASTY[name])
     codec = codec_of(table)
     tokens = torch.from_numpy(np.stack([R.integers(0, k, 500) for k in codec.states], 1))
-    back = codec.decode(tokens, torch.randn(500, len(codec.numbers)) * 3)
+    back = codec.decode(tokens, torch.randn(500, len(codec.numerical)) * 3)
     column = codec.columns["it"]
     seen, made = column.to_numbers(table["it"]), column.to_numbers(back["it"])
     assert made.min() >= seen.min()
@@ -118,25 +120,25 @@ def test_any_score_decodes_into_the_range_of_the_data(name):
         assert np.allclose(made, np.round(made / column.width) * column.width)
 
 
-def test_scores_of_a_skewed_column_are_normal():
+def test_z_of_a_skewed_column_is_normal():
     table = companion(NASTY["heavy tail"])
-    _, scores = codec_of(table).encode(table)
-    assert abs(scores.mean()) < 0.05
-    assert abs(scores.std() - 1) < 0.05
+    _, z = codec_of(table).encode(table)
+    assert abs(z.mean()) < 0.05
+    assert abs(z.std() - 1) < 0.05
 
 
-@pytest.mark.parametrize("ends", [2.0, 6.0])
-def test_drawn_numbers_reach_the_ends_as_often_as_asked(ends):
-    """Of normal scores, 50 tables' worth at once; scores of cells that are known come back as they are."""
+@pytest.mark.parametrize("tail_rows", [2.0, 6.0])
+def test_generated_numbers_reach_both_ends_as_often_as_configured(tail_rows):
+    """Of standard normal z, 50 tables at once; an encoded table is not changed."""
     n = 1000
     table = companion(pd.Series(np.exp(R.standard_normal(n))))
-    codec = codec_of(table, ends=ends)
-    drawn = codec.columns["it"].quantiles.stretch(torch.from_numpy(R.standard_normal((50 * n, 1))))
+    codec = codec_of(table, tail_rows=tail_rows)
+    drawn = codec.columns["it"].quantiles.clip_tails(torch.from_numpy(R.standard_normal((50 * n, 1))))
     back = codec.decode(torch.zeros(50 * n, 1, dtype=torch.int64), drawn)["it"]
     for end in (table["it"].min(), table["it"].max()):
-        assert 50 * ends == pytest.approx((back == end).sum(), abs=4 * (50 * ends) ** 0.5)
-    known = codec.decode(*codec.encode(table))["it"]
-    assert (known == table["it"].max()).sum() == 1
+        assert 50 * tail_rows == pytest.approx((back == end).sum(), abs=4 * (50 * tail_rows) ** 0.5)
+    encoded = codec.decode(*codec.encode(table))["it"]
+    assert (encoded == table["it"].max()).sum() == 1
 
 
 def test_kinds_are_inferred():
@@ -166,21 +168,21 @@ def test_schema_goes_through_yaml_and_edits_count(tmp_path):
     assert Schema.load(tmp_path / "s.yaml") == schema
     column = next(c for c in schema.columns if c.name == "id")
     column.kind = "integer"
-    assert "id" in TableCodec.fit(table, schema, Encoding()).numbers
+    assert "id" in TableCodec.fit(table, schema, EncodingConfig()).numerical
 
 
 def test_frequent_values_are_split_off():
     codec = codec_of(companion(pd.Series(np.where(R.random(5000) < 0.92, 0, R.integers(1, 10**5, 5000)))))
     assert codec.columns["it"].states == [["regular"], ["v", 0.0]]
     table = companion(pd.Series(R.integers(0, 100, 5000)))
-    assert codec_of(table).numbers == []
-    assert codec_of(table, discrete=0).numbers == ["it"]
+    assert codec_of(table).numerical == []
+    assert codec_of(table, max_discrete_values=0).numerical == ["it"]
 
 
 def test_rare_categories_are_pooled_and_come_back_by_frequency():
     values = pd.Series([f"c{i}" for i in range(1000) for _ in range(1 + (i < 20) * 50)])
     table = companion(values)
-    codec = codec_of(table, most=64)
+    codec = codec_of(table, max_categories=64)
     assert len(codec.columns["it"].states) == 64
     back = codec.decode(*codec.encode(table))
     common = values.isin([f"c{i}" for i in range(20)])
@@ -189,7 +191,7 @@ def test_rare_categories_are_pooled_and_come_back_by_frequency():
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
+    ("table", "message"),
     [
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "'a' occurs more than once"),
         (pd.DataFrame({"a": []}), "0 rows"),
@@ -200,8 +202,8 @@ def test_rare_categories_are_pooled_and_come_back_by_frequency():
         (pd.DataFrame({"a": [f"k{i}" for i in range(30)]}), "nothing to model"),
     ],
 )
-def test_tables_that_cannot_be_modelled_say_why(table, words):
-    with pytest.raises(ValueError, match=words):
+def test_tables_that_cannot_be_modelled_say_why(table, message):
+    with pytest.raises(ValueError, match=message):
         codec_of(table)
 
 
@@ -210,9 +212,74 @@ def test_a_schema_that_does_not_fit_names_the_column():
     schema = infer(table)
     schema.columns[0].kind = "continuous"
     with pytest.raises(ValueError, match=r"'a'.*not a number"):
-        TableCodec.fit(table, schema, Encoding())
+        TableCodec.fit(table, schema, EncodingConfig())
     with pytest.raises(ValueError, match="'a' is missing; the table has c, b"):
         codec_of(table).encode(table.rename(columns={"a": "c"}))
+
+
+LISTS = {"numerical": ["age", "height"], "categorical": ["sex"], "target": "income", "task": "binclass"}
+
+
+def people(n: int = 100) -> pd.DataFrame:
+    r = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"sex": r.choice(["f", "m"], n), "age": r.integers(18, 60, n), "note": "", "height": r.normal(170, 9, n),
+         "income": r.integers(0, 2, n)}
+    )  # fmt: skip
+
+
+def test_a_schema_may_list_numerical_and_categorical_columns():
+    """As in schema.yaml of the published data sets: kinds and dtypes come from the table."""
+    lists = Schema.load({**LISTS, "columns": ["sex", "age", "height", "income"], "levels": {"sex": ["f", "m"]}})
+    assert lists.text_columns == ["sex", "income"]
+    assert lists.roles() == (["age", "height"], ["sex"])
+    schema = infer(people(), lists)
+    assert {c.name: c.kind for c in schema.columns} == {
+        "sex": "categorical", "age": "integer", "height": "continuous", "income": "categorical"
+    }  # fmt: skip
+    assert list(schema.roles()) == list(lists.roles())
+    assert list(TableCodec.fit(people(), schema, EncodingConfig()).columns) == ["sex", "age", "height", "income"]
+    assert Schema.load(yaml.safe_load(schema.dump())) == schema
+    assert infer(people(), Schema(target="income")).columns == infer(people()).columns
+    only_kind = infer(people(), Schema(columns=[{"name": "age", "kind": "continuous"}]))
+    assert [c.name for c in only_kind.columns] == ["age"]
+    assert only_kind.columns[0].dtype == "int64"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("numerical: [age]\nkind: x", "unknown key 'kind'"),
+        ("columns: [{name: age, kinds: integer}]", "unknown key 'columns.0.kinds'"),
+        ("columns: [{name: age, kind: sort of}]", "columns.0.kind: "),
+        ("task: ranking", "task: "),
+        ("columns: [{name: age, kind: categorical}]\nnumerical: [age]", "'age' is listed as numerical, but its kind"),
+        ("- age", "a schema is a mapping"),
+        ("", "a schema is a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_schema_names_file_and_key(tmp_path, content, message):
+    file = tmp_path / "schema.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        Schema.load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_cells_of_a_csv():
+    """Empty cells, NaN and nan are missing in every column; "NA" and the like only among numbers."""
+    table = parse_csv("x,k,e,f,n\n1,None,,True,NaN\nNA,a,,,\n 2.5,NA,NaN,False,b\n", "t.csv")
+    assert table["k"].tolist() == ["None", "a", "NA"]
+    assert table["x"].isna().tolist() == [False, True, False]
+    assert table["x"].tolist()[2] == 2.5
+    assert table["e"].isna().all()
+    assert table["e"].dtype == "float64"
+    assert table["f"].isna().tolist() == [False, True, False]
+    assert table["n"].isna().tolist() == [True, True, False]
+    assert parse_csv("x\n1\n2\n", "t.csv", text_columns=["x"])["x"].tolist() == ["1", "2"]
 
 
 CSV = 'id,"a, b",c,día,e\r\n007,"x ""y""",1.50,2020-01-31,\r\n008,,,,1\r\n\r\n009,"z\nz",-2,2020-02-29,3'
@@ -233,7 +300,7 @@ def test_csv_keeps_spellings_and_fills_only_empty_cells():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("a,b\n1,2\n3\n", "row 2 has 1 fields, the header 2"),
         ("a,a\n1,2\n", "'a' occurs more than once"),
@@ -244,8 +311,8 @@ def test_csv_keeps_spellings_and_fills_only_empty_cells():
         ("", "is empty"),
     ],
 )
-def test_malformed_csv_says_where(text, words):
-    with pytest.raises(ValueError, match=words):
+def test_malformed_csv_says_where(text, message):
+    with pytest.raises(ValueError, match=message):
         parse_csv(text, "t.csv")
 
 

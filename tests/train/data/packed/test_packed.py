@@ -1,4 +1,4 @@
-"""Loading packed data: both back ends give the same batches, each a function of (seed, step, rows) alone."""
+"""Packed data: both readers give the same batches, which are functions of (seed, step, rows) alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOADERS = [
 
 
 def rows_of(batch) -> list[int]:
-    """The rows whose pictures are in a batch: the first channel tells."""
+    """The row numbers of the images of a batch, from their first channel."""
     return ((batch["image"][:, 0, 0, 0] + 1.0) * 127.5).round().long().tolist()
 
 
@@ -46,7 +46,7 @@ def load(packed):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_batches_hold_pictures_with_their_captions_and_every_epoch_all_of_them(load, loader, packed):
+def test_every_epoch_holds_every_image_with_its_caption(load, loader, packed):
     data = load(loader)
     text = Manifest.load(packed).text
     codec = CharCodec(text["alphabet"], text["length"])
@@ -70,8 +70,8 @@ def test_batches_hold_pictures_with_their_captions_and_every_epoch_all_of_them(l
 
 @pytest.mark.skipif(not readers.installed("nvidia.dali"), reason="DALI is not installed")
 @pytest.mark.parametrize("flip", [False, True])
-def test_both_back_ends_give_the_same_batches(load, flip):
-    """Batches of 16 span epochs; 30 of them span several plans of the reader, here cut short."""
+def test_both_readers_give_the_same_batches(load, flip):
+    """Batches of 16 span epochs, and 30 of them span several plans of the reader."""
     dali, plain = load("dali", flip=flip), load("webdataset", flip=flip)
     for step in range(30):
         a, b = (data.batch(5, step, range(16), 16) for data in (dali, plain))
@@ -80,9 +80,9 @@ def test_both_back_ends_give_the_same_batches(load, flip):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_plans_end_anywhere_without_a_trace(load, loader, monkeypatch):
+def test_batches_do_not_depend_on_the_plan_length(load, loader, monkeypatch):
     whole = [load(loader).batch(2, step, range(8), 8) for step in range(9)]
-    monkeypatch.setattr(module, "HORIZON", 16)
+    monkeypatch.setattr(module, "MAX_PLAN_SAMPLES", 16)
     data = load(loader)
     for step, expected in enumerate(whole):
         assert torch.equal(data.batch(2, step, range(8), 8)["image"], expected["image"])
@@ -101,14 +101,14 @@ def test_ranks_and_resuming_see_the_same_data(load, loader):
         assert torch.equal(again.batch(9, step, range(12), 12)["image"], expected[step]["image"])
 
 
-def test_parts_of_one_batch_are_read_side_by_side(load):
-    """Gradient accumulation asks for several rows of each step in turn; no stream is started anew for it."""
+def test_parts_of_one_batch_have_separate_prefetchers(load):
+    """Gradient accumulation reads several parts of each step alternately, without new prefetchers."""
     data = load()
     data.batch(0, 0, range(3), 6), data.batch(0, 0, range(3, 6), 6)
-    streams = list(data.streams.values())
+    prefetchers = list(data.prefetchers.values())
     for step in (1, 2, 3):
         data.batch(0, step, range(3), 6), data.batch(0, step, range(3, 6), 6)
-    assert list(data.streams.values()) == streams
+    assert list(data.prefetchers.values()) == prefetchers
 
 
 def test_seeds_differ(load):
@@ -118,8 +118,8 @@ def test_seeds_differ(load):
 
 def test_flip_mirrors_about_half(load, tmp_path):
     writer = ShardWriter(tmp_path, "train/00000.tar")
-    picture = np.broadcast_to(np.array([0, 0, 255, 255], np.uint8)[None, :, None], (4, 4, 1))
-    writer.add("0", picture, np.ones((1, 2), np.int32), {"captions": ["x"]})
+    image = np.broadcast_to(np.array([0, 0, 255, 255], np.uint8)[None, :, None], (4, 4, 1))
+    writer.add("0", image, np.ones((1, 2), np.int32), {"captions": ["x"]})
     one_shard(tmp_path, writer.close(), {"kind": "pixels", "channels": 1, "size": 4, "pixel_max": 255.0})
     x = load(folder=tmp_path, flip=True).batch(0, 0, range(400), 400)["image"]
     mirrored = x[:, 0, 0, 0] == 1.0
@@ -145,7 +145,7 @@ def latents(tmp_path):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_latents_are_drawn_anew_each_time_with_their_mean_and_deviation(load, latents, loader):
+def test_latents_are_sampled_with_their_mean_and_deviation(load, latents, loader):
     folder, stored = latents
     data = load(loader, folder=folder)
     x = data.batch(3, 0, range(600), 600)["image"]
@@ -220,7 +220,7 @@ def test_order_of_an_epoch_goes_shard_by_shard():
         ]
 
 
-# What is wrong is named
+# Errors
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def edit(folder, change):
 def test_truncated_shard(load, copy, loader):
     tar = copy / "train/00002.tar"
     tar.write_bytes(tar.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"train/00002.tar is cut off"):
+    with pytest.raises(ValueError, match=r"train/00002.tar is truncated"):
         [load(loader, folder=copy).batch(0, step, range(20), 20) for step in range(3)]
 
 
@@ -264,29 +264,29 @@ def test_missing_shard(load, copy):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.tar", "/etc/passwd"])
-def test_a_description_that_leads_out_of_the_folder(copy, name):
+def test_manifest_with_a_path_outside_the_folder(copy, name):
     edit(copy, lambda raw: raw["splits"]["train"]["shards"][0].update(file=name))
     with pytest.raises(ValueError, match="leads out"):
         Packed(copy)
 
 
-def test_a_description_whose_tokenizer_leads_out_of_the_folder(copy):
+def test_manifest_with_a_tokenizer_outside_the_folder(copy):
     edit(copy, lambda raw: raw["text"].update(file="../tokenizer.json"))
     with pytest.raises(ValueError, match="leads out"):
         Packed(copy)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda raw: raw.update(version=7), "version 7"),
         (lambda raw: raw.pop("image"), "not a readable description"),
         (lambda raw: raw["splits"].pop("train"), "no split 'train'"),
     ],
 )
-def test_descriptions_that_do_not_fit(copy, change, words):
+def test_invalid_manifests(copy, change, message):
     edit(copy, change)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         Packed(copy)
 
 
@@ -305,12 +305,12 @@ FAULTS = {
     "token": ((GOOD[0], np.full((1, 2), 3, np.int32)), "token 3 is beyond the vocabulary of 3"),
     "shape": ((np.zeros((3, 2, 1), np.uint8), GOOD[1]), r"shape \(3, 2, 1\)"),
     "length": ((GOOD[0], np.ones((1, 3), np.int32)), r"tokens have shape \(1, 3\)"),
-    "broken": (None, "picture cannot be read"),
+    "broken": (None, "image cannot be read"),
 }
 
 
 def with_fault(folder, fault, n=20):
-    """n samples of which number 7 is bad."""
+    """n good samples and a bad one after the seventh."""
     writer = ShardWriter(folder, "train/00000.tar")
     for key in range(n):
         writer.add(f"{key:03d}", np.full((2, 2, 1), key, np.uint8), GOOD[1], {"captions": ["a"]})
@@ -328,22 +328,22 @@ def with_fault(folder, fault, n=20):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_sample_costs_one_sample(load, tmp_path, fault):
+def test_a_bad_sample_is_replaced(load, tmp_path, fault):
     folder, log = with_fault(tmp_path, fault), tmp_path / "log/bad.jsonl"
-    streams = [load(loader, folder=folder, checksums=False, log=log) for loader in ("auto", "webdataset")]
+    both = [load(loader, folder=folder, checksums=False, log=log) for loader in ("auto", "webdataset")]
     seen = []
     for step in range(12):  # four epochs of 21
-        a, b = (data.batch(0, step, range(7), 7) for data in streams)
+        a, b = (data.batch(0, step, range(7), 7) for data in both)
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["text"], b["text"])
         seen += ((a["image"][:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
     counts = np.bincount(seen, minlength=20)
-    assert counts[7] == 8  # the next one takes its place
+    assert counts[7] == 8  # number 7 replaces the bad sample
     assert (np.delete(counts, 7) == 4).all()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 2  # one of each stream
+    assert len(lines) == 2  # one of each reader
     assert lines[0]["sample"].endswith("00000.tar: bad")
-    assert [len(data.bad) for data in streams] == [1, 1]
+    assert [len(data.bad) for data in both] == [1, 1]
     with pytest.raises(ValueError, match=FAULTS[fault][1]) as error:
         load(folder=folder, checksums=False, bad_share=0.0).batch(0, 0, range(21), 21)
     assert "00000.tar: bad" in str(error.value)

@@ -1,4 +1,4 @@
-"""A list of links to tars: downloaded, resumed, encoded, deleted; and nothing hostile in them gets out."""
+"""Lists of links to tars: download, resuming, encoding and deletion, and refusal of malicious tars."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from anystate.train.data.packing.open import open_source
 from anystate.train.data.packing.pack import Settings, pack
 
 
-def picture(k: int) -> bytes:
+def png(k: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4, 3), k, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def tar_of(numbers, *members) -> bytes:
-    """A tar of pictures sa_K.png with a .json beside each, as in SAM, and further members."""
+    """A tar of images sa_K.png with a .json beside each, as in SAM, and further members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for k in numbers:
-            for name, data in ((f"./sa_{k}.png", picture(k)), (f"./sa_{k}.json", b"{}")):
+            for name, data in ((f"./sa_{k}.png", png(k)), (f"./sa_{k}.json", b"{}")):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
@@ -37,12 +37,12 @@ def tar_of(numbers, *members) -> bytes:
 
 @pytest.fixture
 def work(tmp_path, server):
-    """Three tars of 20 pictures each, their list and their captions."""
+    """Three tars of 20 images each, their list and their captions."""
     for t in range(3):
         server.files[f"sa_{t}.tar"] = tar_of(range(20 * t, 20 * t + 20))
     lines = ["file_name\tcdn_link", *(f"sa_{t}.tar\t{server.url}/sa_{t}.tar" for t in range(3))]
     (tmp_path / "links.tsv").write_text("\n".join(lines) + "\n")
-    captions = [{"__key__": f"images/sa_{k}", "txt": f"picture {k}"} for k in range(60)]
+    captions = [{"__key__": f"images/sa_{k}", "txt": f"image {k}"} for k in range(60)]
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(c) for c in captions))
     return tmp_path
 
@@ -60,21 +60,21 @@ def check_all_there(work):
     pairs = pairs_of(work)
     numbers = [int(key.split("_")[1]) for key in pairs.meta["key"].tolist()]
     assert sorted(numbers) == list(range(60))
-    assert pairs.texts == [[f"picture {k}"] for k in numbers]
+    assert pairs.texts == [[f"image {k}"] for k in numbers]
     assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
     left = list((work / "set").rglob("*.tar"))
     assert sorted(str(p.relative_to(work / "set")) for p in left) == [f"train/0000{k}.tar" for k in (1, 2, 3)]
 
 
-def test_links_become_one_shard_each_and_the_originals_go(work, server):
+def test_links_become_one_shard_each_and_the_tars_are_deleted(work, server):
     run(work)
     check_all_there(work)
-    asked = len(server.seen)
+    requests = len(server.seen)
     run(work)
-    assert len(server.seen) == asked
+    assert len(server.seen) == requests
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(work, server):
+def test_an_interrupted_download_is_resumed(work, server):
     half = len(server.files["sa_1.tar"]) // 2
     server.broken["sa_1.tar"] = [half, half // 2]
     run(work)
@@ -83,7 +83,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(work, server):
     assert ranges == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
 
 
-def test_a_download_that_keeps_breaking_off_is_resumed_by_the_next_run(work, server):
+def test_the_next_run_resumes_a_failed_download(work, server):
     server.broken["sa_1.tar"] = [1000] * 4
     with pytest.raises(ValueError, match=r"sa_1.tar broke off after \d+ of \d+ bytes; run again"):
         run(work)
@@ -91,7 +91,7 @@ def test_a_download_that_keeps_breaking_off_is_resumed_by_the_next_run(work, ser
     run(work)
     ranges = [r for name, r in server.seen[before:] if name == "sa_1.tar"]
     assert "sa_0.tar" not in [name for name, _ in server.seen[before:]]  # it is done
-    assert ranges[0].startswith("bytes=")  # this one goes on
+    assert ranges[0].startswith("bytes=")  # it is resumed
     check_all_there(work)
 
 
@@ -117,7 +117,7 @@ def file(name):
 
 
 @pytest.mark.parametrize(
-    ("member", "words"),
+    ("member", "message"),
     [
         (file("../outside.png"), "'../outside.png' leads out"),
         (file("a/../../outside.png"), "leads out"),
@@ -128,25 +128,25 @@ def file(name):
         (link("x.png", tarfile.FIFOTYPE, ""), "not a regular file"),
     ],
 )
-def test_hostile_members_are_refused_and_nothing_is_written_outside(work, server, member, words):
+def test_malicious_members_are_refused(work, server, member, message):
     server.files["sa_1.tar"] = tar_of(range(20, 40), member)
     before = {p for p in work.parent.rglob("*") if work / "set" not in p.parents}
     with pytest.raises(ValueError, match="refused, member") as error:
         run(work)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert "sa_1.tar" in str(error.value)
     assert {p for p in work.parent.rglob("*") if work / "set" not in p.parents} - before == {work / "set"}
     assert not list((work / "set").rglob("*outside*"))
     assert not (work / "set/train/00002.tar").exists()
 
 
-def test_a_tar_that_is_cut_off(work, server):
+def test_a_truncated_tar(work, server):
     server.files["sa_1.tar"] = server.files["sa_1.tar"][:3000]
-    with pytest.raises(ValueError, match=r"sa_1.tar: cut off or not a tar file"):
+    with pytest.raises(ValueError, match=r"sa_1.tar: truncated or not a tar file"):
         run(work)
 
 
-def test_pictures_without_a_caption_are_counted(work):
+def test_images_without_a_caption_are_counted(work):
     lines = (work / "captions.jsonl").read_text().splitlines()
     (work / "captions.jsonl").write_text("\n".join(lines[4:]))
     with pytest.raises(ValueError, match=r"4 of 20 samples cannot be used"):
@@ -163,16 +163,16 @@ def test_held_out_share_is_drawn_by_key(work):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("a.tar\thttp://x/a.tar\nb.tar ftp://x/b.tar\n", "line 2: expected NAME.tar and an http link"),
         ("a.tar\thttp://x/a.tar\nb.tar file:///etc/passwd\n", "line 2"),
         ("# nothing\n", "no links"),
     ],
 )
-def test_lists_that_cannot_be_used(tmp_path, content, words):
+def test_lists_that_cannot_be_used(tmp_path, content, message):
     (tmp_path / "links.tsv").write_text(content)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         open_source(str(tmp_path / "links.tsv"), "captions.csv")
 
 

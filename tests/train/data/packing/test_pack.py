@@ -1,4 +1,4 @@
-"""Packing: every source, what is skipped, what resumes, and what other tools see in the shards."""
+"""Packing: all sources, skipped samples, resuming, and compatibility of the shards with other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anystate.model.codecs.vae import LatentCodec, center_crop
 from anystate.tests.train.data.conftest import arrays
 from anystate.train.data.packed.packed import Packed
 from anystate.train.data.packed.shards import Manifest, read_npy
-from anystate.train.data.packing import pack as module
+from anystate.train.data.packing import packer
 from anystate.train.data.packing.open import open_source
 from anystate.train.data.packing.pack import Settings, pack
 
@@ -85,8 +85,13 @@ def test_packing_again_does_only_what_is_missing(source, tmp_path, monkeypatch):
     times = {p: p.stat().st_mtime_ns for p in (out / "train").iterdir()}
     (out / "train/00002.tar").unlink()
     work = []
-    real = module._run
-    monkeypatch.setattr(module, "_run", lambda job, *rest: work.append(job.name) or real(job, *rest))
+    real = packer.Packer._pack_job
+
+    def record(self, job, *args):
+        work.append(job.name)
+        return real(self, job, *args)
+
+    monkeypatch.setattr(packer.Packer, "_pack_job", record)
     packed_of(source, out, settings)
     assert work == ["train/00002"]
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
@@ -95,7 +100,7 @@ def test_packing_again_does_only_what_is_missing(source, tmp_path, monkeypatch):
 
 def test_a_killed_run_goes_on_and_leaves_no_half_shard(source, tmp_path, monkeypatch):
     out, settings = tmp_path / "set", Settings(shard_size=16)
-    real, calls = module.encode_captions, []
+    real, calls = packer.encode_captions, []
 
     def dies(*args):
         calls.append(0)
@@ -103,7 +108,7 @@ def test_a_killed_run_goes_on_and_leaves_no_half_shard(source, tmp_path, monkeyp
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "encode_captions", dies)
+    monkeypatch.setattr(packer, "encode_captions", dies)
     with pytest.raises(KeyboardInterrupt):
         packed_of(source, out, settings)
     assert sorted(p.name for p in (out / "train").iterdir()) == ["00000.idx", "00000.tar", "00001.idx", "00001.tar"]
@@ -164,14 +169,14 @@ def test_latents_and_clip_tokens_through_the_command_line(call, source, vae, cli
     pairs = data.pairs()
     number = int(pairs.meta["number"][0])
     codec = LatentCodec(str(vae), 0.5, 4, 4, "cpu")
-    picture = center_crop(arrays()["images"][number], 8)[None]
-    mean, std = codec.moments(picture)
+    image = center_crop(arrays()["images"][number], 8)[None]
+    mean, std = codec.moments(image)
     assert np.allclose(pairs.images[0], mean[0] * 0.5, atol=1e-3)  # stored in half precision
     stored = data.shards.read(0, 0)[0]
     assert stored.dtype == np.float16
     assert np.allclose(stored, np.concatenate([mean[0], std[0]]), atol=1e-3)
     tokens = TokenizerCodec(out / "tokenizer.json", about.text["length"], 76, 75, 74, 75)
-    shown = [c.replace(" ", "") for c in tokens.decode(pairs.captions[:, 0])]  # CLIP sets digits apart
+    shown = [c.replace(" ", "") for c in tokens.decode(pairs.captions[:, 0])]  # CLIP separates digits
     assert shown == [t[0].replace(" ", "") for t in pairs.texts]
     both = torch.cat([pairs.images, Packed(out, "test", loader="webdataset").pairs().images])
     assert about.image["mean"] == pytest.approx(both.mean((0, 2, 3)).tolist(), abs=1e-3)
@@ -197,13 +202,13 @@ def test_a_clip_tokenizer_that_is_none(source, tmp_path):
         packed_of(source, tmp_path / "set", Settings(text="clip", tokenizer=str(tmp_path / "tokenizer.json")))
 
 
-# Folders of pictures
+# Folders of images
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eight pictures of 6×4 pixels: a white square of 4×4 between a black column on each side."""
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path):
+    """Eight images of 6×4 pixels: a bright square of 4×4 between a black column on each side."""
+    folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = np.zeros((4, 6, 3), np.uint8)
     for k in range(8):
@@ -218,15 +223,15 @@ def name(k):
 
 def sidecars(folder):
     for k in range(8):
-        (folder / name(k)).with_suffix(".txt").write_text(f"picture {k}\n\nnumber {k}\n")
+        (folder / name(k)).with_suffix(".txt").write_text(f"image {k}\n\nnumber {k}\n")
 
 
 def captions_json(folder):
-    (folder / "captions.json").write_text(json.dumps({name(k): [f"picture {k}", f"number {k}"] for k in range(8)}))
+    (folder / "captions.json").write_text(json.dumps({name(k): [f"image {k}", f"number {k}"] for k in range(8)}))
 
 
 def captions_list(folder):
-    entries = [{"file": name(k), "captions": [f"picture {k}", f"number {k}"]} for k in range(8)]
+    entries = [{"file": name(k), "captions": [f"image {k}", f"number {k}"]} for k in range(8)]
     (folder / "captions.json").write_text(json.dumps(entries))
 
 
@@ -235,42 +240,42 @@ def captions_csv(folder):
         table = csv.writer(stream)
         table.writerow(["file", "caption"])
         for k in range(8):
-            table.writerows([[name(k), f"picture {k}"], [name(k), f"number {k}"]])
+            table.writerows([[name(k), f"image {k}"], [name(k), f"number {k}"]])
 
 
 @pytest.mark.parametrize("write", [sidecars, captions_json, captions_list, captions_csv])
-def test_a_folder_of_pictures(pictures, tmp_path, write):
-    write(pictures)
-    packed_of(pictures, tmp_path / "set")
+def test_a_folder_of_images(image_folder, tmp_path, write):
+    write(image_folder)
+    packed_of(image_folder, tmp_path / "set")
     pairs = pairs_of(tmp_path / "set")
     assert pairs.images.shape == (8, 3, 4, 4)
     for k, texts, x in zip(pairs.meta["source"], pairs.texts, pairs.images, strict=True):
         number = int(k[-5])
-        assert texts == [f"picture {number}", f"number {number}"]
+        assert texts == [f"image {number}", f"number {number}"]
         assert np.allclose(x, (255 - number) / 127.5 - 1.0)  # the middle, without the black columns
     assert pairs.captions.shape[1] == 2
 
 
-def test_folders_named_train_and_test_are_the_split(pictures, tmp_path):
-    sidecars(pictures)
+def test_folders_named_train_and_test_are_the_split(image_folder, tmp_path):
+    sidecars(image_folder)
     for split, keep in (("train", range(6)), ("test", range(6, 8))):
-        (pictures / split).mkdir()
+        (image_folder / split).mkdir()
         for k in keep:
             for suffix in (".png", ".txt"):
-                file = (pictures / name(k)).with_suffix(suffix)
-                file.rename(pictures / split / file.name)
-    manifest = packed_of(pictures, tmp_path / "set")
+                file = (image_folder / name(k)).with_suffix(suffix)
+                file.rename(image_folder / split / file.name)
+    manifest = packed_of(image_folder, tmp_path / "set")
     assert {s: manifest.samples(s) for s in manifest.splits} == {"train": 6, "test": 2}
 
 
-def test_faults_of_a_folder_are_skipped_counted_and_named(call, refused, pictures, tmp_path, capsys):
-    sidecars(pictures)
-    (pictures / "p0.png").write_bytes(b"not a picture")
-    data = (pictures / "p2.png").read_bytes()
-    (pictures / "p2.png").write_bytes(data[: len(data) // 2])
-    (pictures / "sub/p1.txt").unlink()
-    (pictures / "sub/p3.txt").write_text(" \n")
-    args = ("data", "pack", pictures, "--out", tmp_path / "set", "--size", 4)
+def test_faults_of_a_folder_are_skipped_counted_and_named(call, refused, image_folder, tmp_path, capsys):
+    sidecars(image_folder)
+    (image_folder / "p0.png").write_bytes(b"not an image")
+    data = (image_folder / "p2.png").read_bytes()
+    (image_folder / "p2.png").write_bytes(data[: len(data) // 2])
+    (image_folder / "sub/p1.txt").unlink()
+    (image_folder / "sub/p3.txt").write_text(" \n")
+    args = ("data", "pack", image_folder, "--out", tmp_path / "set", "--size", 4)
     error = refused(*args)
     assert "2 of 8 samples cannot be used, more than --bad-share 0.01 allows" in error
     assert "skipped.jsonl" in error
@@ -278,42 +283,42 @@ def test_faults_of_a_folder_are_skipped_counted_and_named(call, refused, picture
     assert "4 train; 4 skipped" in capsys.readouterr().out
     skipped = [json.loads(line) for line in (tmp_path / "set/skipped.jsonl").read_text().splitlines()]
     assert {e["sample"]: e["reason"] for e in skipped} == {
-        "p0.png": "picture is broken",
-        "p2.png": "picture is broken",
+        "p0.png": "image is broken",
+        "p2.png": "image is broken",
         "sub/p1.png": "caption is missing or empty",
         "sub/p3.png": "caption is missing or empty",
     }
     assert Manifest.load(tmp_path / "set").skipped == {
-        "total": 4, "picture is broken": 2, "caption is missing or empty": 2
+        "total": 4, "image is broken": 2, "caption is missing or empty": 2
     }  # fmt: skip
 
 
-def test_one_bad_picture_stops_nothing(pictures, tmp_path):
-    captions_json(pictures)
-    (pictures / "p4.png").unlink()
-    assert packed_of(pictures, tmp_path / "set").skipped == {"total": 1, "picture is broken": 1}
+def test_one_bad_image_is_always_allowed(image_folder, tmp_path):
+    captions_json(image_folder)
+    (image_folder / "p4.png").unlink()
+    assert packed_of(image_folder, tmp_path / "set").skipped == {"total": 1, "image is broken": 1}
 
 
 @pytest.mark.parametrize(
-    ("write", "words"),
+    ("write", "message"),
     [
         (lambda folder: None, "no captions; give NAME.txt"),
         (lambda folder: (folder / "captions.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "captions.json").write_text('["p0.png"]'), "entries with file and caption"),
         (lambda folder: (folder / "captions.json").write_text('{"../x.png": "a"}'), "leads out"),
         (lambda folder: (folder / "captions.json").write_text('{"/x.png": "a"}'), "leads out"),
-        (lambda folder: (folder / "a.csv").write_text("name,words\n"), "needs columns file and caption"),
+        (lambda folder: (folder / "a.csv").write_text("name,title\n"), "needs columns file and caption"),
         (lambda folder: [(folder / n).write_text("file,caption\n") for n in ("a.csv", "b.csv")], "several .csv"),
     ],
 )
-def test_folders_that_cannot_be_packed(pictures, tmp_path, write, words):
-    write(pictures)
-    with pytest.raises(ValueError, match=words):
-        packed_of(pictures, tmp_path / "set")
+def test_folders_that_cannot_be_packed(image_folder, tmp_path, write, message):
+    write(image_folder)
+    with pytest.raises(ValueError, match=message):
+        packed_of(image_folder, tmp_path / "set")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda a: a.pop("captions"), "no array 'captions'"),
         (lambda a: a.update(captions=a["captions"][:5]), "70 images but 5 captions"),
@@ -321,15 +326,15 @@ def test_folders_that_cannot_be_packed(pictures, tmp_path, write, words):
         (lambda a: a.update(split=np.full(70, "dev")), "split 'dev'"),
     ],
 )
-def test_npz_files_that_cannot_be_packed(tmp_path, change, words):
+def test_npz_files_that_cannot_be_packed(tmp_path, change, message):
     content = arrays()
     change(content)
     np.savez(tmp_path / "x.npz", **content)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         packed_of(tmp_path / "x.npz", tmp_path / "set")
 
 
-def test_a_character_beyond_the_alphabet_costs_its_sample(tmp_path):
+def test_a_sample_with_a_character_outside_the_alphabet_is_skipped(tmp_path):
     content = arrays()
     content["captions"][3] = "ünknown"
     np.savez(tmp_path / "x.npz", **content)
@@ -339,7 +344,7 @@ def test_a_character_beyond_the_alphabet_costs_its_sample(tmp_path):
     assert "outside the vocabulary" in json.loads((tmp_path / "set/skipped.jsonl").read_text())["reason"]
 
 
-def test_captions_that_are_too_long_are_cut_and_counted(source, tmp_path):
+def test_long_captions_are_truncated_and_counted(source, tmp_path):
     manifest = packed_of(source, tmp_path / "set", Settings(length=11))
     long = sum(len(c) > 11 for c in arrays()["captions"])
     assert 0 < long < 70
@@ -415,8 +420,8 @@ def test_tables(tmp_path, write):
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_tables_that_cannot_be_packed(tmp_path):
     write_parquet(tmp_path / "tables")
-    with pytest.raises(ValueError, match="no column words; it has image, caption, number; see --caption-column"):
-        open_source(str(tmp_path / "tables"), caption_column="words")
+    with pytest.raises(ValueError, match="no column title; it has image, caption, number; see --caption-column"):
+        open_source(str(tmp_path / "tables"), caption_column="title")
     (tmp_path / "bad.parquet").write_text("x")
     with pytest.raises(ValueError, match="not a readable Parquet file"):
         open_source(str(tmp_path / "bad.parquet"))

@@ -1,4 +1,4 @@
-"""The plain engine gives what the fast one gives; compiled networks have no graph breaks and compile once."""
+"""The training step: compiled networks have no graph breaks and compile once; precision; fixed order of sums."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from anystate.configs.load import load_config
 from anystate.configs.table import TableConfig
 from anystate.model import compilation as compiling
 from anystate.sample import sample
+from anystate.train.step import deterministic
 from anystate.train.trainer import Trainer
 
 
@@ -20,49 +21,15 @@ def trained(config, folder, steps: int = 3):
     losses = []
     for _ in range(steps):
         losses.append(trainer.update())
-        trainer.step += 1
+        trainer.state.step += 1
     return trainer, losses
-
-
-def test_plain_and_fast_training_agree(tiny, tmp_path):
-    fast, ours = trained(tiny(), tmp_path / "fast")
-    plain, theirs = trained(tiny("engine=plain"), tmp_path / "plain")
-    for a, b in zip(ours, theirs, strict=True):
-        for m in a:
-            torch.testing.assert_close(a[m], b[m], rtol=1e-4, atol=1e-5)
-    for a, b in zip(fast.ema.parameters(), plain.ema.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", ["joint", "image", "text"])
-@pytest.mark.parametrize("sampler", ["shipped", "official"])
-def test_plain_and_fast_samples_agree(tiny, tmp_path, kind, sampler):
-    overrides = ["modalities.image.sampler.method=heun", "modalities.text.sampler.method=tau_leap"]
-    trainer, _ = trained(tiny(*(overrides if sampler == "official" else [])), tmp_path, steps=20)
-    system, data = trainer.averaged(), trainer.test_data
-    given = {"image": {"image": data.images[:8]}, "text": {"text": data.captions[:8, 0]}, "joint": {}}[kind]
-    drawn = [
-        sample(
-            system.net,
-            system.space,
-            given,
-            n=8,
-            steps=6,
-            guidance=system.guidance(bool(given)),
-            samplers=system.samplers,
-            engine=engine,
-        )
-        for engine in ("fast", "plain")
-    ]
-    assert torch.equal(drawn[0]["text"], drawn[1]["text"])
-    torch.testing.assert_close(drawn[0]["image"], drawn[1]["image"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["joint", "image", "text"])
 def test_samples_in_bf16_stay_near_those_in_fp32(tiny, tmp_path, kind):
     """Within 0.05 of pictures in [−1, 1] and 97% of tokens; states stay float32, the network's products do not."""
     trainer, _ = trained(tiny("train.lr=1e-2"), tmp_path, steps=40)
-    system, data = trainer.averaged(), trainer.test_data
+    system, data = trainer.ema_pipeline(), trainer.test_data
     given = {"image": {"image": data.images[:32]}, "text": {"text": data.captions[:32, 0]}, "joint": {}}[kind]
     seen = set()
     system.net.trunk[0].streams["image"].qkv.register_forward_hook(lambda module, x, out: seen.add(out.dtype))
@@ -81,7 +48,7 @@ def test_samples_in_bf16_stay_near_those_in_fp32(tiny, tmp_path, kind):
 
 def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
     trainer = Trainer(tiny(), tmp_path, "cpu", quiet=True)
-    system = trainer.averaged()
+    system = trainer.ema_pipeline()
     assert system.precision() == "fp32"
     assert system.precision("bf16") == "bf16"
     with pytest.raises(ValueError, match="--precision must be auto, fp32 or bf16, got 'fp16'"):
@@ -108,15 +75,15 @@ def test_compiled_network_has_no_graph_breaks_and_compiles_once(tiny, tmp_path, 
     eager = trainer.update()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiling.compile_net(trainer.net, torch.device(device), backend="eager")
-    trainer.step = 0
+    compiling.compile_net(trainer.state.net, torch.device(device), backend="eager")
+    trainer.state.step = 0
     for _ in range(2):
         trainer.update()
-        trainer.step += 1
+        trainer.state.step += 1
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for _ in range(3):
         trainer.update()
-        trainer.step += 1
+        trainer.state.step += 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert graphs <= (1 if device == "cpu" else 2)
@@ -125,10 +92,10 @@ def test_compiled_network_has_no_graph_breaks_and_compiles_once(tiny, tmp_path, 
 
 def test_auto_compiles_long_runs_only(tiny, tmp_path):
     short = Trainer(tiny(), tmp_path / "short", "cpu", quiet=True)
-    assert not compiling.pays("auto", torch.device("cpu"), short.work)
-    assert compiling.pays("auto", torch.device("cpu"), lambda: 1e13)
-    assert not compiling.pays("never", torch.device("cpu"), lambda: 1e13)
-    assert compiling.pays("always", torch.device("cpu"), lambda: 0.0)
+    assert not compiling.should_compile("auto", torch.device("cpu"), short.flops)
+    assert compiling.should_compile("auto", torch.device("cpu"), lambda: 1e13)
+    assert not compiling.should_compile("never", torch.device("cpu"), lambda: 1e13)
+    assert compiling.should_compile("always", torch.device("cpu"), lambda: 0.0)
 
 
 def test_demanded_without_a_compiler_says_so(monkeypatch):
@@ -139,9 +106,9 @@ def test_demanded_without_a_compiler_says_so(monkeypatch):
 
 
 def test_training_on_the_cpu_adds_up_in_a_fixed_order(tiny, tmp_path):
-    """Around a step compiled code is told to be deterministic; what the caller had set comes back."""
+    """Around a step compiled code is deterministic; what the caller had set comes back."""
     trainer = Trainer(tiny(), tmp_path, "cpu", quiet=True)
-    with trainer.engine.running():
+    with deterministic(trainer.device):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory

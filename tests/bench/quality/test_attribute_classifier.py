@@ -1,12 +1,12 @@
-"""Captions taken apart, and judges that name pictures and captions in the same attributes."""
+"""Attributes of captions, and classifiers that assign the same attributes to images."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from anystate.bench.quality.attribute_classifier import EmojiAttributeClassifier, fit_classifier
 from anystate.bench.quality.captions import Grammar, agreement, attributes, exact_match, split_tones
-from anystate.bench.quality.judges import EmojiJudge, judge_of
 from anystate.train.data.pairs import Pairs
 
 
@@ -25,8 +25,8 @@ def test_tones_of_a_caption(caption, stem, tones):
     assert split_tones(caption) == (stem, tones)
 
 
-def test_attributes_follow_the_data_sets_own_arrays(tones):
-    """Every caption's attributes are its own base and modifier, also of a toned form of a gendered one."""
+def test_attributes_follow_the_arrays_of_the_data_set(tones):
+    """The attributes of a caption are its base and modifier, also if it has both a gender and a tone."""
     grammar = Grammar(*tones)
     for part in tones:
         columns = (part.meta[k] for k in ("base", "modifier", "kind"))
@@ -46,13 +46,13 @@ def test_attributes_follow_the_data_sets_own_arrays(tones):
     assert dict(grammar.attributes("woman flying dark skin tone"))["tone"] == "dark"
 
 
-def test_agreement_counts_what_either_has():
+def test_agreement_counts_attributes_that_either_has():
     truth = [attributes("ear", "", ["dark"]), attributes("ear"), attributes("person bowing", "woman", ["light"])]
-    said = [attributes("ear", "", ["light"]), attributes("ear", "", ["dark"]), None]
-    got = agreement(said, truth)
+    predicted = [attributes("ear", "", ["light"]), attributes("ear", "", ["dark"]), None]
+    got = agreement(predicted, truth)
     assert got["all"] == 0.0
     assert got["base"] == pytest.approx(2 / 3)
-    assert got["tone"] == 0.0  # wrong, one too many, missing
+    assert got["tone"] == 0.0  # wrong, extra, missing
     assert got["modifier"] == 0.0
     assert got["mean"] == pytest.approx(2 / 7)
     assert agreement(truth, truth)["all"] == agreement(truth, truth)["mean"] == 1.0
@@ -63,45 +63,45 @@ def test_exact_match():
 
 
 @pytest.fixture(scope="module")
-def judge(tones):
-    return judge_of(*tones)
+def classifier(tones):
+    return fit_classifier(*tones)
 
 
-def test_judge_names_held_out_pictures(judge, tones):
-    """Compositions never seen: each shape and tone has been, the pair has not."""
-    assert isinstance(judge, EmojiJudge)
+def test_held_out_images_are_classified(classifier, tones):
+    """Unseen combinations: each shape and each tone is in the training images, the pair is not."""
+    assert isinstance(classifier, EmojiAttributeClassifier)
     test = tones[1]
-    truth = judge.captions([texts[0] for texts in test.texts])
+    truth = classifier.caption_attributes([texts[0] for texts in test.texts])
     assert len(test) >= 8
-    got = agreement(judge.pictures(test.images), truth)
+    got = agreement(classifier.image_attributes(test.images), truth)
     assert got["base"] == 1.0
     assert got["modifier"] == 1.0
     assert got["mean"] > 0.9
     noisy = test.images + 0.03 * torch.randn(test.images.shape, generator=torch.Generator().manual_seed(0))
-    assert agreement(judge.pictures(noisy), truth)["mean"] > 0.85
+    assert agreement(classifier.image_attributes(noisy), truth)["mean"] > 0.85
 
 
-def test_judge_is_not_fooled(judge, tones):
-    """Pictures paired with other captions are judged wrong."""
+def test_wrong_captions_are_detected(classifier, tones):
+    """Images paired with captions of other images do not agree with them."""
     test = tones[1]
-    truth = judge.captions([texts[0] for texts in test.texts])
-    assert agreement(judge.pictures(test.images.roll(1, 0)), truth)["all"] < 0.3
+    truth = classifier.caption_attributes([texts[0] for texts in test.texts])
+    assert agreement(classifier.image_attributes(test.images.roll(1, 0)), truth)["all"] < 0.3
 
 
-def test_nearest_reference(judge, tones):
+def test_distance_to_the_reference(classifier, tones):
     test = tones[1]
-    same = judge.nearest(test.images, test.images)
+    same = classifier.distance_to_reference(test.images, test.images)
     assert same["text_to_image nearest is the reference"] == 1.0
     assert same["text_to_image RMSE to the reference"] == pytest.approx(0.0, abs=1e-4)
-    other = judge.nearest(test.images.roll(1, 0), test.images)
+    other = classifier.distance_to_reference(test.images.roll(1, 0), test.images)
     assert other["text_to_image nearest is the reference"] == 0.0
-    shifted = judge.nearest((test.images * 0.9), test.images)
+    shifted = classifier.distance_to_reference((test.images * 0.9), test.images)
     assert shifted["text_to_image RMSE to the reference"] == pytest.approx(
         float((0.1 * test.images).flatten(1).square().mean(1).sqrt().mean() * 127.5), rel=1e-4
     )
 
 
-def test_data_without_a_judge():
+def test_data_without_a_classifier():
     bare = Pairs(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="no judge for this data set"):
-        judge_of(bare, bare)
+    with pytest.raises(ValueError, match="no attribute classifier for this data set"):
+        fit_classifier(bare, bare)

@@ -1,0 +1,301 @@
+"""The codec of one column: its values ↔ a token, a z, or both.
+
+| column | token | z |
+|---|---|---|
+| categorical, boolean; numbers and dates with few distinct values | one state per value | none |
+| continuous, integer, date | none | z of its quantile (`quantiles.Quantiles`) |
+| the same with missing cells, infinities or frequent values | "regular", or which of these | of regular cells |
+| constant, identifier | none | none |
+
+A missing cell is a state of its own. The rarest categories share one state, RARE; it decodes to one of them, drawn by
+their frequencies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ....configs.table import EncodingConfig
+from .quantiles import Quantiles
+from .schema import NUMERICAL_KINDS, STEPS, TEXT, Column, dates
+
+REGULAR, MISSING, RARE = ["regular"], ["missing"], ["rare"]  # states that are not one value; a value is ["v", value]
+
+
+@dataclasses.dataclass
+class ColumnCodec:
+    """The codec of one column.
+
+    Args:
+        states: the meaning of each token; [] for a column without tokens.
+        rare: the categories of the RARE state as [tag, number of training rows].
+        fill: the value of a constant; of an identifier, the next number, or the prefix of the next names.
+        categories, category_dtype, ordered: of a pandas categorical column.
+        nothing: how a missing cell of an object column comes back, "none" or "nan".
+    """
+
+    column: Column
+    states: list[list] = dataclasses.field(default_factory=list)
+    rare: list[list] = dataclasses.field(default_factory=list)
+    quantiles: Quantiles | None = None
+    fill: Any = None
+    categories: list | None = None
+    category_dtype: str | None = None
+    ordered: bool = False
+    nothing: str = "nan"
+
+    @property
+    def name(self) -> str | int:
+        return self.column.name
+
+    @property
+    def is_numerical(self) -> bool:
+        """Whether cells are numbers or dates, with a token or with a z."""
+        return self.column.kind in NUMERICAL_KINDS
+
+    @property
+    def width(self) -> float:
+        """The distance between neighbouring values of a numerical column; 0 if values are not rounded."""
+        if self.column.kind == "continuous":
+            return 0.0 if self.column.decimals is None else 10.0**-self.column.decimals
+        return 1.0
+
+    def state(self, role: list) -> int:
+        """The token of REGULAR, MISSING or RARE; −1 if the column has no such state."""
+        return self.states.index(role) if role in self.states else -1
+
+    def value_states(self) -> list[tuple[int, Any]]:
+        """(token, value or tag) of the states that are one value."""
+        return [(token, state[1]) for token, state in enumerate(self.states) if state[0] == "v"]
+
+    @classmethod
+    def fit(cls, column: Column, values: pd.Series, config: EncodingConfig, rng: np.random.Generator) -> ColumnCodec:
+        """The codec of a column with these training values.
+
+        Raises:
+            ValueError: a cell that does not fit the column's kind.
+        """
+        codec = cls(column)
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            codec.categories, codec.ordered = [to_tag(v) for v in values.cat.categories], values.cat.ordered
+            codec.category_dtype = str(values.cat.categories.dtype)
+        missing = values.isna()
+        if missing.any() and values.dtype == object:
+            codec.nothing = "none" if values[missing].iloc[0] is None else "nan"
+        if column.kind == "constant":
+            codec.fill = None if missing.all() else to_tag(values.dropna().iloc[0])
+        elif column.kind == "identifier":
+            is_integer = pd.api.types.is_integer_dtype(values.dtype)
+            codec.fill = int(values.max()) + 1 if is_integer else f"{column.name}-"
+        elif codec.is_numerical:
+            codec._fit_numerical(codec.to_numbers(values), config, rng)
+        else:
+            codec._fit_categorical(values, config.max_categories)
+        return codec
+
+    def _fit_categorical(self, values: pd.Series, max_categories: int) -> None:
+        missing = values.isna()
+        counts = pd.Series(_tags(values[~missing])).value_counts(sort=True)
+        order = sorted(counts.index, key=lambda tag: (-counts[tag], tag))
+        kept = order if len(order) <= max_categories else order[: max_categories - 1]
+        self.states = [["v", tag] for tag in sorted(kept)]
+        self.rare = [[tag, int(counts[tag])] for tag in order[len(kept) :]]
+        self.states += [RARE] * bool(self.rare) + [MISSING] * bool(missing.any())
+
+    def _fit_numerical(self, numbers: np.ndarray, config: EncodingConfig, rng: np.random.Generator) -> None:
+        present = numbers[~np.isnan(numbers)]
+        values, counts = np.unique(present, return_counts=True)
+        finite = np.isfinite(values)
+        if len(values) <= min(config.max_discrete_values, len(present) // 5):
+            self.states = [["v", float(v)] for v in values]
+        else:
+            frequent = (counts >= config.spike_share * len(numbers)) & (counts >= 20)
+            if finite[~frequent].sum() < 2:
+                frequent[:] = True
+            split_off = frequent | ~finite
+            self.states = [["v", float(v)] for v in values[split_off]]
+            regular = present[~np.isin(present, values[split_off])]
+            if len(regular):
+                self.states = [REGULAR, *self.states] if self.states else []
+                self.quantiles = Quantiles.fit(regular, self.width, config.n_quantiles, rng, config.tail_rows)
+        if len(present) < len(numbers):
+            self.states = (self.states or [REGULAR]) + [MISSING]
+
+    def encode(self, values: pd.Series, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(tokens (N,) int64 or None, z (N,) float32 or None).
+
+        The token of a missing cell is −1 if the column has no such state; z is NaN where a cell is not regular.
+
+        Raises:
+            ValueError: a category that did not occur in training, or a cell that is not a number or a date.
+        """
+        if self.column.kind in ("constant", "identifier"):
+            return None, None
+        if not self.is_numerical:
+            return self._encode_categorical(values), None
+        numbers = self.to_numbers(values)
+        missing = np.isnan(numbers)
+        tokens = np.full(len(numbers), self.state(REGULAR), dtype=np.int64)
+        for token, value in self.value_states():
+            tokens[numbers == value] = token
+        tokens[missing] = self.state(MISSING)
+        if self.quantiles is None:
+            return self._nearest(tokens, numbers), None
+        regular = ~missing
+        if self.states:
+            regular &= tokens == self.state(REGULAR)
+        z = np.full(len(numbers), np.nan, dtype=np.float32)
+        z[regular] = self.quantiles.encode(numbers[regular], rng)
+        return (tokens if self.states else None), z
+
+    def _encode_categorical(self, values: pd.Series) -> np.ndarray:
+        missing = values.isna().to_numpy()
+        token_of = {tag: token for token, tag in self.value_states()}
+        token_of |= dict.fromkeys((tag for tag, _ in self.rare), len(token_of))
+        tags = _tags(values[~missing])
+        unseen = [tag for tag in set(tags) if tag not in token_of]
+        if unseen:
+            raise ValueError(f"column {self.name!r}: {from_tag(unseen[0])!r} did not occur in training")
+        tokens = np.full(len(values), -1, dtype=np.int64)
+        tokens[~missing] = [token_of[tag] for tag in tags]
+        tokens[missing] = self.state(MISSING)
+        return tokens
+
+    def _nearest(self, tokens: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Numbers that did not occur in training get the token of the nearest one that did."""
+        unseen = (tokens < 0) & ~np.isnan(numbers)
+        if unseen.any():
+            values = np.array([value for _, value in self.value_states()])
+            tokens[unseen] = np.abs(numbers[unseen][:, None] - values).argmin(1)
+        return tokens
+
+    def decode(
+        self,
+        tokens: np.ndarray | None,
+        z: np.ndarray | None,
+        n: int,
+        rng: np.random.Generator | None,
+        start: int = 0,
+    ) -> pd.Series:
+        """The n values in the column's dtype; `start` counts the rows made before, for identifiers."""
+        if self.column.kind == "constant":
+            return self._series([None if self.fill is None else from_tag(self.fill)] * n)
+        if self.column.kind == "identifier":
+            if isinstance(self.fill, int):
+                return self._series([self.fill + start + i for i in range(n)])
+            return self._series([f"{self.fill}{start + i + 1}" for i in range(n)])
+        if not self.is_numerical:
+            return self._decode_categorical(tokens, rng)
+        numbers = np.zeros(n) if z is None else self.quantiles.decode(z)
+        for token, value in self.value_states():
+            numbers[tokens == token] = value
+        missing = tokens == self.state(MISSING) if MISSING in self.states else np.zeros(n, dtype=bool)
+        return self.from_numbers(numbers, missing)
+
+    def _decode_categorical(self, tokens: np.ndarray, rng: np.random.Generator | None) -> pd.Series:
+        value_of = np.full(len(self.states), None, dtype=object)
+        for token, tag in self.value_states():
+            value_of[token] = from_tag(tag)
+        values = value_of[tokens]
+        if self.rare:
+            rows = np.flatnonzero(tokens == self.state(RARE))
+            counts = np.array([count for _, count in self.rare], dtype=np.float64)
+            chosen = rng.choice(len(counts), len(rows), p=counts / counts.sum())
+            for row, category in zip(rows, chosen, strict=True):
+                values[row] = from_tag(self.rare[category][0])
+        return self._series(list(values))
+
+    def to_numbers(self, values: pd.Series) -> np.ndarray:
+        """float64 (N,) with NaN for missing cells; dates as a multiple of the column's step since 1970.
+
+        Raises:
+            ValueError: a cell is not a number or not a date.
+        """
+        if self.column.kind == "datetime":
+            return self._dates_to_numbers(values)
+        numbers = pd.to_numeric(values, errors="coerce")
+        wrong = numbers.isna() & values.notna()
+        if wrong.any():
+            raise ValueError(f"column {self.name!r}: {values[wrong].iloc[0]!r} is not a number")
+        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+    def _dates_to_numbers(self, values: pd.Series) -> np.ndarray:
+        try:
+            read = dates(values, self.column.format)
+        except (ValueError, TypeError):
+            raise ValueError(f"column {self.name!r} does not hold dates: set another kind or a format") from None
+        wrong = read.isna() & values.notna()
+        if wrong.any():
+            raise ValueError(f"column {self.name!r}: {values[wrong].iloc[0]!r} is not a date like the others")
+        steps = read.astype("int64").to_numpy() // STEPS[self.column.step or "ns"]
+        return np.where(read.isna(), np.nan, steps.astype(np.float64))
+
+    def from_numbers(self, numbers: np.ndarray, missing: np.ndarray | None = None) -> pd.Series:
+        """Numbers (N,) in the column's dtype and resolution; cells where `missing` (N,) is True are missing."""
+        column, missing = self.column, np.zeros(len(numbers), dtype=bool) if missing is None else missing
+        if column.kind == "datetime":
+            return self._dates_from_numbers(numbers, missing)
+        if column.kind == "continuous" and column.decimals is not None:
+            numbers = np.round(numbers, column.decimals)
+        if "float" in column.dtype.lower():
+            return pd.Series(np.where(missing, np.nan, numbers)).astype(column.dtype)
+        values = pd.Series(np.where(missing, 0.0, numbers)).round().astype("int64")
+        if missing.any():
+            values = values.astype("Int64").mask(missing)
+        return values.astype(object if column.dtype == "object" else column.dtype)
+
+    def _dates_from_numbers(self, numbers: np.ndarray, missing: np.ndarray) -> pd.Series:
+        column = self.column
+        steps = np.where(missing, 0, np.round(np.nan_to_num(numbers))).astype(np.int64)
+        values = pd.Series((steps * STEPS[column.step or "ns"]).astype("datetime64[ns]")).mask(missing)
+        if column.format is not None:
+            texts = values.dt.strftime(column.format).astype(object)
+            return self._series([None if m else text for text, m in zip(texts, missing, strict=True)])
+        if column.dtype == "object":  # datetime.date
+            days = [None if m else day for day, m in zip(values.dt.date, missing, strict=True)]
+            return pd.Series(days, dtype=object)
+        has_time_zone = "," in column.dtype
+        return (values.dt.tz_localize("UTC") if has_time_zone else values).astype(column.dtype)
+
+    def _series(self, values: list) -> pd.Series:
+        """Values that are not numbers, None for a missing one, in the column's dtype."""
+        if self.categories is not None:
+            categories = pd.Index([from_tag(tag) for tag in self.categories], dtype=self.category_dtype)
+            return pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
+        if self.nothing == "nan":
+            values = [np.nan if v is None else v for v in values]
+        if self.column.dtype in ("object", "category"):
+            return pd.Series(values, dtype=object)
+        # not by pd.array: pandas 3.1 turns large uint64 into zeros there
+        return pd.Series(values, dtype=TEXT if self.column.dtype == "str" else self.column.dtype)
+
+
+def to_tag(value: Any) -> str:
+    """A value as the JSON string "type:value", so that 1, True, 1.0 and "1" stay four values."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, pd.Timestamp):
+        return f"date:{value.isoformat()}"
+    return f"{type(value).__name__}:{value}"
+
+
+def from_tag(tag: str) -> Any:
+    """The value of a tag."""
+    kind, value = tag.split(":", 1)
+    if kind == "bool":
+        return value == "True"
+    return {"int": int, "float": float, "date": pd.Timestamp}.get(kind, str)(value)
+
+
+def sort_tags(tags: list[str]) -> list[str]:
+    """Tags in the order of their values: numbers by size, or all as text if one of them is text."""
+    values = {tag: from_tag(tag) for tag in tags}
+    has_text = any(isinstance(value, str) for value in values.values())
+    return sorted(tags, key=lambda tag: str(values[tag]) if has_text else values[tag])
+
+
+def _tags(values: pd.Series) -> list[str]:
+    return [to_tag(v) for v in values]

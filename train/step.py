@@ -1,0 +1,124 @@
+"""One optimizer step: losses, gradients, clipping, update, average."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..configs.config import Train
+from ..kernels import Rng
+from ..model import distributed
+from . import sharded
+from .state import TrainState
+
+
+def training_step(state: TrainState) -> dict[str, Tensor]:
+    """Update network, weighting, optimizer and average; `state.step` is the caller's to advance.
+
+    Returns:
+        {modality: this rank's part of the mean unweighted loss}, on the device.
+    """
+    settings = state.settings
+    set_learning_rate(state.optimizer, learning_rate(settings, state.step))
+    x0 = state.data.batch(state.seed, state.step, state.rows, settings.batch)
+    losses = accumulate_gradients(state, x0)
+    if settings.on_nonfinite_grad == "zero":
+        zero_nonfinite_gradients(state)
+    state.grad_norm = sharded.whole(clip_and_step(state))
+    state.optimizer.zero_grad(set_to_none=True)
+    update_ema(state)
+    return losses
+
+
+def accumulate_gradients(state: TrainState, x0: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a batch, computed in `gradient_accumulation_steps` parts; returns what `backward` does."""
+    parts = state.settings.gradient_accumulation_steps
+    size, losses = len(state.rows) // parts, {}
+    for i in range(parts):
+        rows = slice(i * size, (i + 1) * size)
+        with contextlib.nullcontext() if i == parts - 1 else state.without_sync():
+            part = backward(state, {m: x[rows] for m, x in x0.items()}, state.rows[rows])
+        losses = {m: losses.get(m, 0.0) + value for m, value in part.items()}
+    return losses
+
+
+def backward(state: TrainState, x0: dict[str, Tensor], rows: range, rng: Rng | None = None) -> dict[str, Tensor]:
+    """Add the gradients of these rows of the current batch; returns their parts of the mean losses."""
+    batch = state.settings.batch
+    x0 = {m: value.to(state.device, non_blocking=True) for m, value in x0.items()}
+    rng = rng or Rng(state.seed, torch.arange(rows.start, rows.stop, device=state.device), state.step)
+    t, loss_mask = state.times(state.space, rng)
+    with state.autocast():
+        total, losses = state.objective(x0, t, loss_mask, rng)
+    total = total / batch
+    if state.settings.on_nonfinite_grad == "stop":
+        state.finite &= torch.isfinite(total.detach())
+    (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
+    expected = {m: batch * (1.0 - state.times.condition_prob.get(m, 0.0)) for m in losses}  # samples with a loss
+    return {m: (loss * loss_mask[m]).sum() / expected[m] for m, loss in losses.items() if expected[m] > 0}
+
+
+def zero_nonfinite_gradients(state: TrainState) -> None:
+    """Replace entries of the gradients that are infinite or not a number by 0."""
+    for p in state.parameters:
+        if p.grad is not None:
+            torch.nan_to_num_(*sharded.local([p.grad]), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def clip_and_step(state: TrainState) -> Tensor:
+    """Clip the gradients and let the optimizer step; returns the gradients' norm before clipping."""
+    limit = state.settings.max_grad_norm
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, math.inf if limit is None else limit, foreach=True)
+    state.optimizer.step()
+    return norm
+
+
+def learning_rate(settings: Train, step: int) -> float:
+    """The learning rate of update `step`: linear warm-up, then the configured schedule."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    if settings.lr_schedule == "cosine":
+        return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return settings.lr * (max(1.0 - done, 0.0) if settings.lr_schedule == "linear" else 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set it for all parameters, also where it is a tensor that a CUDA graph reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def ema_decay(settings: Train, step: int) -> float:
+    """The decay of the average in update `step`, smaller at first: min(ema, (1 + n)/(10 + n))."""
+    return min(settings.ema, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_ema(state: TrainState) -> None:
+    """Move the averaged weights towards the current ones."""
+    average, now = (sharded.local(list(net.parameters())) for net in (state.ema, state.net))
+    torch._foreach_lerp_(average, now, 1.0 - ema_decay(state.settings, state.step))
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On the CPU, sum gradients of embeddings in a fixed order in compiled code too, as eager code does."""
+    if device.type != "cpu":
+        yield
+        return
+    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
