@@ -1,13 +1,22 @@
 """One diffusion model over any mix of state spaces, any part sampled from any other."""
 
+import importlib
+
 from .configs.version import __version__
 
-__all__ = ["TableSynthesizer", "__version__"]
+PUBLIC = {
+    "Condition": "sample.condition",
+    "Guidance": "diffusion.guidance",
+    "Pipeline": "sample.pipeline",
+    "Sampler": "sample.steppers",
+    "Space": "diffusion.space",
+    "TableSynthesizer": "train.synthesizer",
+}
+__all__ = [*PUBLIC, "__version__"]  # noqa: PLE0604, RUF100
 
 
-def __getattr__(name: str):
-    if name == "TableSynthesizer":
-        from .train.synthesizer import TableSynthesizer
-
-        return TableSynthesizer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> object:
+    """The public names, imported when they are first used: importing torch takes seconds."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)

@@ -115,7 +115,7 @@ def sample(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE: value of a modality, a caption, in which ▯ is an unknown token, or the path of an image; "
+            help="NAME=VALUE: value of a modality, a caption, in which ▯ is a masked token, or the path of an image; "
             "repeat for several. NAME alone: taken from --data."
         ),
     ] = None,

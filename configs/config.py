@@ -27,7 +27,7 @@ class Schedule(Section):
 
 
 class SamplerConfig(Section):
-    """How a modality is sampled (see `sample.steppers`)."""
+    """The sampler of a modality (see `sample.steppers`)."""
 
     method: str | None = Field(None, description="rule of a step; null is the process's default")
     time_grid: Literal["linear", "rho", "logsnr"] = Field("linear", description="times between the steps")
@@ -184,7 +184,7 @@ class Init(Section):
     """Weights to start from, say the stage before; the optimizer starts fresh."""
 
     checkpoint: str = Field(description="a run folder (its newest checkpoint) or a checkpoint folder")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw weights")
+    weights: Literal["ema", "raw"] = Field("ema", description="EMA or raw weights")
 
 
 class Train(Section):
@@ -201,7 +201,7 @@ class Train(Section):
         "constant", description="learning rate after the warm-up"
     )
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm limit; null is none")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the EMA weights")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         "auto",
         description="auto: fp32; text and images on a GPU bf16 autocast; fp8: bf16, large layers in fp8 (model.float8)",

@@ -12,6 +12,14 @@ from .aliases import modernize
 from .config import Config, Image, Latents, Loss, SamplerConfig, Schedule, Section, StreamConfig, Text, Tokenizer
 
 HERE = Path(__file__).parent
+MODALITY_SECTIONS: dict[str, type[Section]] = {
+    "schedule": Schedule,
+    "sampler": SamplerConfig,
+    "loss": Loss,
+    "stream": StreamConfig,
+    "latents": Latents,
+    "tokenizer": Tokenizer,
+}
 
 
 class ConfigError(ValueError):
@@ -108,7 +116,7 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _replace(raw: dict[str, Any], new: dict[str, Any], depth: int) -> dict[str, Any]:
-    """`raw` with the values that lie `depth` keys deep in `new`; TypeError where a key on the way holds no section."""
+    """`raw` with the values `depth` keys deep in `new`; TypeError where a key on the way holds no section."""
     out = dict(raw)
     for key, value in new.items():
         inner = raw.get(key, {})
@@ -135,16 +143,15 @@ def _first_problem(error: ValidationError, model: type[Section]) -> str:
 def _fields_at(path: list[str], model: type[Section]) -> list[str]:
     """The keys allowed in the section at `path`, as far as the models tell."""
     if path[:1] == ["modalities"]:
-        node, rest = (StreamConfig if "stream" in path else None), []
-        by_name = {"schedule": Schedule, "sampler": SamplerConfig, "loss": Loss, "stream": StreamConfig}
-        by_name |= {"latents": Latents, "tokenizer": Tokenizer}
-        node = by_name.get(path[-1])
-        return list(node.model_fields) if node else sorted({*Image.model_fields, *Text.model_fields})
-    node, rest = model, list(path)
-    while rest:
-        annotation = node.model_fields[rest.pop(0)].annotation
+        if path[-1] in MODALITY_SECTIONS:
+            return list(MODALITY_SECTIONS[path[-1]].model_fields)
+        return sorted({*Image.model_fields, *Text.model_fields})
+    node: type[BaseModel] = model
+    for key in path:
+        annotation = node.model_fields[key].annotation
         choices = [annotation, *getattr(annotation, "__args__", ())]
-        node = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if node is None:
+        sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
             return []
+        node = sections[0]
     return list(node.model_fields)

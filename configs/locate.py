@@ -1,4 +1,4 @@
-"""Where data lies: as the path says, or below the folder in ANYSTATE_DATA."""
+"""Finds data: at the path itself, or below the folder in ANYSTATE_DATA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def locate(path: str | Path) -> Path | None:
 
 
 def not_found(what: str, path: str | Path) -> str:
-    """The line to end with when `locate` found nothing."""
+    """The error message for a path that `locate` did not find."""
     return f"{what} {str(path)!r} not found (ANYSTATE_DATA is {os.environ.get('ANYSTATE_DATA', 'not set')})"
 
 

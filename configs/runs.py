@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run lie. A run is a folder of `step_00001000` folders; needs no torch."""
+"""The checkpoints of a run. A run is a folder of `step_00001000` folders; needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CheckpointError(ValueError):
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [path for path in run.glob("step_*") if STEP.fullmatch(path.name)] if run.is_dir() else []
-    return sorted(found, key=lambda path: int(STEP.fullmatch(path.name)[1]))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def latest(run: Path) -> Path | None:

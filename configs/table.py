@@ -21,7 +21,7 @@ from .config import (
 
 
 class EncodingConfig(Section):
-    """How columns become tokens and z-scores (see `model.codecs.table`)."""
+    """Encoding of columns as tokens and z-scores (see `model.codecs.table`)."""
 
     max_discrete_values: int = Field(
         128, ge=0, description="numerical columns with at most so many values are tokens; 0: none is"

@@ -1,4 +1,4 @@
-"""The mathematics of diffusion on one state space and on products of them. Knows no network."""
+"""The mathematics of diffusion on one state space and on products of them. The network is passed in as a callable."""
 
 from .guidance import Guidance
 from .processes import Gaussian, Masked, Process, Uniform

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from ..configs.config import GuidanceConfig
 from ..kernels import Draw, Rng
 from .space import Net, Space
 
 
-@dataclasses.dataclass(frozen=True)
-class Guidance:
+class Guidance(GuidanceConfig):
     """out = w f(x_t, y_s) + (1 − w) f(x_t, y_σ), with y_σ the condition noised afresh to time σ.
 
     Args:
         scale: w; 1 is no guidance. One number for all guided modalities, or {modality: w}, where others are not guided.
         final_time: σ; 1 is classifier-free guidance. A condition that is noisier than σ keeps its own time.
         interval: guidance acts while the time of the generated modality is in this closed interval.
+
+    Raises:
+        ValueError: a reversed interval, or times outside [0, 1].
     """
 
-    scale: float | dict[str, float] = 1.0
-    final_time: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        low, high = self.interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance interval needs 0 <= start <= end <= 1, got [{low}, {high}]")
-        if not 0.0 < self.final_time <= 1.0:
-            raise ValueError(f"guidance final_time must lie in (0, 1], got {self.final_time}")
+    def __init__(
+        self,
+        scale: float | dict[str, float] = 1.0,
+        final_time: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ):
+        try:
+            super().__init__(scale=scale, final_time=final_time, interval=interval)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            name = ".".join(["guidance", *map(str, problem["loc"][:1])])
+            raise ValueError(f"{name} = {problem['input']!r}: {problem['msg']}") from None
 
     def scale_of(self, name: str) -> float:
         """The scale of a modality."""

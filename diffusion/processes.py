@@ -24,11 +24,13 @@ class Process(abc.ABC):
 
     Attributes:
         shape: shape of one sample, without the batch.
+        schedule: how much of the data is left at a time.
         t_min: smallest time of training and sampling; data at smaller times counts as clean.
         discrete: whether samples are tokens.
     """
 
     shape: tuple[int, ...]
+    schedule: GaussianSchedule | LogLinear
     t_min: float
     discrete: bool
 
@@ -57,6 +59,10 @@ class Process(abc.ABC):
     @abc.abstractmethod
     def elbo_weight(self, t: Tensor) -> Tensor:
         """(B,) weight that turns `loss` into the integrand of the negative ELBO."""
+
+    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """(B,) min(SNR, γ)/SNR; ValueError unless the process is Gaussian."""
+        raise ValueError("weighting min_snr is for Gaussian modalities")
 
     def perturb(self, x0: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """Draw x_t given x₀; t (B,)."""
@@ -92,6 +98,7 @@ class Gaussian(Process):
             scaled down by α.
     """
 
+    schedule: GaussianSchedule
     discrete = False
 
     def __init__(
@@ -146,7 +153,7 @@ class Gaussian(Process):
         """½ |dλ/dt| per element, with λ the log-SNR: β/σ² (arXiv 2107.00630)."""
         return self.schedule.beta(t) / self.schedule.sigma(t) ** 2
 
-    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+    def min_snr_weight(self, t, gamma):
         """min(SNR, γ)/SNR for ε-prediction (arXiv 2303.09556)."""
         return torch.clamp(gamma * torch.exp(-self.schedule.log_snr(t)), max=1.0)
 
@@ -154,6 +161,7 @@ class Gaussian(Process):
 class Discrete(Process):
     """Base of masked and uniform diffusion: (B, L) int64 tokens with `states` real states."""
 
+    schedule: LogLinear
     discrete = True
 
     def __init__(self, length: int, states: int, schedule: LogLinear, t_min: float):

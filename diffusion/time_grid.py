@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .processes import Gaussian, Process
+from .schedules import GaussianSchedule
 
 GRIDS = ("linear", "rho", "logsnr")
 
@@ -29,17 +30,22 @@ def time_grid(process: Process, steps: int, kind: str = "linear", start: float =
         return torch.tensor([start] + [0.0] * steps, dtype=torch.float64)
     if steps == 1:
         inner = torch.tensor([start], dtype=torch.float64)
-    elif kind == "linear":
-        inner = torch.linspace(start, process.t_min, steps, dtype=torch.float64)
+    elif isinstance(process, Gaussian) and kind != "linear":
+        inner = snr_grid(process.schedule, start, process.t_min, steps, rho if kind == "rho" else None)
     else:
-        ends = torch.tensor([start, process.t_min], dtype=torch.float64)
-        high, low = process.schedule.log_snr(ends)  # log-SNR at the noisy and at the clean end
-        share = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-        if kind == "logsnr":
-            log_snr = high + share * (low - high)
-        else:
-            noisy, clean = torch.exp(-high / (2.0 * rho)), torch.exp(-low / (2.0 * rho))
-            log_snr = -2.0 * rho * torch.log(noisy + share * (clean - noisy))
-        inner = process.schedule.time_of_log_snr(log_snr).clamp(process.t_min, start)
-        inner[0], inner[-1] = start, process.t_min
+        inner = torch.linspace(start, process.t_min, steps, dtype=torch.float64)
     return torch.cat([inner, torch.zeros(1, dtype=torch.float64)])
+
+
+def snr_grid(schedule: GaussianSchedule, start: float, stop: float, steps: int, rho: float | None) -> Tensor:
+    """(steps,) float64 times from `start` to `stop`, evenly spaced in (σ/α)^(1/rho); rho None: in log-SNR."""
+    noisy, clean = schedule.log_snr(torch.tensor([start, stop], dtype=torch.float64))
+    share = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
+    if rho is None:
+        log_snr = noisy + share * (clean - noisy)
+    else:
+        noisy, clean = torch.exp(-noisy / (2.0 * rho)), torch.exp(-clean / (2.0 * rho))
+        log_snr = -2.0 * rho * torch.log(noisy + share * (clean - noisy))
+    times = schedule.time_of_log_snr(log_snr).clamp(stop, start)
+    times[0], times[-1] = start, stop
+    return times

@@ -24,7 +24,7 @@ class TimeSampler:
         low_discrepancy: spread the times of a batch evenly over [t_min, 1] per modality and jointly, which lowers the
             variance of the gradient; else independent uniforms.
         time_skew: {modality: s ≥ 1}: t = 1 − (1 − u)ˢ instead of t = u; a larger s draws more noisy times.
-        condition_prob: {modality: probability that it is a clean condition of a sample, with its time held at t_min}.
+        condition_prob: {modality: probability that it is a clean condition of a sample, at time t_min}.
             At most one modality of a sample is one, so the probabilities sum to at most 1.
     """
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .processes import Gaussian, Process
+from .processes import Process
 
 WEIGHTINGS = ("none", "elbo", "balanced", "min_snr", "learned")
 
@@ -25,13 +25,11 @@ class Weighting(nn.Module):
         super().__init__()
         if kind not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {kind!r}")
-        if kind == "min_snr" and not isinstance(process, Gaussian):
-            raise ValueError("weighting min_snr is for Gaussian modalities")
         if (kind == "balanced") != getattr(process, "balanced", False):
             raise ValueError("weighting balanced is for masked modalities with loss_on: masked")
         self.process, self.kind, self.scale, self.gamma = process, kind, scale, gamma
-        if kind == "elbo":
-            process.elbo_weight(torch.full((1,), 0.5, dtype=torch.float64))  # raises where there is none
+        if kind in ("elbo", "min_snr"):
+            self.weight(torch.full((1,), 0.5, dtype=torch.float64))  # raises where there is none
         if kind == "learned":
             generator = torch.Generator().manual_seed(0)
             self.register_buffer("frequency", 2 * math.pi * torch.randn(64, generator=generator))

@@ -123,9 +123,9 @@ def untraced(name: str, function: Callable) -> Callable:
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = attend(*leaves, cu_q, cu_k, max_q, max_k)
-        return tuple(x.contiguous() for x in torch.autograd.grad(out, leaves, grad))
+            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+            out = attend(q, k, v, cu_q, cu_k, max_q, max_k)
+        return tuple(x.contiguous() for x in torch.autograd.grad(out, (q, k, v), grad))
 
     def setup(ctx, inputs, output):
         *tensors, ctx.max_q, ctx.max_k = inputs

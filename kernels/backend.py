@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-PerSample = Tensor | float  # one number for the whole batch, or a (B,) tensor
+PerSample: TypeAlias = Tensor | float  # one number for the whole batch, or a (B,) tensor
 
 
 def patch_interpreter_index() -> None:

@@ -238,6 +238,7 @@ def masked_log_scores(
     columns = states + mask_logit
     log_p = torch.log_softmax(upcast(logits[..., :columns]), -1)[..., :states]
     if uncond is not None:
+        assert guidance is not None
         log_q = torch.log_softmax(upcast(uncond[..., :columns]), -1)[..., :states]
         mixed = guidance * log_p + (1.0 - guidance) * log_q
         # a state with p(v) = 0 in the conditional branch keeps probability 0

@@ -52,7 +52,7 @@ def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
     if codec.categorical:
         groups["cat"] = Categorical(tuple(codec.states))
     n = config.network
-    clocks = [m for m in n.time_conditioning if m in groups] or list(groups)
+    time_conditioning: list[str] = [m for m in n.time_conditioning if m in groups] or list(groups)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return TableDiT(
@@ -60,7 +60,7 @@ def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
             n.width,
             n.depth,
             n.heads,
-            clocks[:1] if config.times.draw == "unified" else clocks,
+            time_conditioning[:1] if config.times.draw == "unified" else time_conditioning,
             n.mlp,
             n.deep_heads,
             config.categorical.mask_logit is not None,
@@ -84,6 +84,7 @@ def _codec(name: str, c: Image | Text, folder: Path | None) -> Codec:
             return LatentCodec(c.latents.vae, c.latents.scale, c.channels, c.size)
         return PixelCodec(c.channels, c.size, c.pixel_max)
     if c.tokenizer is None:
+        assert c.alphabet is not None  # a config has one of the two
         return CharCodec(c.alphabet, c.length)
     t, kept = c.tokenizer, folder and folder / TOKENIZER.format(name)
     path = kept if kept and kept.is_file() else locate(t.path) or t.path

@@ -1,4 +1,4 @@
-"""torch.compile, where it should_compile for itself.
+"""Compilation of networks by torch.compile.
 
 On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
 not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +26,9 @@ MIN_FLOPS = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times
 
 
 def should_compile(setting: str, device: torch.device, work: Callable[[], float]) -> bool:
-    """Whether to compile: the setting, or for "auto" whether the run's FLOPs, which `work` counts, are worth it.
+    """Whether to compile: the setting, or for "auto" whether the run's FLOPs, which `work` counts, are enough.
 
-    A function of the configuration alone, never of a clock, so a resumed run decides as the first one did.
+    A function of the configuration alone, never of measured times, so a resumed run decides as before.
     """
     if setting == "auto":
         return device.type in MIN_FLOPS and work() >= MIN_FLOPS[device.type] and compiler_missing(device) is None
@@ -46,7 +47,7 @@ def forward_flops(evaluate: Callable[[], object]) -> int:
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """What torch.compile lacks on this machine, or None."""
+    """The compiler that torch.compile would need and this machine lacks, or None."""
     if device.type != "cpu":
         return None if torch.utils._triton.has_triton() else "Triton"
     try:
@@ -67,11 +68,11 @@ def compile_net(
     sharded: bool = False,
     backend: str | Callable = "inductor",
 ) -> bool:
-    """Compile a network in place; returns whether it was. Without a compiler it runs eagerly and says so.
+    """Compile a network in place; returns whether it was. Without a compiler it runs eagerly, with a warning.
 
-    dynamic: the number of samples changes from call to call, as it does where sampling leaves out those that rest.
+    dynamic: the number of samples changes from call to call, as in sampling that leaves out unchanged samples.
     sharded: the blocks will be gathered and freed by hooks, which must stay outside what is compiled.
-    backend: of torch.compile; tests count what it is asked for.
+    backend: of torch.compile, for tests that count compilations.
 
     Raises:
         ValueError: `demanded`, and this machine has no compiler.
@@ -83,7 +84,7 @@ def compile_net(
         log.warning("running without torch.compile: %s is missing", missing)
         return False
     torch._dynamo.config.recompile_limit = max(MAX_COMPILATIONS, torch._dynamo.config.recompile_limit)
-    options = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}
+    options: dict[str, Any] = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}
     if device.type == "cpu" and not sharded:
         if backend == "inductor":
             from .inductor_pass import BiasAfterwards  # Inductor takes a second to import

@@ -13,7 +13,7 @@ from torch import Tensor
 def start(device: torch.device | str) -> torch.device:
     """Join the process group if torchrun started several ranks; returns the device of this rank.
 
-    Ranks on GPUs take one each and talk through NCCL, ranks on the CPU through gloo.
+    Ranks on GPUs take one each and communicate by NCCL, ranks on the CPU by gloo.
 
     Raises:
         ValueError: more ranks on this machine than GPUs.
@@ -66,6 +66,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def share(n: int) -> range:
-    """Which of n rows are this rank's: contiguous, in order of rank, sizes that differ by one at most."""
+    """The share of this rank of n rows: contiguous, in the order of ranks, sizes that differ by at most one."""
     r, w = rank(), world()
     return range(r * n // w, (r + 1) * n // w)

@@ -1,4 +1,4 @@
-"""What Inductor does to a graph on the CPU, beside its own.
+"""An additional pass of Inductor on the CPU.
 
 There `addmm` copies the bias into its result before it multiplies, a fifth of the time of the narrow layers here; a
 product and a sum instead let it make the sum one with whatever comes next.

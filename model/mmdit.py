@@ -224,7 +224,7 @@ def any_batch(x: Tensor) -> Tensor:
 
 
 def norm(width: int) -> nn.RMSNorm:
-    """x/‖x‖ · √D · g: RMSNorm with an epsilon that never shows, as official."""
+    """x/‖x‖ · √D · g: RMSNorm with a negligible epsilon, as official."""
     return nn.RMSNorm(width, eps=1e-12)
 
 

@@ -212,12 +212,13 @@ class TableDiT(nn.Module):
     def _add_categorical(self, deep_heads: bool, mask_logit: bool) -> None:
         """Embedding and heads of the categorical columns; the rows of a column in the table are its states, then the
         mask."""
-        states = [k for m in self.categorical for k in self.groups[m].states]
-        masks = [max(self.groups[m].states) for m in self.categorical for _ in self.groups[m].states]
+        groups = {m: g for m, g in self.groups.items() if isinstance(g, Categorical)}
+        states = [k for g in groups.values() for k in g.states]
+        masks = [max(g.states) for g in groups.values() for _ in g.states]
         starts = [sum(states[:c]) + c for c in range(len(states))]
         self.token_table = nn.Parameter(0.02 * torch.randn(sum(states) + len(states), self.width))
-        for m in self.categorical:
-            self.head[m] = CategoricalHead(self.groups[m].states, self.width, deep_heads, mask_logit)
+        for m, group in groups.items():
+            self.head[m] = CategoricalHead(group.states, self.width, deep_heads, mask_logit)
         for name, values in (("starts", starts), ("sizes", states), ("masks", masks)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 

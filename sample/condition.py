@@ -1,4 +1,4 @@
-"""What is known of a modality when the rest is sampled."""
+"""Conditions: a modality, or a part of one, that is fixed while the rest is sampled."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from ..kernels import Draw, Rng
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A modality, or some elements of it, that is known, clean or only up to a noise time.
+    """A modality, or its elements inside a mask, that is a condition, clean or at a noise time.
 
-    Without a mask the modality is known as a whole and stays at time t. With a mask the other elements are sampled
-    given the known ones:
+    Without a mask the whole modality stays at time t. With a mask the elements inside it are observed, and
+    the others are sampled:
 
-    - Masked (discrete) modalities: known elements start as what they are instead of as the mask. This is exact for
-      every network. With t > 0 they are noised once, and those that become masks are sampled as well.
-    - Gaussian modalities of a network that was trained with `observed` elements (`net.observes`), t = 0: known
-      elements are clean at every evaluation, and the network sees which they are.
-    - All others: in every step the known elements are set to x noised to the current time (the replacement method),
+    - Masked (discrete) modalities: observed elements start as they are instead of as the mask token. This is exact
+      for every network. With t > 0 they are noised once, and those that become masks are sampled as well.
+    - Gaussian modalities of a network that was trained with `observed` elements (`net.observes`), t = 0:
+      observed elements are clean at every evaluation, and the network sees which they are.
+    - All others: in every step the observed elements are set to x noised to the current time (the replacement method),
       down to time t. This is approximate, because the network's predictions do not account for the condition exactly.
+      With two coordinates of correlation 0.8, one of them known to be 1, the other should have mean 0.80 and standard
+      deviation 0.60; with the exact score heun gives 0.34 and 0.82, euler_sde 0.50 and 0.77 (50 and 200 steps alike).
 
     Args:
         x: (n, *shape) clean data; values outside the mask are not used.
-        t: time in [0, 1] up to which x is known; 0 is clean.
-        mask: (n, *shape) bool, or broadcastable to it: the elements that are known; None: all.
+        t: noise time of the condition in [0, 1]; 0 is clean.
+        mask: (n, *shape) bool, or broadcastable to it: the observed elements; None: all.
     """
 
     x: Tensor
@@ -45,7 +47,7 @@ class Condition:
         return cls(*value) if isinstance(value, tuple) else cls(value)
 
     def check(self, name: str, space: Space) -> None:
-        """Raise ValueError, naming the modality, unless this is a condition for it."""
+        """Raise ValueError, naming the modality, unless x and mask fit its process."""
         if not 0.0 <= self.t <= 1.0:
             raise ValueError(f"{name}: the time of a condition must lie in [0, 1], got {self.t}")
         if self.mask is None:
@@ -79,7 +81,7 @@ class Condition:
 
 
 def is_exact(process: Process) -> bool:
-    """Whether the sampler never changes elements that are known from the start, as in the masked process."""
+    """Whether the sampler never changes observed elements, as in the masked process."""
     return isinstance(process, Masked)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +17,38 @@ from ..model.codecs.characters import MASKED, CharCodec
 from .condition import Condition
 from .pipeline import Pipeline
 
-ReadRows = Callable[..., object]  # (pipeline, data, split, limit) → rows with `names`, `images` and `captions`
+
+class ImageTextRows(Protocol):
+    """Encoded rows of a data set, see `train.data.pairs.Pairs`: images (N, C, S, S) and captions (N, M, L)."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The image and the text modality."""
+        ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def captions(self) -> Tensor: ...
+
+
+ReadRows = Callable[[Pipeline, str, str, int | None], ImageTextRows]  # of (pipeline, data, split, limit)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConditionSource:
-    """Where conditions come from; several values of one modality are several conditions.
+    """The source of conditions; several values of one modality are several conditions.
 
     Args:
-        values: (modality, value): a caption, in which ▯ stands for a token that is not known, or the path of an image;
+        values: (modality, value): a caption, in which ▯ stands for a masked token, or the path of an image;
             None takes it from `data`.
-        noise_level: {modality: time up to which it is known}, a number as text.
-        mask: {modality: path of a black and white image}: white pixels are known, black ones are sampled.
+        noise_level: {modality: noise time of the condition}, a number as text.
+        mask: {modality: path of a black and white image}: white pixels are the condition, black ones are sampled.
         prompts: a JSON file {modality: [captions]}.
         data, split: a packed data set (or an .npz, or the name of a bundled one) and which part of it.
         limit: only so many of the prompts or rows.
-        context_limit: at most so many tokens of a caption are known, the rest is padding.
+        context_limit: at most so many tokens of a caption are used, the rest is padding.
         repeat_text: how often each caption is repeated in its context, as far as it fits.
     """
 
@@ -68,7 +85,7 @@ class Conditions:
         return {m: c.map(lambda x: x[index]) for m, c in self.conditions.items()}
 
     def digest(self) -> dict[str, str]:
-        """{modality: SHA-256 of its conditions}: tells requests apart whose files changed."""
+        """{modality: SHA-256 of its conditions}: differs between requests whose files have changed."""
         return {m: _sha256(*([c.x] if c.mask is None else [c.x, c.mask])) for m, c in self.conditions.items()}
 
 
@@ -92,24 +109,24 @@ def read_conditions(
         raise ValueError("--prompts, --data and --condition NAME=VALUE: one source of conditions at a time")
     values = _values(pipeline, source)
     if source.data is not None:
-        known = {m: Condition(x) for m, x in _rows(pipeline, source, read_rows).items()}
+        conditions = {m: Condition(x) for m, x in _rows(pipeline, source, read_rows).items()}
     else:
-        known = _encode(pipeline, source, values)
-    captions = [m for m in known if m in pipeline.texts]
+        conditions = _encode(pipeline, source, values)
+    captions = [m for m in conditions if m in pipeline.texts]
     if not captions and (source.context_limit is not None or source.repeat_text != 1):
         raise ValueError("--context-limit and --repeat-text need a caption as a condition")
     for m, path in source.mask.items():
-        known[m] = _with_mask(pipeline, known, m, path)
+        conditions[m] = _with_mask(pipeline, conditions, m, path)
     for m, text in source.noise_level.items():
-        t = _time(pipeline, known, m, text)
-        known[m] = dataclasses.replace(known[m], t=t)
-    for m, condition in known.items():
+        t = _time(pipeline, conditions, m, text)
+        conditions[m] = dataclasses.replace(conditions[m], t=t)
+    for m, condition in conditions.items():
         condition.check(m, pipeline.space)
-    if len({len(c.x) for c in known.values()}) > 1:
+    if len({len(c.x) for c in conditions.values()}) > 1:
         raise ValueError("conditions of different modalities differ in number")
-    if set(known) == set(pipeline.space) and all(c.mask is None for c in known.values()):
+    if set(conditions) == set(pipeline.space) and all(c.mask is None for c in conditions.values()):
         raise ValueError("every modality is a condition: there is nothing to generate")
-    return Conditions(known, n)
+    return Conditions(conditions, n)
 
 
 def _values(pipeline: Pipeline, source: ConditionSource) -> dict[str, list[str]]:
@@ -153,18 +170,18 @@ def _prompts(pipeline: Pipeline, path: Path, limit: int | None) -> dict[str, lis
 
 def _encode(pipeline: Pipeline, source: ConditionSource, values: dict[str, list[str]]) -> dict[str, Condition]:
     """{modality: R conditions} of raw values."""
-    known = {}
+    conditions = {}
     for m, raw in values.items():
         if m in pipeline.images:
-            known[m] = Condition(torch.cat([pipeline.codecs[m].read(path) for path in raw]))
+            conditions[m] = Condition(torch.cat([pipeline.codecs[m].read(path) for path in raw]))
             continue
         tokens = encode_captions(pipeline, m, raw, source.context_limit, source.repeat_text)
         mask_token = pipeline.config.modalities[m].states
         mask = tokens != mask_token if any(MASKED in caption for caption in raw) else None
         if mask is not None and not isinstance(pipeline.space[m], Masked):
             raise ValueError(f"--condition {m}: ▯ needs a modality under masked diffusion, {m!r} is not")
-        known[m] = Condition(tokens, mask=mask)
-    return known
+        conditions[m] = Condition(tokens, mask=mask)
+    return conditions
 
 
 def encode_captions(
@@ -192,7 +209,7 @@ def _rows(pipeline: Pipeline, source: ConditionSource, read_rows: ReadRows | Non
     """{modality: (R, *shape)} of the rows of a data set; of several captions the first."""
     names = list(dict.fromkeys(m for m, _ in source.values))
     if not names:
-        raise ValueError("--data needs --condition NAME: which part of its rows is known?")
+        raise ValueError("--data needs --condition NAME: which modality of its rows is the condition?")
     if source.repeat_text != 1:
         raise ValueError("--repeat-text works on captions, and the rows of --data are tokens: leave it out")
     if read_rows is None:
@@ -211,30 +228,30 @@ def check_modality(pipeline: Pipeline, option: str, m: str) -> None:
         raise ValueError(f"{option}: this model has no modality {m!r}; it has {', '.join(pipeline.space)}")
 
 
-def _with_mask(pipeline: Pipeline, known: dict[str, Condition], m: str, path: str) -> Condition:
-    """The condition of an image, known only where a mask image is white."""
+def _with_mask(pipeline: Pipeline, conditions: dict[str, Condition], m: str, path: str) -> Condition:
+    """The condition of an image inside the white part of a mask image."""
     check_modality(pipeline, "--mask", m)
     if m not in pipeline.images:
-        raise ValueError(f"--mask {m}: masks are for images; in a caption, write ▯ for every token that is not known")
-    if m not in known:
+        raise ValueError(f"--mask {m}: masks are for images; in a caption, write ▯ for every masked token")
+    if m not in conditions:
         raise ValueError(f"--mask {m}: there is no condition of that modality, add --condition {m}=…")
     mask = pipeline.codecs[m].read_mask(path)
     if bool(mask.all()) or not bool(mask.any()):
         raise ValueError(f"--mask {m}: {path} is all {'white' if mask.all() else 'black'}: leave the option out")
-    return dataclasses.replace(known[m], mask=mask.expand(known[m].x.shape))
+    return dataclasses.replace(conditions[m], mask=mask.expand(conditions[m].x.shape))
 
 
-def _time(pipeline: Pipeline, known: dict[str, Condition], m: str, text: str) -> float:
+def _time(pipeline: Pipeline, conditions: dict[str, Condition], m: str, text: str) -> float:
     """The time of --noise-level."""
     check_modality(pipeline, "--noise-level", m)
-    if m not in known:
+    if m not in conditions:
         raise ValueError(f"--noise-level {m}: there is no condition of that modality, add --condition {m}=…")
     try:
         time = float(text)
     except ValueError:
         raise ValueError(f"--noise-level {m}: {text!r} is not a number") from None
     if not 0.0 <= time <= 1.0:
-        raise ValueError(f"--noise-level {m}: a noise time lies in [0, 1], got {text}")
+        raise ValueError(f"--noise-level {m}: a noise time is in [0, 1], got {text}")
     return time
 
 

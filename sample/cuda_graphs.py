@@ -10,12 +10,14 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion.space import Net
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 _GRAPHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 WARM_UPS = 3  # calls before a training step is captured, for compilers and libraries to initialize
@@ -30,8 +32,8 @@ class Memory:
 
 
 def capture(
-    function: Callable[[], object], warm_ups: int = WARM_UPS, memory: Memory | None = None, errors: str = "global"
-) -> tuple[Callable[[], None], object]:
+    function: Callable[[], Result], warm_ups: int = WARM_UPS, memory: Memory | None = None, errors: str = "global"
+) -> tuple[Callable[[], None], Result]:
     """(replay, result) of a function captured as a CUDA graph; every replay writes into that result.
 
     Args:
@@ -74,7 +76,7 @@ class GraphedNet:
     capture fails, that signature runs eagerly from then on, and a line in the log says why.
     """
 
-    def __init__(self, net: Net):
+    def __init__(self, net: nn.Module):
         self.net, self.graphs = net, {}
         self.partial_outputs = getattr(net, "partial_outputs", False)
         self.observes = getattr(net, "observes", ())
@@ -145,7 +147,7 @@ class Graph:
 
 def with_cuda_graphs(net: Net) -> Net:
     """The network with graphs, which are kept from one sampling to the next; a plain function is returned as it is."""
-    if not isinstance(net, torch.nn.Module):
+    if not isinstance(net, nn.Module):
         return net
     if net not in _GRAPHED or _GRAPHED[net].addresses != addresses(net):  # graphs read the weights at these addresses
         _GRAPHED[net] = GraphedNet(weakref.proxy(net))
@@ -158,13 +160,13 @@ def release(net: Net) -> None:
         torch.cuda.empty_cache()
 
 
-def addresses(net: Net) -> tuple[int, ...]:
+def addresses(net: nn.Module) -> tuple[int, ...]:
     """The addresses of a network's weights."""
     return tuple(p.data_ptr() for p in (*net.parameters(), *net.buffers()))
 
 
 def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple:
-    """What must agree for a graph to be replayed: shapes and dtypes, outputs, precision."""
+    """The input signature, equal for all calls that replay a graph: shapes and dtypes, outputs, precision."""
     shapes = [(part, m, tuple(v.shape), v.dtype) for part, values in inputs.items() for m, v in values.items()]
     wanted = outputs if isinstance(outputs, Mapping) or outputs is None else dict.fromkeys(outputs)
     device = next(iter(inputs["x"].values())).device

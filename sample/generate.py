@@ -22,14 +22,14 @@ from .steppers import SAMPLERS, Sampler
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """What to sample; None is the config's own setting.
+    """Settings of `anystate sample`; None is the config's own setting.
 
     Args:
         source: the conditions.
         n: samples of each condition (see `read_conditions`).
         sampler: {modality: method}.
         batch_size: samples per batch; decides rounding.
-        trajectory: also draw the states of the first batch from noise to samples.
+        trajectory: also write the intermediate states of the first batch.
     """
 
     source: ConditionSource = dataclasses.field(default_factory=ConditionSource)
@@ -74,8 +74,8 @@ def generate(
         raise ValueError(f"--weights must be ema or raw, got {weights!r}")
     device = distributed.start(device)
     pipeline = Pipeline.from_pretrained(checkpoint, weights, device)
-    known = read_conditions(pipeline, request.source, request.n, read_rows)
-    whole = [m for m, c in known.conditions.items() if c.mask is None]
+    conditions = read_conditions(pipeline, request.source, request.n, read_rows)
+    whole = [m for m, c in conditions.conditions.items() if c.mask is None]
     if without_head := [m for m in pipeline.space if m not in whole and m not in pipeline.net.head]:
         m = without_head[0]
         raise ValueError(f"this model does not generate {m!r}: make it a condition, --condition {m}=…")
@@ -84,27 +84,29 @@ def generate(
     batch_size = settings.batch_size if request.batch_size is None else request.batch_size
     options = {
         "steps": steps,
-        "guidance": _guidance(pipeline, request, bool(known.conditions)),
+        "guidance": _guidance(pipeline, request, bool(conditions.conditions)),
         "samplers": _samplers(pipeline, request.sampler),
         "precision": pipeline.precision(request.precision),
         "seed": request.seed,
         "batch_size": batch_size,
     }
-    pipeline.compile_for(known.total * steps)
+    pipeline.compile_for(conditions.total * steps)
     folder = SampleFolder(
         out,
         pipeline,
-        _identity(resolve(checkpoint), weights, request, known, options),
+        _identity(resolve(checkpoint), weights, request, conditions, options),
         {"checkpoint": str(resolve(checkpoint).resolve()), "weights": weights, "source": request.source.as_dict()},
-        known.total,
+        conditions.total,
         batch_size,
     )
     if distributed.is_main():
         folder.begin(force)
     distributed.barrier()
     missing = folder.missing()
-    distributed.barrier()  # nobody writes before everybody has looked
-    _write(pipeline, folder, missing[distributed.rank() :: distributed.world()], known, options, request.trajectory)
+    distributed.barrier()  # no rank writes before all have listed the missing batches
+    _write(
+        pipeline, folder, missing[distributed.rank() :: distributed.world()], conditions, options, request.trajectory
+    )
     distributed.barrier()
     sheet = folder.finish() if distributed.is_main() else out
     distributed.barrier()
@@ -112,7 +114,12 @@ def generate(
 
 
 def _write(
-    pipeline: Pipeline, folder: SampleFolder, batches: list[range], known: Conditions, options: dict, trajectory: bool
+    pipeline: Pipeline,
+    folder: SampleFolder,
+    batches: list[range],
+    conditions: Conditions,
+    options: dict,
+    trajectory: bool,
 ) -> None:
     """Sample these batches and write them while the next one is sampled."""
     device = next(pipeline.net.parameters()).device
@@ -123,7 +130,7 @@ def _write(
             result = sample(
                 pipeline.net,
                 pipeline.space,
-                known.of_samples(samples),
+                conditions.of_samples(samples),
                 n=len(samples),
                 start_index=samples.start,
                 trajectory=film,
@@ -135,21 +142,23 @@ def _write(
             write(folder.write, samples, values)
 
 
-def _identity(path: Path, weights: str, request: SampleRequest, known: Conditions, options: dict) -> dict:
-    """Everything that decides what the samples are, as JSON values under the names that manifests have."""
-    files = {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}  # others never look
+def _identity(path: Path, weights: str, request: SampleRequest, conditions: Conditions, options: dict) -> dict:
+    """All settings that determine the samples, as JSON values with the keys of the manifest."""
+    files = (
+        {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}
+    )  # not used on other ranks
     return {
         **{name: sha256(path / file) for name, file in files.items()},
-        "samples": known.total,
+        "samples": conditions.total,
         "steps": options["steps"],
-        "guidance": dataclasses.asdict(options["guidance"]),
+        "guidance": options["guidance"].model_dump(),
         "samplers": {m: dataclasses.asdict(s) for m, s in options["samplers"].items()},
         "seed": options["seed"],
         "batch_size": options["batch_size"],
         "trajectory": request.trajectory,
         "precision": options["precision"],
-        "conditions": known.digest(),
-        "noise_level": {m: c.t for m, c in known.conditions.items()},
+        "conditions": conditions.digest(),
+        "noise_level": {m: c.t for m, c in conditions.conditions.items()},
     }
 
 
@@ -157,7 +166,7 @@ def _guidance(pipeline: Pipeline, request: SampleRequest, conditional: bool) -> 
     """The configured guidance with what the request changes."""
     changes = {"scale": request.guidance, "final_time": request.final_time, "interval": request.interval}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(pipeline.guidance(conditional), **changes)
+    return Guidance(**{**pipeline.guidance(conditional).model_dump(), **changes})
 
 
 def _samplers(pipeline: Pipeline, methods: dict[str, str]) -> dict[str, Sampler]:

@@ -27,7 +27,7 @@ from .steppers import Sampler
 
 @dataclasses.dataclass
 class Pipeline:
-    """A configured model: what the commands pass around."""
+    """A model as its config describes it, ready to be sampled."""
 
     config: Config
     space: Space
@@ -38,7 +38,7 @@ class Pipeline:
     def from_pretrained(cls, path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Pipeline:
         """The model saved in a run folder (its newest checkpoint) or in a checkpoint folder.
 
-        weights: ema, the averaged ones, or raw.
+        weights: ema or raw.
 
         Raises:
             CheckpointError: no, a truncated, or another architecture's checkpoint.
@@ -78,14 +78,14 @@ class Pipeline:
         return "bf16" if on_gpu and self.config.train.precision != "fp32" else "fp32"
 
     def files(self) -> dict[str, bytes]:
-        """What its checkpoints need beside weights and config, {name: content}."""
+        """The files of a checkpoint besides weights and config, {name: content}."""
         return codec_files(self.codecs)
 
     def guidance(self, conditional: bool) -> Guidance:
         """The configured guidance of conditional or joint sampling."""
         settings = self.config.sample
         chosen = settings.guidance if conditional or settings.joint_guidance is None else settings.joint_guidance
-        return Guidance(chosen.scale, chosen.final_time, tuple(chosen.interval))
+        return Guidance(**chosen.model_dump())
 
     def sample(self, conditions: Mapping[str, Tensor | Condition] | None = None, n: int | None = None, **options):
         """`sample.sample` as the config says; `options` are its other arguments, which replace what the config says."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.guidance import Guidance, partial_outputs
-from ..diffusion.processes import Gaussian
+from ..diffusion.processes import Discrete, Gaussian
 from ..diffusion.space import Net, Space, expand_time
 from ..kernels import LazyLogits, Rng
 from .condition import Condition, initial_state, is_exact
@@ -49,7 +49,7 @@ class Run:
             m: samplers.get(m, Sampler()).stepper(m, space[m], x[m], steps, rng) for m in generated
         }
         self.observed = {m: c.mask for m, c in self.partial.items() if c.t == 0 and m in getattr(net, "observes", ())}
-        self.x = self.with_known(x, 0)
+        self.x = self.with_observed(x, 0)
         self.guided, self.guiding = guidance_between(space, guidance, generated, self.conditioned)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -59,7 +59,7 @@ class Run:
             yield self.x
 
     def update(self, k: int) -> dict[str, Tensor]:
-        """One evaluation moves every modality, a second one corrects those whose sampler has a corrector."""
+        """One evaluation for the step of every modality, a second one for samplers with a corrector."""
         active = [m for m, s in self.steppers.items() if s.is_active(k)]
         if not active:
             return self.x
@@ -68,7 +68,7 @@ class Run:
         x = dict(self.x)
         for m in active:
             x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
-        x = self.with_known(x, k + 1)
+        x = self.with_observed(x, k + 1)
         corrected = [m for m in active if self.steppers[m].has_corrector and not self.steppers[m].is_last(k)]
         if corrected:
             x_hat = {**self.x, **{m: x[m] for m in corrected}}
@@ -77,7 +77,7 @@ class Run:
             for m in corrected:
                 scale = self.guidance.scale_of(m)
                 x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), scale)
-            x = self.with_known(x, k + 1)
+            x = self.with_observed(x, k + 1)
         return x
 
     def evaluate(
@@ -98,17 +98,17 @@ class Run:
         return both
 
     def positions(self, k: int, outputs: list[str]) -> dict[str, Tensor]:
-        """{modality: flat indices of the positions that update k can change}, so that the network may skip the others.
+        """{modality: flat indices of the positions that update k can change}, so that the network can skip the others.
 
-        On the CPU only: on a GPU, finding them would make the host wait for the device.
+        On the CPU only: on a GPU, finding them would force a synchronization.
         """
         if self.rng.samples.device.type != "cpu" or not partial_outputs(self.net):
             return {}
         changed = {m: self.steppers[m].changed_positions(k) for m in outputs}
         return {m: mask.flatten().nonzero()[:, 0] for m, mask in changed.items() if mask is not None}
 
-    def with_known(self, x: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-        """The state with the known elements of partly known modalities set, for time step k of the grids."""
+    def with_observed(self, x: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+        """The state with the observed elements of conditions with a mask set, for time step k of the grids."""
         x = dict(x)
         for m, c in self.partial.items():
             time = self.steppers[m].times[k]
@@ -187,8 +187,10 @@ def sample(
             index = torch.arange(start - start_index, start - start_index + size).clamp(0, n - 1)
             points = {m: u[index.to(u.device)].to(device) for m, u in (uniforms or {}).items()}
             rng = Rng(seed, torch.arange(start, start + size, device=device), uniforms=points)
-            known = {m: c.map(lambda x, index=index: select(x, index, device)) for m, c in conditions.items()}
-            run = Run(net_on_device, space, known, steps, guidance, samplers or {}, rng, allowed_states)
+            batch_conditions = {
+                m: c.map(lambda x, index=index: select(x, index, device)) for m, c in conditions.items()
+            }
+            run = Run(net_on_device, space, batch_conditions, steps, guidance, samplers or {}, rng, allowed_states)
             batch_states = []
             for x in run:
                 if trajectory:
@@ -256,9 +258,10 @@ def check_shapes(space: Space, uniforms: Mapping[str, Tensor], allowed_states: M
         if tuple(u.shape) != (n, *space[m].shape):
             raise ValueError(f"uniforms: {m} needs shape {(n, *space[m].shape)}, got {tuple(u.shape)}")
     for m, allowed in allowed_states.items():
-        if not space[m].discrete:
+        process = space[m]
+        if not isinstance(process, Discrete):
             raise ValueError(f"allowed_states: {m} is not a discrete modality")
-        shape = (*space[m].shape, space[m].states)
+        shape = (*process.shape, process.states)
         if tuple(allowed.shape) != shape or allowed.dtype != torch.bool:
             raise ValueError(
                 f"allowed_states: {m} needs bool of shape {shape}, got {allowed.dtype} {tuple(allowed.shape)}"
@@ -285,14 +288,14 @@ def select(x: Tensor, index: Tensor, device: torch.device) -> Tensor:
 
 
 def device_of(net: Net) -> torch.device:
-    """Where a network's parameters are; the CPU for a plain function."""
+    """The device of a network's parameters; the CPU for a plain function."""
     parameters = net.parameters() if isinstance(net, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
 @contextlib.contextmanager
 def evaluating(net: Net) -> Iterator[None]:
-    """All modules of a network in evaluation mode; back to what they were afterwards."""
+    """Set all modules of a network to evaluation mode, and restore their modes afterwards."""
     training = [m for m in net.modules() if m.training] if isinstance(net, torch.nn.Module) else []
     for module in training:
         module.training = False

@@ -21,7 +21,7 @@ from ..kernels import Draw, LazyLogits, Rng
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How one modality is sampled.
+    """The sampler of one modality.
 
     Args:
         method: heun, euler, euler_sde or dpmpp_2m for Gaussian modalities; tau_leap, euler, ancestral or first_hitting
@@ -43,6 +43,8 @@ class Sampler:
         method = self.method or next(iter(methods))
         if method not in methods:
             raise ValueError(f"{name}: sampler must be one of {', '.join(methods)}, got {method!r}")
+        if name in rng.uniforms and isinstance(process, Masked) and method != "first_hitting":
+            raise ValueError(f"{name}: uniforms are for first_hitting, not for {method}")
         if isinstance(self.time_grid, str):
             times = time_grid(process, steps, self.time_grid)
         else:
@@ -101,6 +103,8 @@ class Stepper:
 class OdeStepper(Stepper):
     """Probability-flow ODE: `euler`, or `heun` with its corrector, except into t = 0, where the drift is singular."""
 
+    process: Gaussian
+
     def __init__(self, *args):
         super().__init__(*args)
         self.has_corrector = self.method == "heun"
@@ -131,6 +135,7 @@ class SdeStepper(OdeStepper):
 class DpmStepper(Stepper):
     """DPM-Solver++(2M), arXiv 2211.01095: second order in log-SNR with one evaluation a step."""
 
+    process: Gaussian
     previous: Tensor | None = None
     previous_width: Tensor | None = None
 
@@ -151,6 +156,7 @@ class DpmStepper(Stepper):
 class MaskedStepper(Stepper):
     """`tau_leap`, `euler` and `ancestral` on the absorbing process; the last step reveals all that is left."""
 
+    process: Masked
     RULES: ClassVar = {"tau_leap": "tau", "euler": "euler", "ancestral": "ancestral"}
 
     def step(self, k, x, out, uncond, guidance):
@@ -215,6 +221,8 @@ class FirstHittingStepper(MaskedStepper):
 
 class UniformStepper(Stepper):
     """`tau_leap` and `euler` on the uniform process; the last step draws x₀ from the network."""
+
+    process: Uniform
 
     def step(self, k, x, out, uncond, guidance):
         process, t = self.process, self.time(k)

@@ -1,4 +1,4 @@
-"""Shared by all tests: where the golden vectors are, and what the official configuration looks like here."""
+"""Shared fixtures: golden vectors, the official configuration, small models, and the command line."""
 
 from __future__ import annotations
 
@@ -138,17 +138,17 @@ def clip_tokenizer(tmp_path_factory):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files` {name: bytes}, in ranges where `server.ranges` says so and `server.tag` is as before. The
-    answers for a name in `server.broken`, {name: [bytes, …]}, break off after so many bytes, one after the other."""
+    """Serves `server.files` {name: bytes}, in ranges if `server.ranges` is set and `server.tag` has not changed.
+    Responses for a name in `server.broken`, {name: [bytes, …]}, end after so many bytes, one after the other."""
 
     def do_GET(self):
         server, name = self.server, self.path[1:]
-        asked, start = self.headers.get("Range"), 0
-        server.seen.append((name, asked))
+        requested, start = self.headers.get("Range"), 0
+        server.seen.append((name, requested))
         if name not in server.files:
             return self.send_error(404)
-        if asked and server.ranges and self.headers.get("If-Range") == server.tag:
-            start = int(asked.split("=")[1].split("-")[0])
+        if requested and server.ranges and self.headers.get("If-Range") == server.tag:
+            start = int(requested.split("=")[1].split("-")[0])
         data = server.files[name][start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data)))
@@ -165,7 +165,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """A file server on this machine, see `Handler`; `server.seen` lists what was asked, [(name, range)]."""
+    """A file server on this machine, see `Handler`; `server.seen` lists the requests, [(name, range)]."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.seen, server.broken, server.ranges, server.tag = {}, [], {}, True, '"one"'
         server.url = f"http://127.0.0.1:{server.server_port}"

@@ -88,7 +88,7 @@ print(json.dumps(results))
 
 
 def commands(command=None, path: tuple[str, ...] = ()) -> list[list[str]]:
-    """The words of every command and group of commands, hidden ones too."""
+    """The arguments of every command and group of commands, hidden ones too."""
     command = command or typer.main.get_command(app)
     found = [list(path)]
     for name, inner in getattr(command, "commands", {}).items():
@@ -108,18 +108,18 @@ def without_torch(cases: list[list[str]], folder) -> list[tuple[int, str]]:
 
 
 def test_help_imports_no_torch(tmp_path):
-    cases = [[*words, "--help"] for words in commands()]
+    cases = [[*arguments, "--help"] for arguments in commands()]
     assert len(cases) > 25
     assert without_torch(cases, tmp_path) == [(0, "")] * len(cases)
 
 
 def test_bad_input_that_needs_no_model_imports_no_torch(tmp_path):
     (tmp_path / "RUN").mkdir()
-    for (args, words), (code, error) in zip(LIGHT, without_torch([a for a, _ in LIGHT], tmp_path), strict=True):
+    for (args, message), (code, error) in zip(LIGHT, without_torch([a for a, _ in LIGHT], tmp_path), strict=True):
         assert code == 2, args
         assert error.startswith("error: ")
         assert error.count("\n") == 1
-        assert words in error
+        assert message in error
 
 
 @pytest.mark.parametrize("args", [["--help"], ["sample", "--help"], ["train", "digits", "train.stepz=3"]])
@@ -152,7 +152,7 @@ def test_choices_of_the_command_line_are_those_of_the_code():
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "parts"),
     [
         (["train", "digits", "train.stepz=3"], ["unknown key 'train.stepz'", "steps"]),
         (["train", "digits", "modalities.image.strem.width=3"], ["unknown key 'modalities.image.strem'", "stream"]),
@@ -166,14 +166,14 @@ def test_choices_of_the_command_line_are_those_of_the_code():
         (["train", "digits", "--device", "cuda:9"], ["cuda:9"]),
     ],
 )
-def test_bad_input(tmp_path, args, words, refused):
+def test_bad_input(tmp_path, args, parts, refused):
     line = refused(*args, "-o", tmp_path / "out")
-    for word in words:
-        assert word in line
+    for part in parts:
+        assert part in line
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "parts"),
     [
         (["--condition", "text=a seven!"], ["outside the vocabulary", "!"]),
         (["--condition", "text=a seven and then another"], ["characters, the model takes"]),
@@ -189,21 +189,21 @@ def test_bad_input(tmp_path, args, words, refused):
         (["--mask", "image=gone.png"], ["--mask image"]),
     ],
 )
-def test_bad_requests(run, tmp_path, options, words, refused):
+def test_bad_requests(run, tmp_path, options, parts, refused):
     line = refused("sample", run, "--out", tmp_path / "s", "--device", "cpu", *options)
-    for word in words:
-        assert word in line
+    for part in parts:
+        assert part in line
     assert not (tmp_path / "s").exists()
 
 
-def test_picture_of_the_wrong_size(run, tmp_path, refused):
+def test_image_of_the_wrong_size(run, tmp_path, refused):
     Image.new("L", (9, 7)).save(tmp_path / "wide.png")
     line = refused("sample", run, "--out", tmp_path / "s", "--condition", f"image={tmp_path}/wide.png")
     assert "8x8" in line
     assert "9x7" in line
 
 
-def test_not_a_picture(run, tmp_path, refused):
+def test_a_file_that_is_not_an_image(run, tmp_path, refused):
     (tmp_path / "text.png").write_text("hello")
     line = refused("sample", run, "--out", tmp_path / "s", "--condition", f"image={tmp_path}/text.png")
     assert "not a readable image" in line
@@ -221,10 +221,10 @@ def test_truncated_checkpoint(run, tmp_path, refused):
 
 @pytest.mark.parametrize("direction", ["joint", "text", "image", "half", "masked"])
 def test_sampling_every_direction(run, tmp_path, direction, call):
-    """Files are written: pictures of the right size, a caption a line, manifest, contact sheet."""
+    """Files are written: images of the right size, a caption a line, manifest, contact sheet."""
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "x.png")
     Image.fromarray(np.repeat([[255], [0]], 4, 0).repeat(8, 1).astype(np.uint8)).save(tmp_path / "mask.png")
-    given = {
+    options = {
         "joint": [],
         "text": ["--condition", "text=a seven", "--condition", "text=zero"],
         "image": ["--condition", f"image={tmp_path}/x.png", "--guidance", "2"],
@@ -232,18 +232,18 @@ def test_sampling_every_direction(run, tmp_path, direction, call):
         "masked": ["--condition", f"image={tmp_path}/x.png", "--mask", f"image={tmp_path}/mask.png"],
     }[direction]
     out = tmp_path / "out"
-    assert call("sample", run, "--out", out, "--n", "2", "--device", "cpu", *given, "--trajectory") == 0
+    assert call("sample", run, "--out", out, "--n", "2", "--device", "cpu", *options, "--trajectory") == 0
     n = 4 if direction == "text" else 2
-    pictures = sorted((out / "image").glob("*.png"))
-    assert len(pictures) == n
-    assert all(Image.open(p).size == (8, 8) for p in pictures)
+    images = sorted((out / "image").glob("*.png"))
+    assert len(images) == n
+    assert all(Image.open(p).size == (8, 8) for p in images)
     captions = (out / "text.txt").read_text().split("\n")
     assert len(captions) == n + 1
     if direction == "text":
         assert captions[:4] == ["a seven", "a seven", "zero", "zero"]
     if direction == "image":
         assert np.array_equal(
-            np.asarray(Image.open(pictures[0]).convert("L")), np.asarray(Image.open(tmp_path / "x.png"))
+            np.asarray(Image.open(images[0]).convert("L")), np.asarray(Image.open(tmp_path / "x.png"))
         )
     if direction != "half":
         assert "▯" not in "".join(captions), "a mask reached the user"

@@ -1,4 +1,4 @@
-"""`anystate table` as a user meets it: files in, files out, one line and exit code 2 for what is wrong."""
+"""`anystate table` from the command line: files in, files out; wrong input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def with_holes(data) -> str:
     return "\r\n".join(lines)
 
 
-def test_imputing_leaves_every_other_byte(run, data, tmp_path, call):
+def test_imputing_changes_only_empty_cells(run, data, tmp_path, call):
     file, out = tmp_path / "holes.csv", tmp_path / "filled.csv"
     file.write_bytes(with_holes(data).encode())
     assert call("table", "impute", run, file, "--out", out, "--device", "cpu") == 0
@@ -75,7 +75,7 @@ def test_imputing_leaves_every_other_byte(run, data, tmp_path, call):
     assert pd.read_csv(spread).shape == (500, 15)
 
 
-def test_parquet_in_and_out(tmp_path, call):
+def test_imputing_parquet_files(tmp_path, call):
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     table = load_bundled()[0].head(300).assign(day=pd.to_datetime("2024-01-01") + pd.to_timedelta(range(300), "h"))
     table["age"] = table["age"].astype("int16")
@@ -112,7 +112,7 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refu
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "parts"),
     [
         (["sample", "RUN", "--where", "schol=x"], ["unknown column 'schol'", "education"]),
         (["sample", "RUN", "--where", "education=Kindergarten"], ["has no value 'Kindergarten'", "Bachelors"]),
@@ -125,9 +125,9 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refu
         (["fit", "BAD"], ["row 1 has 1 fields, the header 2"]),
     ],
 )
-def test_wrong_input_is_one_line(run, tmp_path, args, words, refused):
+def test_wrong_input_is_one_line(run, tmp_path, args, parts, refused):
     (tmp_path / "bad.csv").write_text("a,b\n1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    places = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
-    error = refused("table", *[places.get(a, a) for a in args])
-    assert all(word in error for word in words), error
+    paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
+    error = refused("table", *[paths.get(a, a) for a in args])
+    assert all(part in error for part in parts), error

@@ -1,4 +1,4 @@
-"""Every command that README and docs show exists, with the options, shipped configs and settings it is shown with."""
+"""Every command in README and docs exists, with its options, shipped configs and settings."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ def commands() -> list[tuple[str, list[str]]]:
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if "anystate" in words:
-                    found.append((page.name, words[words.index("anystate") + 1 :]))
+                arguments = shlex.split(line, comments=True)
+                if "anystate" in arguments:
+                    found.append((page.name, arguments[arguments.index("anystate") + 1 :]))
     return found
 
 
 COMMANDS = commands()
 
 
-def resolve(words: list[str]):
-    """The command meant, and what follows its name."""
+def resolve(arguments: list[str]):
+    """The command, and the arguments after its name."""
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        name, *words = words
+        name, *arguments = arguments
         assert name in command.commands, f"no command {name!r}; there are {', '.join(command.commands)}"
         command = command.commands[name]
-    return command, words
+    return command, arguments
 
 
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
-def test_shown_commands_exist(page, words):
-    command, rest = resolve(words)
+@pytest.mark.parametrize(
+    ("page", "arguments"), COMMANDS, ids=[f"{page}: {' '.join(arguments)}" for page, arguments in COMMANDS]
+)
+def test_shown_commands_exist(page, arguments):
+    command, rest = resolve(arguments)
     # the parser itself: unknown options, wrong types and missing arguments raise
     parameters = command.make_context(command.name, list(rest), resilient_parsing=False).params
     if command.name not in ("train", "fit"):
@@ -79,7 +81,7 @@ def test_settings_named_in_tables_exist():
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("sample RUN --stepz 3", "stepz"),
         ("train", "Missing"),
@@ -88,6 +90,6 @@ def test_settings_named_in_tables_exist():
         ("train text_image/stage1 train.stepz=3", "train.stepz"),
     ],
 )
-def test_the_check_sees_faults(line, words):
-    with pytest.raises(Exception, match=words):
+def test_the_check_fails_for_wrong_commands(line, message):
+    with pytest.raises(Exception, match=message):
         test_shown_commands_exist("", shlex.split(line))

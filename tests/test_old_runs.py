@@ -1,4 +1,4 @@
-"""Runs of an earlier commit load, resume and give the samples that they gave then; see old_runs/README.md."""
+"""Runs of an earlier commit load, resume and give the same samples as before; see old_runs/README.md."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def old():
 
 def conditions(old, case: str) -> dict:
     text, image = old["captions"], old["images"]
-    known = {"given_text": {"text": text}, "given_image": {"image": image}}
-    known |= {"half_noised_text": {"text": Condition(text, 0.5)}, "half_noised_image": {"image": Condition(image, 0.3)}}
-    return known.get(case, {})
+    cases = {"given_text": {"text": text}, "given_image": {"image": image}}
+    cases |= {"half_noised_text": {"text": Condition(text, 0.5)}, "half_noised_image": {"image": Condition(image, 0.3)}}
+    return cases.get(case, {})
 
 
 def test_digits_gives_the_same_samples(run, old):
-    system = Pipeline.from_pretrained(run("digits") / "step_00000060")
+    pipeline = Pipeline.from_pretrained(run("digits") / "step_00000060")
     cases = dict.fromkeys(name.split("/")[0] for name in old if "/" in name)
     assert len(cases) == 7
     for case in cases:
         other = {"samplers": KINDS[case], "steps": 6} if case in KINDS else {}
-        for m, x in system.sample(conditions(old, case), n=5, seed=7, **other).items():
+        for m, x in pipeline.sample(conditions(old, case), n=5, seed=7, **other).items():
             torch.testing.assert_close(x, old[f"{case}/{m}"], rtol=0, atol=TOLERANCE)
 
 
@@ -82,7 +82,7 @@ def test_table_resumes(run):
 
 
 def same_training(folder: Path, name: str) -> None:
-    """The averaged weights and the last logged losses are those of the uninterrupted run."""
+    """The EMA weights and the last logged losses are those of the uninterrupted run."""
     ema = load_file(folder / "step_00000066" / "ema.safetensors")
     for key, value in load_file(OLD / f"{name}_final_ema.safetensors").items():
         torch.testing.assert_close(ema[key], value, rtol=0, atol=TOLERANCE)

@@ -1,4 +1,4 @@
-"""The folders form one tower: imports run one way, never in a circle, and files stay about one thing."""
+"""Structure of the package: folders are layers, imports are never circular, files and functions are short."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import anystate
 
 ROOT = Path(anystate.__file__).parent
-TOWER = ["configs", "kernels", "diffusion", "model", "sample", "train", "bench"]  # a folder imports those before it
-FILES = [path for folder in TOWER for path in sorted((ROOT / folder).rglob("*.py"))]
+LAYERS = ["configs", "kernels", "diffusion", "model", "sample", "train", "bench"]  # a folder imports those before it
+FILES = [path for folder in LAYERS for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP = [ROOT / "cli.py", ROOT / "__main__.py", ROOT / "__init__.py"]
 
 
@@ -38,32 +38,32 @@ def imports(path: Path, root: Path = ROOT) -> set[Path]:
 
 
 def file_of(place: Path) -> Path | None:
-    """The file behind a module's place, if it is one."""
+    """The file of a module, if it is one of this package."""
     for file in (place.with_name(place.name + ".py"), place / "__init__.py"):
         if file.is_file():
             return file
     return None
 
 
-def floor(path: Path, root: Path = ROOT) -> int:
-    """The place of a file in the tower; the command line stands on top of it."""
+def layer(path: Path, root: Path = ROOT) -> int:
+    """The layer of a file; the command line is above all folders."""
     folder = path.relative_to(root).parts[0]
-    return TOWER.index(folder) if folder in TOWER else len(TOWER)
+    return LAYERS.index(folder) if folder in LAYERS else len(LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_down_the_tower(path):
-    assert not [str(other.relative_to(ROOT)) for other in imports(path) if floor(other) > floor(path)]
+def test_imports_from_lower_layers_only(path):
+    assert not [str(other.relative_to(ROOT)) for other in imports(path) if layer(other) > layer(path)]
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_no_circular_imports():
     # a folder's __init__ gathers the names of its files, which do not import it back
     graph = {path: imports(path) for path in [*FILES, *TOP]}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
-def test_the_check_sees_imports(tmp_path):
-    for folder in TOWER:
+def test_the_check_finds_imports(tmp_path):
+    for folder in LAYERS:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     file, other = tmp_path / "kernels" / "bad.py", tmp_path / "train" / "trainer.py"
@@ -72,7 +72,7 @@ def test_the_check_sees_imports(tmp_path):
         "from ..diffusion import Space\ndef f():\n    from .. import model\n    import anystate.train.trainer\n"
     )
     assert imports(file, tmp_path) == {tmp_path / "diffusion/__init__.py", tmp_path / "model/__init__.py", other}
-    assert floor(other, tmp_path) > floor(file, tmp_path)
+    assert layer(other, tmp_path) > layer(file, tmp_path)
 
 
 def test_files_and_functions_are_short():

@@ -16,7 +16,7 @@ EMOJI = Path(os.environ.get("ANYSTATE_DATA", Path(__file__).parents[2] / "shared
 pytestmark = pytest.mark.skipif(not EMOJI.is_file(), reason=f"needs the emoji data set ({EMOJI})")
 
 TINY = [
-    "modalities.image.stream={width: 16, patch: 8, tower: 0}",
+    "modalities.image.stream={width: 16, patch: 8, single_stream_depth: 0}",
     "modalities.text.stream.width=16",
     "network={depth: 2, heads: 2, head_dim: 8}",
     "train.batch=16",
@@ -29,13 +29,13 @@ TINY = [
 
 
 def anystate(folder: Path, *arguments, ranks: int = 1) -> str:
-    """The command's output; its failure fails the test."""
+    """Run a command; returns its output, and fails the test if the command fails."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launch, "-m", "anystate", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    said = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert result.returncode == 0, said or result.stderr[-3000:]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert result.returncode == 0, errors or result.stderr[-3000:]
     return result.stdout
 
 
@@ -55,13 +55,12 @@ def packed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(packed) -> Path:
-    """Three stages of a few steps, the last one cut off after two steps on two ranks and finished on one."""
-    tiny = [o for o in TINY if "tower" not in o] + ["modalities.image.stream={width: 16, patch: 8, tower: 0}"]
+    """Three stages of a few steps; the last one is interrupted after two steps on two ranks and resumed on one."""
     for stage in (1, 2):
-        said = anystate(packed, "train", f"emoji/stage{stage}", *tiny, "--device", "cpu", ranks=2)
-    assert "new: head.text, tower.text, tower_norm.text" in said
-    anystate(packed, "train", "emoji/stage3", *tiny, "train.steps=2", "--device", "cpu", ranks=2)
-    assert "at step 2" in anystate(packed, "train", "emoji/stage3", *tiny, "--device", "cpu")
+        output = anystate(packed, "train", f"emoji/stage{stage}", *TINY, "--device", "cpu", ranks=2)
+    assert "new: head.text, tower.text, tower_norm.text" in output
+    anystate(packed, "train", "emoji/stage3", *TINY, "train.steps=2", "--device", "cpu", ranks=2)
+    assert "at step 2" in anystate(packed, "train", "emoji/stage3", *TINY, "--device", "cpu")
     return packed
 
 
@@ -85,36 +84,36 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_samples_on_two_ranks_and_the_same_on_one(trained, way):
-    """Every way of sampling writes pictures, captions, sheet and manifest; ranks only share the work."""
+def test_samples_do_not_depend_on_the_number_of_ranks(trained, way):
+    """Sampling in every direction writes images, captions, sheet and manifest, the same for any number of ranks."""
     settings = ["--batch-size", 2, "--seed", 3, "--device", "cpu"]
     anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings, ranks=2)
     two = trained / "two" / way
     manifest = json.loads((two / "manifest.json").read_text())
     assert manifest["samples"] == 6
     assert manifest["complete"]
-    pictures = sorted((two / "image").glob("*.png"))
-    assert len(pictures) == 6
+    images = sorted((two / "image").glob("*.png"))
+    assert len(images) == 6
     assert (two / "sheet.png").is_file()
     assert len((two / "text.txt").read_text().splitlines()) == 6
     if way == "joint":
         anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"one/{way}", *settings)
         one = trained / "one" / way
         assert (one / "text.txt").read_text() == (two / "text.txt").read_text()
-        for path in pictures:
+        for path in images:
             assert path.read_bytes() == (one / "image" / path.name).read_bytes()
-        said = anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings)
-        assert "sheet.png" in said  # nothing left to do, nothing overwritten
+        output = anystate(trained, "sample", "runs/emoji_stage3", *WAYS[way], "--out", f"two/{way}", *settings)
+        assert "sheet.png" in output  # nothing left to do, nothing overwritten
 
 
 class Colours(torch.nn.Module):
-    """FID's network here: mean colours of 64 patches of uint8 pictures."""
+    """FID's network here: mean colours of 64 patches of uint8 images."""
 
     def forward(self, x):
         return torch.nn.functional.avg_pool2d(x.float() / 255.0, 16).flatten(1)
 
 
-def test_evaluation_of_every_kind(trained):
+def test_all_families_of_metrics(trained):
     """Bounds, labels and FID (with a network of our own in place of Inception), as one JSON file."""
     torch.jit.script(Colours()).save(trained / "features.pt")
     metrics = ["--metrics", "elbo,labels,fid", "--features", "features.pt", "--repeats", 2, "--steps", 2, "-n", 24]
@@ -122,6 +121,6 @@ def test_evaluation_of_every_kind(trained):
     results = json.loads((trained / "eval.json").read_text())
     found = results["results"]
     bits = found["elbo"]["text_alone"]
-    assert abs(bits["value"] - np.log2(512)) < 5 * bits["error"] + 0.2  # hardly trained: about uniform over the words
+    assert abs(bits["value"] - np.log2(512)) < 5 * bits["error"] + 0.2  # hardly trained: about uniform
     assert found["fid"]["real held-out pictures"]["value"] < found["fid"]["joint"]["value"]
     assert 0.0 < found["labels"]["judge on real pictures attributes"]["value"] <= 1.0

@@ -2,7 +2,7 @@
 
 The thousand kernels of a step of a table's network take far longer to launch one by one than to run. The data set is on
 the device; from step to step only a few tensors change: the step's number (which keys all random numbers), the rows of
-the batch, the learning rate and the weight of the average.
+the batch, the learning rate and the decay of the EMA.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class GraphStep:
     """`training_step` of a state as a graph; see `graph_step`."""
 
     def __init__(self, state: TrainState):
-        self.state, device = state, state.device
+        assert isinstance(state.data, TableData)  # see `is_capturable`
+        self.state, self.data, device = state, state.data, state.device
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = torch.arange(state.rows.start, state.rows.stop, device=device)
         self.index = torch.zeros(len(state.rows), dtype=torch.int64, device=device)
@@ -75,7 +76,7 @@ class GraphStep:
     def _set_inputs(self) -> None:
         state, settings = self.state, self.state.settings
         self.step.fill_(state.step)
-        index = batch_rows(len(state.data), state.seed, state.step, state.rows, settings.batch)
+        index = batch_rows(len(self.data), state.seed, state.step, state.rows, settings.batch)
         self.index.copy_(index.pin_memory() if state.device.type == "cuda" else index, non_blocking=True)
         set_learning_rate(state.optimizer, learning_rate(settings, state.step))
         self.weight.fill_(1.0 - ema_decay(settings, state.step))
@@ -83,14 +84,14 @@ class GraphStep:
     def _body(self) -> tuple[dict[str, Tensor], Tensor]:
         state = self.state
         state.optimizer.zero_grad(set_to_none=True)
-        x0 = state.data.at(self.index, self.samples, state.seed, self.step)
+        x0 = self.data.at(self.index, self.samples, state.seed, self.step)
         losses = backward(state, x0, state.rows, Rng(state.seed, self.samples, self.step))
         norm = clip_and_step(state)
         with torch.no_grad():
-            average, now = list(state.ema.parameters()), list(state.net.parameters())
-            difference = torch._foreach_sub(now, average)
+            ema, weights = list(state.ema.parameters()), list(state.net.parameters())
+            difference = torch._foreach_sub(weights, ema)
             torch._foreach_mul_(difference, self.weight)
-            torch._foreach_add_(average, difference)
+            torch._foreach_add_(ema, difference)
         return losses, norm
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..configs.config import Config
 from ..configs.load import dump_config
@@ -26,7 +27,8 @@ class MetricLog:
 
     def __init__(self, out: Path, config: Config, start: int, stop: int, quiet: bool = False):
         self.out, self.config, self.start, self.stop, self.quiet = out, config, start, stop, quiet
-        self.bar = self.tensorboard = self.wandb = None
+        self.bar: Progress | None = None
+        self.tensorboard = self.wandb = None
         self.console = Console()
 
     def __enter__(self) -> MetricLog:
@@ -90,8 +92,6 @@ class MetricLog:
             atomic_write(path, "".join(line + "\n" for line in kept))
 
     def _start_bar(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), refresh_per_second=4, console=self.console)
         self.task = self.bar.add_task("", total=self.stop, completed=self.start, note="")

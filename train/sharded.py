@@ -34,7 +34,7 @@ def shard(module: nn.Module, bf16: bool) -> None:
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:
-    """The part of every tensor that lies on this rank."""
+    """The part of every tensor that is on this rank."""
     return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
 
 

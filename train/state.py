@@ -1,9 +1,10 @@
-"""What a training step reads and changes."""
+"""The state of a training run, which a step reads and updates."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ..configs.config import Train
 from ..diffusion import Space, TimeSampler
 from .objective import Objective
+
+
+class TrainingData(Protocol):
+    """Training data: a length and batches that are a function of (seed, step)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
+        """{modality: (len(rows), *shape)}: rows `rows` of batch number `step` of `size` samples."""
+        ...
 
 
 @dataclasses.dataclass
@@ -36,7 +47,7 @@ class TrainState:
     module: Objective
     objective: nn.Module
     optimizer: torch.optim.Optimizer
-    data: object
+    data: TrainingData
     rows: range
     bf16: bool
     step: int = 0
@@ -48,7 +59,7 @@ class TrainState:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer trains: network and weighting, without frozen parts."""
+        """The parameters of the optimizer: network and weighting, without frozen parts."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property

@@ -1,4 +1,4 @@
-"""One optimizer step: losses, gradients, clipping, update, average."""
+"""One optimizer step: losses, gradients, clipping, update, EMA."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .state import TrainState
 
 
 def training_step(state: TrainState) -> dict[str, Tensor]:
-    """Update network, weighting, optimizer and average; `state.step` is the caller's to advance.
+    """Update network, weighting, optimizer and EMA; the caller increments `state.step`.
 
     Returns:
         {modality: this rank's part of the mean unweighted loss}, on the device.
@@ -97,15 +97,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def ema_decay(settings: Train, step: int) -> float:
-    """The decay of the average in update `step`, smaller at first: min(ema, (1 + n)/(10 + n))."""
+    """The decay of the EMA in update `step`, smaller at first: min(ema, (1 + n)/(10 + n))."""
     return min(settings.ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update_ema(state: TrainState) -> None:
-    """Move the averaged weights towards the current ones."""
-    average, now = (sharded.local(list(net.parameters())) for net in (state.ema, state.net))
-    torch._foreach_lerp_(average, now, 1.0 - ema_decay(state.settings, state.step))
+    """Update the EMA weights."""
+    ema, weights = (sharded.local(list(net.parameters())) for net in (state.ema, state.net))
+    torch._foreach_lerp_(ema, weights, 1.0 - ema_decay(state.settings, state.step))
 
 
 @contextlib.contextmanager

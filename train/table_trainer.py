@@ -23,6 +23,9 @@ from .trainer import Trainer
 class TableTrainer(Trainer):
     """Trains a table model into a run folder; see `Trainer`."""
 
+    config: TableConfig
+    pipeline: TablePipeline
+
     def __init__(self, config: TableConfig, out: Path, codec: TableCodec, tokens: Tensor, z: Tensor, **options):
         self.codec = codec
         device = torch.device(options.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -32,8 +35,8 @@ class TableTrainer(Trainer):
     def build(self) -> TablePipeline:
         return build_table_pipeline(self.config, self.codec)
 
-    def in_bf16(self):
-        """Only where the config says so: layers this narrow gain nothing from it, and numbers lose digits."""
+    def in_bf16(self) -> bool:
+        """Only with train.precision=bf16: layers this narrow gain nothing from it, and numbers lose digits."""
         return self.config.train.precision == "bf16"
 
     def objective(self, net: nn.Module) -> Objective:
@@ -57,9 +60,9 @@ class TableTrainer(Trainer):
         codec = self.codec
         u = kernels.uniform(rng.keys("known", Draw.CONDITIONED), len(codec.columns) + 2)
         prob = torch.where(u[:, :1] <= self.config.conditioning_prob, u[:, 1:2], 0.0)
-        known = dict(zip(codec.columns, (u[:, 2:] <= prob).unbind(1), strict=True))
+        observed = dict(zip(codec.columns, (u[:, 2:] <= prob).unbind(1), strict=True))
         names = {"num": codec.numerical, "cat": codec.categorical}
-        return {m: torch.stack([known[name] for name in names[m]], 1) for m in self.pipeline.space}
+        return {m: torch.stack([observed[name] for name in names[m]], 1) for m in self.pipeline.space}
 
     def check_same_run(self, folder: Path) -> None:
         super().check_same_run(folder)

@@ -1,7 +1,7 @@
 """The training loop, on the CPU and on a GPU.
 
 Every random number is a function of (seed, step, sample) and every batch of (seed, step), so a run resumes from its
-weights, their average, the optimizer's state and the step alone.
+weights, their EMA, the optimizer's state and the step alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..configs.config import Config
 from ..configs.load import dump_config, load_config
 from ..configs.runs import CheckpointError, latest
+from ..configs.table import TableConfig
 from ..diffusion import TimeSampler
 from ..model import distributed, float8
 from ..model.compilation import compile_net, should_compile
@@ -28,10 +29,13 @@ from ..model.cpu_memory import keep_memory
 from ..model.storage import save_checkpoint
 from ..sample.cuda_graphs import release
 from ..sample.pipeline import Pipeline, build_pipeline, sample_flops
+from ..sample.table.pipeline import TablePipeline
 from . import sharded
 from .checkpoint import checkpoint_files, init_from, resume, state_tensors, whole_tensors
 from .data.load import load_data
+from .data.packed.packed import Packed
 from .data.pairs import Pairs
+from .data.table_data import TableData
 from .graph_step import graph_step, is_capturable, with_graph_optimizer
 from .metric_log import MetricLog, NullLog
 from .objective import Objective, weightings
@@ -57,12 +61,17 @@ class Trainer:
             what an evaluation returns is logged (see `bench.quality.hooks`).
     """
 
+    config: Config | TableConfig
+    pipeline: Pipeline | TablePipeline
+    train_data: Pairs | Packed | TableData
+    test_data: Pairs | TableData
+
     def __init__(
         self,
-        config: Config,
+        config: Config | TableConfig,
         out: Path,
         device: torch.device | str | None = None,
-        data: tuple[Pairs, Pairs] | None = None,
+        data: tuple[Pairs | Packed, Pairs] | tuple[TableData, TableData] | None = None,
         on_sample: Hook | None = None,
         on_evaluate: Hook | None = None,
         quiet: bool = False,
@@ -114,7 +123,7 @@ class Trainer:
             self.check_same_run(folder)
             self.seconds = resume(self.state, folder, self.sharded)
 
-    def build(self) -> Pipeline:
+    def build(self) -> Pipeline | TablePipeline:
         """A new pipeline of the config."""
         return build_pipeline(self.config)
 
@@ -136,7 +145,7 @@ class Trainer:
         """FLOPs of the whole run; a backward pass takes two forward ones."""
         return 3.0 * sample_flops(self.pipeline) * self.config.train.batch * self.config.train.steps
 
-    def run(self, stop: int | None = None) -> Pipeline:
+    def run(self, stop: int | None = None) -> Pipeline | TablePipeline:
         """Train up to step `stop` (default: the configured number) and return the pipeline with its EMA weights.
 
         Raises:
@@ -176,13 +185,13 @@ class Trainer:
         return save_checkpoint(self.out, self.state.step, files, self.config.train.keep_last, shards)
 
     def files(self) -> dict[str, bytes]:
-        """What a checkpoint holds, {relative name: content}; on the main rank alone, though all must call this."""
+        """The files of a checkpoint, {relative name: content}; empty except on the main rank. All ranks call this."""
         self._check_finite({})
         files = checkpoint_files(self.state, self.sharded, self.seconds)
         return files and {**files, **self.pipeline.files(), "config.yaml": dump_config(self.config).encode()}
 
-    def ema_pipeline(self) -> Pipeline:
-        """The pipeline with the averaged weights, for sampling; with sharded weights every rank must call this."""
+    def ema_pipeline(self) -> Pipeline | TablePipeline:
+        """The pipeline with the EMA weights, for sampling; with sharded weights every rank must call this."""
         if self.sharded and self._gathered is None:
             net = self.build().net.to(self.device).eval().requires_grad_(False)
             net.load_state_dict(whole_tensors(self.state.ema))

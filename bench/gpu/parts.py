@@ -1,6 +1,6 @@
 """The parts of the three calls on a GPU, the most important ones first; `bench.gpu.window` runs them.
 
-The fast engine comes before the plain one in every part, and a part imports what it needs when it starts.
+In every part ours is measured before the reference, and a part imports what it needs when it starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from .quality_parts import emoji, table_default, table_paper
 from .session import ROOT, Part, Session
 
-PLAIN_PARTS = 4  # parts of an official batch, each small enough for the plain engine on any of these GPUs
+PLAIN_PARTS = 4  # parts of an official batch, each small enough for the reference on any of these GPUs
 
 # First call: correctness, speed of a training step, block sizes
 
@@ -70,7 +70,7 @@ def sweep(session: Session) -> None:
     sweep(session.log, session.device, session.size)
 
 
-# Second call: sampling, tables, the plain engine, tests of the kernels
+# Second call: sampling, tables, the reference, tests of the kernels
 
 
 def sample_official(session: Session) -> None:
@@ -102,7 +102,7 @@ def train_official_plain(session: Session) -> None:
 
 
 def kernel_tests(session: Session) -> None:
-    """The tests of the kernels that need a GPU; those that only compile do not."""
+    """The tests of the kernels, without those that only compile and need no GPU."""
     tests = ROOT / "tests/kernels"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "tests/pytest.ini"]
     command += [f"--confcutdir={tests}", f"--ignore={tests / 'test_compiled.py'}"]

@@ -1,4 +1,4 @@
-"""What a part of a call on a GPU is, and what it gets."""
+"""The parts of a call on a GPU and their arguments."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ...sample import sample
-from ...sample.cuda_graphs import with_cuda_graphs
+from ...sample.cuda_graphs import GraphedNet, with_cuda_graphs
 from ...sample.pipeline import Pipeline, build_pipeline
 from ...train.graph_step import GraphStep
 from ...train.step import deterministic, training_step
 from ...train.trainer import Trainer
 from ..speed.results import ResultLog
-from ..speed.systems import config_of, shaken
+from ..speed.systems import config_of, randomize_weights
 from ..speed.table import trainer
 
 STEPS = 50
@@ -41,7 +41,7 @@ def smoke(log: ResultLog, device: torch.device, steps: int = STEPS) -> None:
 class _GraphWarnings(logging.Handler):
     """Collects the warnings about code that runs without a graph."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
 
@@ -88,7 +88,7 @@ def _train(run: Trainer, steps: int, use_graph: bool) -> dict[str, float]:
 
 def sampling(log: ResultLog, device: torch.device) -> None:
     """Compare joint samples of the digits network, and samples conditioned on captions."""
-    pipeline = shaken(build_pipeline(config_of("digits", []), codecs=False))
+    pipeline = randomize_weights(build_pipeline(config_of("digits", []), codecs=False))
     pipeline.net.to(device).eval().requires_grad_(False)
     (image,), (text,) = pipeline.images, pipeline.texts
     captions = torch.ones(16, *pipeline.space[text].shape, dtype=torch.int64, device=device)
@@ -102,8 +102,13 @@ def sampling(log: ResultLog, device: torch.device) -> None:
         log.add(name, {"graph": difference}, "", allowed=MAX_IMAGE_DIFFERENCE)
         if equal < MIN_EQUAL_TOKENS or difference > MAX_IMAGE_DIFFERENCE:
             raise ValueError(f"sampling {direction}: {equal:.1%} of tokens equal, images differ by {difference:.2g}")
-    if device.type == "cuda" and not any(g.replay for g in with_cuda_graphs(pipeline.net).graphs.values()):
+    if device.type == "cuda" and not _has_graphs(pipeline.net):
         raise ValueError("no evaluation of the network was captured as a graph")
+
+
+def _has_graphs(net: torch.nn.Module) -> bool:
+    graphed = with_cuda_graphs(net)
+    return isinstance(graphed, GraphedNet) and any(graph.replay for graph in graphed.graphs.values())
 
 
 class _EagerNet:

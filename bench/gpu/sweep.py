@@ -174,15 +174,18 @@ def head_trials(i: Inputs) -> Iterator[Trial]:
 def pack_trials(i: Inputs) -> Iterator[Trial]:
     """Normalization and packing of q, k, v."""
     a, size = pack(i), i.size
-    qkv, gammas, width = a["qkv"], (a["q_gamma"], a["k_gamma"]), size.heads * size.head_width
-    grads = [i.normal(size.batch, size.patches + size.length, size.heads, size.head_width) for _ in range(3)]
+    qkv, q_gamma, k_gamma, width = a["qkv"], a["q_gamma"], a["k_gamma"], size.heads * size.head_width
+    shape = size.batch, size.patches + size.length, size.heads, size.head_width
+    grad_q, grad_k, grad_v = i.normal(*shape), i.normal(*shape), i.normal(*shape)
     warps = tuple({"num_warps": n} for n in (1, 2))
-    yield Trial("qk_norm_pack", width, i.dtype, lambda: qk_norm.launch_pack(qkv, *gammas), warps, moved=2 * nbytes(qkv))
+    yield Trial(
+        "qk_norm_pack", width, i.dtype, lambda: qk_norm.launch_pack(qkv, q_gamma, k_gamma), warps, moved=2 * nbytes(qkv)
+    )
     yield Trial(
         "qk_norm_pack_backward",
         width,
         i.dtype,
-        lambda: qk_norm.launch_pack_backward(*grads, qkv, *gammas),
+        lambda: qk_norm.launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma),
         warps,
         PROGRAMS,
         moved=8 * nbytes(qkv) // 3,

@@ -1,4 +1,4 @@
-"""What is measured on a GPU in three calls of at most ten minutes; `bench/gpu/window.sh 1|2|3` runs this.
+"""Measurements on a GPU in three calls of at most ten minutes; `bench/gpu/window.sh 1|2|3` runs this.
 
 A call is a list of parts (`bench.gpu.parts`). Each part is a process with a time limit, and every measurement is
 appended to one file at once, so that a time limit loses only the rest. A part that ended well is not measured again at
@@ -84,7 +84,7 @@ class Window:
         return int(bool(self.lost))
 
     def _run_part(self, part: Part, due: float, write: Callable[[str], None]) -> None:
-        """Run a part until `due` seconds after the beginning of the call, which includes time that others left."""
+        """Run a part until `due` seconds after the call began; this includes time that earlier parts did not need."""
         spent = time.time() - self.began
         left = SECONDS - spent
         if left < RESERVE:
@@ -172,7 +172,7 @@ def run_limited(
 ) -> tuple[int, float]:
     """(exit code, seconds) of a part in a process of its own, interrupted at its limit and killed soon after.
 
-    Processes that it leaves behind are killed too: they would hold the output open and compute beside the next part.
+    Processes that it leaves behind are killed too: they would keep the output open and run beside the next part.
     """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", ANYSTATE_WINDOW_END=str(time.time() + limit))
     if dry and part.interpreted:

@@ -34,7 +34,7 @@ from .samples import Samples
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRequest:
-    """What to measure; None is the config's own setting or all held-out pairs.
+    """Settings of an evaluation; None is the config's own setting or all held-out pairs.
 
     data: digits, an .npz, or a packed folder. metrics: families. n: samples per direction. reference: FID statistics
     (.npz, .npy) or a folder of images; a missing .npz is computed from the training images and written.

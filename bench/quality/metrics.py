@@ -34,7 +34,7 @@ MAX_REFERENCE = 10_000  # training images that reference statistics are computed
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured: a model with one image and one text modality, its data, and its samples.
+    """The object of the metrics: a model with one image and one text modality, its data, and its samples.
 
     n: samples per direction. seed, repeats: of the likelihood bounds. features, reference: of FID. clip: CLIP model.
     """

@@ -122,7 +122,7 @@ def _check_settings(out: Path, settings: dict) -> None:
         for key, value in settings.items():
             if stored.get(key) != value:
                 raise ValueError(
-                    f"{out} holds samples with {key} = {stored.get(key)}, asked for {value}: choose another --out"
+                    f"{out} holds samples with {key} = {stored.get(key)}, requested {value}: choose another --out"
                 )
     if distributed.is_main():
         atomic_write(file, json.dumps(settings, indent=1) + "\n")  # other ranks may be reading it

@@ -14,7 +14,7 @@ from .image_folder import ImageFolder
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """What to measure.
+    """Settings of `anystate score`.
 
     Args:
         images: folder of images; a folder written by `anystate sample` contains its captions.

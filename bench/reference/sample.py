@@ -1,4 +1,4 @@
-"""Sampling as the paper writes it: the plain truth that tests and benchmarks compare `sample.sample` with.
+"""Sampling as the paper writes it: the implementation that tests and benchmarks compare `sample.sample` with.
 
 Algorithms 3 to 5 of Diffuse Everything (arXiv 2506.07903) in eager PyTorch: every head in every evaluation, guidance as
 two passes, logits of the whole vocabulary. The random numbers are those of `sample.sample`, so that samples agree
@@ -36,49 +36,42 @@ def sample(
     """{modality: (n, *shape)}, samples start_index, …, start_index + n − 1 of a seed.
 
     Args:
-        conditions: {modality: clean data, or (clean data, time up to which it is known)}.
+        conditions: {modality: clean data, or (clean data, noise time)}.
         samplers: {modality: (sampler, time grid)} of the others.
     """
     rng, w = Rng.for_batch(seed, n, start_index, device), guidance or Guidance()
-    known = {m: c if isinstance(c, tuple) else (c, 0.0) for m, c in conditions.items()}
-    free = [m for m in space if m not in known]
-    guiding = list(known) or [m for m in free if not isinstance(space[m], Gaussian)]
-    guided = [m for m in free if w.scale_of(m) != 1.0 and (known or isinstance(space[m], Gaussian))]
-    t_known = {m: torch.full((n,), s, dtype=torch.float64, device=device) for m, (_, s) in known.items()}
-    grid = {m: time_grid(space[m], steps, samplers[m][1]).to(device) for m in free}  # t_0 = 1 > … > t_N = 0
+    conditions = {m: c if isinstance(c, tuple) else (c, 0.0) for m, c in conditions.items()}
+    generated = [m for m in space if m not in conditions]
+    guiding = list(conditions) or [m for m in generated if not isinstance(space[m], Gaussian)]
+    guided = [m for m in generated if w.scale_of(m) != 1.0 and (conditions or isinstance(space[m], Gaussian))]
+    t_condition = {m: torch.full((n,), s, dtype=torch.float64, device=device) for m, (_, s) in conditions.items()}
+    grid = {m: time_grid(space[m], steps, samplers[m][1]).to(device) for m in generated}  # t_0 = 1 > … > t_N = 0
 
     with use_backend("reference"):
-        x = space.prior(rng, free)
-        for m, (x0, s) in known.items():
-            x[m] = space[m].perturb(x0, t_known[m], rng.keys(m, Draw.CONDITION)) if s > 0 else x0
-        hits = {
-            m: first_hitting(x[m], steps, rng.keys(m, Draw.TIME)) for m in free if samplers[m][0] == "first_hitting"
-        }
-        times = {m: hits[m][0] if m in hits else grid[m][:, None].expand(-1, n) for m in free}  # (N + 1, n)
+        x = space.prior(rng, generated)
+        for m, (x0, s) in conditions.items():
+            x[m] = space[m].perturb(x0, t_condition[m], rng.keys(m, Draw.CONDITION)) if s > 0 else x0
+        hitting = [m for m in generated if samplers[m][0] == "first_hitting"]
+        hits = {m: first_hitting(x[m], steps, rng.keys(m, Draw.TIME)) for m in hitting}
+        times = {m: hits[m][0] if m in hits else grid[m][:, None].expand(-1, n) for m in generated}  # (N + 1, n)
         x0_before: dict[str, Tensor] = {}  # of dpmpp_2m
 
-        def predict(k: int, x: dict, t: dict, rng: Rng) -> tuple[dict, dict]:
-            out = space.evaluate(net, x, t)
-            active = [m for m in guided if w.is_active(m, float(grid[m][k]))]
-            noisy, t_noisy = w.noisier(space, x, t, guiding if active else [], rng)
-            uncond = space.evaluate(net, x | noisy, t | t_noisy) if active else {}
-            return out, {m: uncond[m] for m in active}
-
         for k in range(steps):
-            t = t_known | {m: times[m][k] for m in free}
-            out, uncond = predict(k, x, t, rng.at(2 * k))
+            t = t_condition | {m: times[m][k] for m in generated}
+            active = [m for m in guided if w.is_active(m, float(grid[m][k]))]
+            out, uncond = predict(net, space, w, guiding, active, x, t, rng.at(2 * k))
             x_next = dict(x)
-            for m in free:
+            for m in generated:
                 args = (samplers[m][0], space[m], x[m], out[m], uncond.get(m), w.scale_of(m), times[m], k)
                 keys = rng.at(k).keys(m, Draw.STEP)
                 if isinstance(space[m], Gaussian):
                     x_next[m] = gaussian_step(*args, keys, x0_before, m)
                 else:
                     x_next[m] = masked_step(*args, keys, hits[m][1] if m in hits else None)
-            heun = [m for m in free if samplers[m][0] == "heun" and k < steps - 1]
+            heun = [m for m in generated if samplers[m][0] == "heun" and k < steps - 1]
             if heun:  # the second evaluation is at the later time for these modalities only
                 x_hat, t_hat = x | {m: x_next[m] for m in heun}, t | {m: times[m][k + 1] for m in heun}
-                out, uncond = predict(k, x_hat, t_hat, rng.at(2 * k + 1))
+                out, uncond = predict(net, space, w, guiding, active, x_hat, t_hat, rng.at(2 * k + 1))
                 for m in heun:
                     eps = combine(out[m], uncond.get(m), w.scale_of(m))
                     slope = ode_drift(space[m].schedule, x_next[m], eps, times[m][k + 1])
@@ -86,6 +79,18 @@ def sample(
                     x_next[m] = 0.5 * (x[m] + x_next[m]) + 0.5 * dt * slope
             x = x_next
     return {m: x[m] for m in space}
+
+
+def predict(
+    net, space: Space, w: Guidance, guiding: list[str], active: list[str], x: dict, t: dict, rng: Rng
+) -> tuple[dict, dict]:
+    """The predictions at (x, t) and, for the modalities `active`, those with the modalities `guiding` noisier."""
+    out = space.evaluate(net, x, t)
+    if not active:
+        return out, {}
+    noisy, t_noisy = w.noisier(space, x, t, guiding, rng)
+    uncond = space.evaluate(net, x | noisy, t | t_noisy)
+    return out, {m: uncond[m] for m in active}
 
 
 def gaussian_step(

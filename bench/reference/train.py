@@ -1,4 +1,4 @@
-"""Training as the paper writes it: the plain truth that tests and benchmarks compare `train` with.
+"""Training as the paper writes it: the implementation that tests and benchmarks compare `train` with.
 
 Eager PyTorch: every head, the logits of the whole vocabulary, PyTorch's AdamW, and losses that are read in every step.
 The random numbers are those of `train`, so that losses and weights agree within rounding.
@@ -45,15 +45,15 @@ def training_step(
     for rows in torch.arange(batch, device=device).chunk(parts):
         rng = Rng(seed, rows, step)
         t, loss_mask = times(space, rng)
-        known = observed(rng) if observed else {}
+        masks = observed(rng) if observed else {}
         total = torch.zeros((), device=device)
         with use_backend("reference"), torch.autocast(device.type, torch.bfloat16, enabled=precision != torch.float32):
             clean = {m: x[rows.to(x.device)].to(device) for m, x in x0.items()}
             xt = {m: space[m].perturb(x, t[m], rng.keys(m, Draw.NOISE)) for m, x in clean.items()}
-            xt = {m: torch.where(known[m], clean[m], x) if m in known else x for m, x in xt.items()}
-            out = space.evaluate(net, xt, t, observed=known)
+            xt = {m: torch.where(masks[m], clean[m], x) if m in masks else x for m, x in xt.items()}
+            out = space.evaluate(net, xt, t, observed=masks)
             for m, weight in weighting.items():
-                loss = space[m].loss(out[m], clean[m], xt[m], rng.keys(m, Draw.NOISE), known.get(m))
+                loss = space[m].loss(out[m], clean[m], xt[m], rng.keys(m, Draw.NOISE), masks.get(m))
                 total = total + (weight(loss, t[m]) * loss_mask[m]).sum() / batch
                 learned = batch * (1.0 - times.condition_prob.get(m, 0.0))
                 losses[m] += (loss.detach() * loss_mask[m]).sum().item() / max(learned, 1e-9)
@@ -66,8 +66,8 @@ def training_step(
     optimizer.step()
     decay = min(settings.ema, (1 + step) / (10 + step))
     with torch.no_grad():
-        for average, p in zip(ema.parameters(), net.parameters(), strict=True):
-            average.lerp_(p, 1.0 - decay)
+        for p_ema, p in zip(ema.parameters(), net.parameters(), strict=True):
+            p_ema.lerp_(p, 1.0 - decay)
     return losses
 
 

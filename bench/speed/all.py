@@ -109,7 +109,7 @@ def page(log: ResultLog, missing: list[str], folder: Path) -> str:
     return (
         f"<!doctype html><meta charset=utf-8><title>anystate bench</title><style>{STYLE}</style>"
         f"<h1>anystate bench</h1><p>{html_format.escape(about)}</p>{notes}{''.join(map(_embed, figures))}"
-        f"<table><tr><th>measured<th>engine<th>value<th>unit<th>ratio to plain</tr>"
+        f"<table><tr><th>measured<th>implementation<th>value<th>unit<th>ratio to the reference</tr>"
         f"{''.join(map(_table_row, log.results))}</table>\n"
     )
 
@@ -123,7 +123,7 @@ def _table_row(result: Result) -> str:
 
 
 def plot_ratios(results: list[Result]) -> bytes:
-    """Bar plot of the ratios to the plain engine, as PNG."""
+    """Bar plot of the ratios to the reference, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def plot_ratios(results: list[Result]) -> bytes:
     axes.barh([result.name for result in compared], [result.ratio_to_plain for result in compared], color="#4878a8")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="ratio to the plain engine (larger is better)")
+    axes.set(xscale="log", xlabel="ratio to the reference (larger is better)")
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -49,7 +49,7 @@ DTYPES = {
 class Launch(NamedTuple):
     """A kernel with the argument types, constants and options of one launch."""
 
-    kernel: object
+    kernel: triton.JITFunction
     signature: dict[str, str]
     constants: dict[str, object]
     attributes: dict
@@ -159,8 +159,8 @@ def launch_heun() -> None:
 
 def launch_dpmpp_2m() -> None:
     x, eps, weight = latents(torch.float32), latents(), coefficient()
-    heun.launch_dpmpp(x, eps, None, None, None, *[weight] * 4, None)
-    heun.launch_dpmpp(x, eps, eps, weight, x, *[weight] * 5)
+    heun.launch_dpmpp(x, eps, None, None, None, weight, weight, weight, weight, None)
+    heun.launch_dpmpp(x, eps, eps, weight, x, weight, weight, weight, weight, weight)
 
 
 def launch_tau_leap() -> None:

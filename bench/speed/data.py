@@ -13,7 +13,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def official(root: Path, samples: int, batch: int, workers: int) -> Iterator[Ite
         batches.close()
 
 
-def _endless(loader: DataLoader) -> Iterator[list[Tensor]]:
+def _endless(loader: DataLoader) -> Generator[list[Tensor], None, None]:
     while True:
         yield from loader
 

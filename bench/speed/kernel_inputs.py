@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels import Draw, Rng
 
-Arguments = dict[str, object]  # keyword arguments of an operation
+Arguments = dict[str, Any]  # keyword arguments of an operation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .kernel_cases import CASES, operation_of, outputs_of, with_gradients
 from .kernel_floors import Work
 from .kernel_inputs import SIZES, Arguments, Inputs
 from .results import ResultLog
-from .workers import clock
+from .workers import timer
 
 BUDGET_MS = 200.0  # measuring time per implementation
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -70,7 +70,7 @@ def quantiles(function: Callable[[], object], device: str) -> tuple[float, float
 
         return tuple(do_bench(function, warmup=25, rep=int(BUDGET_MS), quantiles=[0.2, 0.5, 0.8]))
     function()
-    now = clock(torch.device(device))
+    now = timer(torch.device(device))
     times, end = [], time.perf_counter() + BUDGET_MS / 1000
     while len(times) < 5 or time.perf_counter() < end:
         start = now()
@@ -263,7 +263,7 @@ def run(
         compile: on a GPU also measure torch.compile of the reference.
     """
     if compile_only:
-        return int(print_resources(_known(ops, compiled_kernels.CASES), write) > 0)
+        return int(print_resources(_check_names(ops, compiled_kernels.CASES), write) > 0)
     if size not in SIZES:
         raise ValueError(f"size: must be one of {', '.join(SIZES)}, got {size!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -273,7 +273,7 @@ def run(
     write(f"{about['device']}: copy {limits.bytes_per_s / 1e9:.1f} GB/s, matmul {limits.flop_per_s / 1e12:.2f} TFLOP/s")
     write(HEADER)
     measured, failures = [], []
-    for name in _known(ops, CASES) or CASES:
+    for name in _check_names(ops, CASES) or CASES:
         try:
             for row in measure(name, size, device, dtype, limits, failures.append, compile):
                 measured.append(row)
@@ -303,8 +303,8 @@ def _add(row: Measurement, log: ResultLog) -> None:
     log.add(label, {about.pop("implementation"): about.pop("p50_ms")}, "ms", False, **about)
 
 
-def _known(ops: list[str] | None, known: Collection[str]) -> list[str] | None:
-    unknown = [name for name in ops or [] if name not in known]
+def _check_names(ops: list[str] | None, allowed: Collection[str]) -> list[str] | None:
+    unknown = [name for name in ops or [] if name not in allowed]
     if unknown:
-        raise ValueError(f"op: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ValueError(f"op: unknown {', '.join(unknown)}; known are {', '.join(allowed)}")
     return ops

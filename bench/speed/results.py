@@ -1,8 +1,9 @@
 """Measured values: what is stored beside each, and how they are written.
 
 Every `anystate bench` command takes `--json F` and writes a list of results there after each measurement, so that an
-interrupted run keeps what it measured. A result holds what was measured, by which engine, the value with its unit, the
-ratio to the plain engine, and its provenance: device, versions, commit, date.
+interrupted run keeps what it measured. A result holds what was measured, of which implementation (`engine`: "fast" is
+ours, "plain" the reference), the value with its unit, the ratio to the reference, and its provenance: device, versions,
+commit, date.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PROVENANCE = ("device", "threads", "cores", "load", "versions", "commit", "date"
 class Result:
     """One measured value.
 
-    name: what was measured. ratio_to_plain: how many times better than the plain engine, None where that one was not
+    name: what was measured. ratio_to_plain: how many times better than the reference, None where that was not
     measured. about: further facts about the measurement. provenance: see `train.provenance`.
     """
 
@@ -54,15 +55,15 @@ class Result:
         own = [field.name for field in dataclasses.fields(cls)][:5]
         where = {name: values[name] for name in PROVENANCE if name in values}
         about = {name: values[name] for name in values if name not in PROVENANCE and name not in own}
-        return cls(*(values[name] for name in own), about, where)
+        return cls(**{name: values[name] for name in own}, about=about, provenance=where)
 
 
 class ResultLog:
     """Collects results, prints each and writes all to a file.
 
     A file whose name ends in .jsonl holds one line per result, written to disk at once; if a result is written again,
-    the last line of its name and engine counts. Several processes may append to it one after the other: results in the
-    file that were measured on this device at this commit are part of the log. Any other file holds one JSON list.
+    the last line with its name and `engine` counts. Several processes may append to it one after the other: results in
+    the file that were measured on this device at this commit are part of the log. Any other file holds one JSON list.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class ResultLog:
         self.results = [result for result in earlier if self._is_from_here(result)]
 
     def add(self, name: str, values: dict[str, float], unit: str, more_is_better: bool = True, **about) -> None:
-        """Add one result per engine.
+        """Add one result per implementation.
 
-        Engines may be added one after the other under the same name: once the plain engine is there, all others get
-        their ratio.
+        They may be added one after the other under the same name: once the reference is there, the others get their
+        ratio.
 
         Args:
             values: {engine: value}.
@@ -109,7 +110,7 @@ class ResultLog:
 
 
 def _set_ratios(results: dict[str, Result], more_is_better: bool) -> None:
-    """Set the ratio to the plain engine in {engine: result}, where both values are there and not zero."""
+    """Set the ratio to the reference in {engine: result}, where both values are present and not zero."""
     plain = results.get("plain")
     if plain is None or not plain.value:
         return
@@ -130,7 +131,7 @@ def append_results(file: Path, results: list[Result]) -> None:
 
 
 def read_results(file: Path) -> list[Result]:
-    """The results of a .jsonl file, the last of every name and engine; incomplete lines are skipped."""
+    """The results of a .jsonl file, the last of every name and `engine`; incomplete lines are skipped."""
     found: dict[tuple[str, str], Result] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):

@@ -1,8 +1,8 @@
-"""`anystate bench sample`: samples per second, evaluations, latency and memory of both engines, over batch and steps.
+"""`anystate bench sample`: samples per second, NFE, latency and memory of ours and the reference, by batch and steps.
 
-Both engines draw the same random numbers, and no number of the second engine is printed before their samples agreed: on
-the CPU tokens and pictures within rounding; in bfloat16 on a GPU a race decided within rounding may fall otherwise, and
-what follows then differs, so the share of equal tokens stands in the row.
+Both ("fast" and "plain" in results) draw the same random numbers, and their samples are compared before any time is
+printed. On the CPU tokens are equal and images agree within rounding. In bfloat16 on a GPU, rounding may change a
+sampled token and all that follow from it, so the share of equal tokens is stored with the result.
 """
 
 from __future__ import annotations
@@ -19,44 +19,46 @@ from ...sample import sample
 from ...sample.pipeline import Pipeline, build_pipeline, sample_flops
 from ..reference import sample as reference
 from .results import ResultLog
-from .systems import config_of, made_up, shaken
+from .systems import config_of, randomize_weights, synthetic_pairs
 from .train import ORDER
 from .workers import interleave, quantile, workers
 
 EQUAL_TOKENS = {"cpu": 0.999, "cuda": 0.9}
-Case = tuple[str, int, int]  # what is given, or "joint"; samples; steps
+Case = tuple[str, int, int]  # the condition's modality, or "joint"; samples; steps
 
 
 def sampling(
     size: str,
     device: torch.device,
-    rows: ResultLog,
+    log: ResultLog,
     compile: str = "always",
     batches: list[int] | None = None,
     steps: list[int] | None = None,
     rounds: int = 5,
     directions: Iterable[str] | None = None,
 ) -> None:
-    """Measure one size of image-text sampling: jointly over all batches and steps, one sample, and from modalities.
+    """Measure one size of image-text sampling: joint for all batches and steps, one joint sample, and conditional.
 
     Args:
-        compile: of the fast engine: always or never.
-        batches, steps: what to go over, by default what the config says.
-        directions: what is given, default each modality.
+        compile: of ours: always or never.
+        batches, steps: values to measure, by default those of the config.
+        directions: modalities that are the condition, default each.
     """
     config = config_of(size, [])
     batches, steps = batches or [config.sample.batch_size], steps or [config.sample.steps]
     cases = [("joint", n, count) for n in batches for count in steps] + [("joint", 1, steps[-1])]
     cases += [(m, batches[-1], steps[-1]) for m in (directions or config.modalities)]
-    each = {engine: (size, device, engine, compile, cases) for engine in ORDER}
+    each = {implementation: (size, device, implementation, compile, cases) for implementation in ORDER}
     drawn: dict[Case, dict] = {case: {} for case in cases}
     with workers(calls, each, together=device.type == "cpu") as groups:
         for group in groups:
             for case in cases:
-                drawn[case] |= {engine: worker(f"draw {case}").result for engine, worker in group.items()}
-                memory = {engine: worker(f"time {case}").memory for engine, worker in group.items()}
+                drawn[case] |= {
+                    implementation: worker(f"draw {case}").result for implementation, worker in group.items()
+                }
+                memory = {implementation: worker(f"time {case}").memory for implementation, worker in group.items()}
                 seconds = {e: quantile(times, 0.5) for e, times in interleave(group, f"time {case}", rounds).items()}
-                report(size, case, drawn[case], seconds, memory, device, rows)
+                report(size, case, drawn[case], seconds, memory, device, log)
 
 
 def report(
@@ -66,9 +68,9 @@ def report(
     seconds: dict[str, float],
     memory: dict[str, float | None],
     device: torch.device,
-    rows: ResultLog,
+    log: ResultLog,
 ) -> None:
-    """The rows of the engines that were timed, once the samples of all that have drawn agree."""
+    """Log the results of one group of workers; the samples of ours and the reference must agree."""
     direction, n, steps = case
     name = f"sample {size}, {'joint' if direction == 'joint' else f'given {direction}'}, batch {n}, {steps} steps"
     evaluations = drawn["fast"]["evaluations"]
@@ -77,35 +79,35 @@ def report(
         about["equal_tokens"] = agreement(name, {e: values["samples"] for e, values in drawn.items()}, device)
     if n == 1:
         latency = {e: 1000 * s for e, s in seconds.items()}
-        rows.add(f"sample {size}: one joint sample, {steps} steps", latency, "ms", False, **about)
+        log.add(f"sample {size}: one joint sample, {steps} steps", latency, "ms", False, **about)
         return
-    rows.add(f"{name}: samples per second", {e: n / s for e, s in seconds.items()}, "1/s", **about)
+    log.add(f"{name}: samples per second", {e: n / s for e, s in seconds.items()}, "1/s", **about)
     values = {e: 1000 * s / evaluations for e, s in seconds.items()}
-    rows.add(f"{name}: an evaluation, guided or not", values, "ms", False, **about)
+    log.add(f"{name}: an evaluation, guided or not", values, "ms", False, **about)
     if device.type == "cuda":
-        rows.add(f"{name}: peak memory", memory, "GB", False, **about)
+        log.add(f"{name}: peak memory", memory, "GB", False, **about)
 
 
 def calls(
-    size: str, device: torch.device, engine: str, compile: str, cases: list[Case]
+    size: str, device: torch.device, implementation: str, compile: str, cases: list[Case]
 ) -> tuple[dict[str, Callable], torch.device]:
-    """The functions of a measuring process: "draw CASE" (samples, evaluations) and "time CASE" (sampling alone)."""
-    pipeline = shaken(build_pipeline(config_of(size, [f"compile={compile}"]), codecs=False))
+    """The functions of a measuring process: "draw CASE" (samples, NFE) and "time CASE" (sampling alone)."""
+    pipeline = randomize_weights(build_pipeline(config_of(size, [f"compile={compile}"]), codecs=False))
     net = pipeline.net.to(device).eval().requires_grad_(False)
-    pairs = made_up(pipeline.config, device)
-    known = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
+    pairs = synthetic_pairs(pipeline.config, device)
+    data = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
     flops = sample_flops(pipeline)
     if device.type == "cpu":
         keep_memory()
-    if engine == "fast" and compile != "never":
+    if implementation == "fast" and compile != "never":
         compile_net(net, device, demanded=True, dynamic=True)
 
     def draw(direction: str, n: int, steps: int, used: Callable = net) -> dict:
         conditions = {}
-        if direction in known:
-            conditions[direction] = known[direction][torch.arange(n, device=device) % len(pairs)]
+        if direction in data:
+            conditions[direction] = data[direction][torch.arange(n, device=device) % len(pairs)]
         guidance = pipeline.guidance(bool(conditions))
-        if engine == "plain" and used is net:
+        if implementation == "plain" and used is net:
             own = {m: (s.method, s.time_grid) for m, s in pipeline.samplers.items()}
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=pipeline.precision() == "bf16")
             with bf16:
@@ -116,7 +118,7 @@ def calls(
     functions = {}
     for case in cases:
         evaluations: list[int] = []
-        draw(*case, used=counting(pipeline, evaluations))
+        draw(*case, used=counting_net(pipeline, evaluations))
         about = {"evaluations": len(evaluations), "flops": flops}
         functions[f"draw {case}"] = functools.partial(drawn_by, draw, case, about)
         functions[f"time {case}"] = lambda case=case: draw(*case) and None
@@ -128,8 +130,8 @@ def drawn_by(draw: Callable, case: Case, about: dict) -> dict:
     return {"samples": {m: x.cpu().numpy() for m, x in draw(*case).items()}, **about}
 
 
-def counting(system: Pipeline, calls: list[int]):
-    """A network that puts out zeros at once, and notes every evaluation."""
+def counting_net(pipeline: Pipeline, calls: list[int]) -> Callable[..., dict]:
+    """A network that returns zeros and appends to `calls` at every evaluation."""
 
     def zeros(x, t, mask=None, outputs=None) -> dict:
         calls.append(1)
@@ -138,7 +140,7 @@ def counting(system: Pipeline, calls: list[int]):
             if value.is_floating_point():
                 out[m] = torch.zeros_like(value)
             else:
-                head = system.net.head[m].linear
+                head = pipeline.net.head[m].linear
                 hidden = head.weight.new_zeros(*value.shape, head.in_features)
                 out[m] = LazyLogits(hidden, head.weight, head.bias)
         return out if outputs is None else {m: out[m] for m in outputs}
@@ -147,17 +149,17 @@ def counting(system: Pipeline, calls: list[int]):
 
 
 def agreement(name: str, drawn: dict[str, dict], device: torch.device) -> float:
-    """The share of equal tokens; ValueError if the engines disagree."""
-    share, pictures = 1.0, {}
+    """The share of equal tokens; ValueError if samples of ours and of the reference differ."""
+    share, differences = 1.0, {}
     for m, fast in drawn["fast"].items():
         plain = drawn["plain"][m]
         if fast.dtype.kind == "i":
             share = min(share, float((fast == plain).mean()))
         else:
-            pictures[m] = float(abs(fast - plain).max())
+            differences[m] = float(abs(fast - plain).max())
     if share < EQUAL_TOKENS[device.type]:
-        raise ValueError(f"{name}: only {share:.1%} of the engines' tokens agree")
-    for m, worst in pictures.items():
-        if device.type == "cpu" and share == 1.0 and worst > 0.05:
-            raise ValueError(f"{name}: {m} of the two engines differs by {worst:.3g}")
+        raise ValueError(f"{name}: only {share:.1%} of the tokens agree with the reference")
+    for m, largest in differences.items():
+        if device.type == "cpu" and share == 1.0 and largest > 0.05:
+            raise ValueError(f"{name}: {m} differs from the reference by {largest:.3g}")
     return share

@@ -23,8 +23,8 @@ from ...sample.pipeline import build_pipeline
 from .kernel_inputs import SIZES, Inputs, leap
 from .kernels import quantiles
 from .results import ResultLog
-from .systems import config_of, shaken
-from .workers import clock, quantile
+from .systems import config_of, randomize_weights
+from .workers import quantile, timer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ class JointSampler:
     """Joint samples of an untrained network, in batches of `batch_size`."""
 
     def __init__(self, size: str, device: torch.device, batch_size: int = SAMPLES[0]):
-        self.pipeline = shaken(build_pipeline(config_of(size, []), codecs=False))
+        self.pipeline = randomize_weights(build_pipeline(config_of(size, []), codecs=False))
         self.pipeline.net.to(device).eval().requires_grad_(False)
         self.batch_size = batch_size
 
@@ -78,7 +78,7 @@ class JointSampler:
 
 def time_per_sample(size: str, device: torch.device) -> dict[int, float]:
     """{samples drawn in one call: milliseconds per sample}, medians of rounds in which the numbers alternate."""
-    draw, now = JointSampler(size, device), clock(device)
+    draw, now = JointSampler(size, device), timer(device)
     draw(SAMPLES[0], 5)
     times: dict[int, list[float]] = {n: [] for n in SAMPLES}
     for _ in range(ROUNDS):

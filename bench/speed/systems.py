@@ -1,4 +1,4 @@
-"""What training and sampling are measured on: the shipped recipes at four sizes, with data made up in memory."""
+"""The models that are measured: shipped recipes at several sizes, with synthetic data in memory."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ SIZES = {  # a shipped config and settings of it
     "tiny": ("digits", TINY),
     "wide": ("digits", [*TINY, *WIDE]),
 }
-ROWS = 512  # of made-up data
+ROWS = 512  # of synthetic data
 
 
 def config_of(size: str, overrides: list[str]) -> Config:
-    """The config of a size; never resumes and begins from nothing."""
+    """The config of a size, without initial weights from another run and with nothing frozen."""
     if size not in SIZES:
         raise ValueError(f"--size must be one of {', '.join(SIZES)}, got {size!r}")
     name, own = SIZES[size]
     return load_config(name, [*own, "init=null", "train.freeze=[]", *overrides])
 
 
-class Bench(Trainer):
-    """A trainer on made-up data of the config's shapes: noise pictures, captions of random length."""
+class SyntheticTrainer(Trainer):
+    """A trainer on synthetic data of the config's shapes: images of noise, captions of random length."""
 
     def __init__(self, config: Config, device: torch.device):
         self.temporary = tempfile.TemporaryDirectory()
-        self.config, pairs = config, made_up(config, device)
+        self.config, pairs = config, synthetic_pairs(config, device)
         super().__init__(config, Path(self.temporary.name), device, (pairs, pairs), quiet=True)
 
     def build(self) -> Pipeline:
         return build_pipeline(self.config, codecs=False)
 
 
-def made_up(config: Config, device: torch.device) -> Pairs:
-    """Pairs on the device."""
+def synthetic_pairs(config: Config, device: torch.device) -> Pairs:
+    """Random images and captions, on the device."""
     space = build_space(config)
     generator = torch.Generator().manual_seed(0)
     (image,) = (m for m, c in config.modalities.items() if isinstance(c, Image))
     (text,) = (m for m in config.modalities if m != image)
-    length, process = space[text].shape[0], space[text]
-    tokens = torch.randint(0, process.states, (ROWS, 1, length), generator=generator)
-    if getattr(process, "pad_id", None) is not None:
+    length, pad = space[text].shape[0], getattr(space[text], "pad_id", None)
+    tokens = torch.randint(0, config.modalities[text].states, (ROWS, 1, length), generator=generator)
+    if pad is not None:
         ends = torch.randint(length // 4, length + 1, (ROWS, 1, 1), generator=generator)
-        tokens = torch.where(torch.arange(length) < ends, tokens, process.pad_id)
-    pictures = torch.randn(ROWS, *space[image].shape, generator=generator).clamp(-1.0, 1.0)
-    return OnDevice(pictures.to(device), tokens.to(device), names=(image, text))
+        tokens = torch.where(torch.arange(length) < ends, tokens, pad)
+    images = torch.randn(ROWS, *space[image].shape, generator=generator).clamp(-1.0, 1.0)
+    return OnDevice(images.to(device), tokens.to(device), names=(image, text))
 
 
 class OnDevice(Pairs):
-    """Pairs that lie on a GPU: indices go there, batches never leave it."""
+    """Pairs in GPU memory, where batches are also indexed."""
 
     def batch(self, seed, step, rows, size):
         index = (torch.arange(rows.start, rows.stop, device=self.images.device) + step * size) % len(self)
@@ -78,10 +78,10 @@ def build_space(config: Config) -> Space:
         return build_pipeline(config, codecs=False).space
 
 
-def shaken(system: Pipeline, scale: float = 0.02) -> Pipeline:
-    """The system with noise on all weights, so that zero-initialized heads answer something too."""
+def randomize_weights(pipeline: Pipeline, scale: float = 0.02) -> Pipeline:
+    """Add noise to all weights in place, so that zero-initialized heads have nonzero outputs."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in system.net.parameters():
+        for p in pipeline.net.parameters():
             p.add_((scale * torch.randn(p.shape, generator=generator)).to(p))
-    return system
+    return pipeline

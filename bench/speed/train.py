@@ -1,10 +1,10 @@
-"""`anystate bench train`: samples per second, step times, MFU and memory of both engines side by side.
+"""`anystate bench train`: samples per second, step times, MFU and memory of ours and of the reference.
 
-MFU is the share of the measured matmul rate, in the precision of training, that the FLOPs of the model's products take
-(three times those of a forward pass; recomputation and padding do not count). Both engines get the same batches, times
-and noise, and where both are measured no speed of the second is printed before their losses agreed. `fp8` puts
-train.precision=fp8 beside bf16 instead: rows of speed and of the losses after the same steps, and an error where those
-part; MFU is then of bf16's rate for both.
+MFU is the rate of the model's FLOPs (three times those of a forward pass, without recomputation and padding) over the
+measured matmul rate in the precision of training. Ours ("fast" in results) and the reference ("plain") get the same
+batches, times and noise; where both are measured, their losses are compared before the second speed is printed. `fp8`
+compares train.precision=fp8 with bf16 instead: speed, and the losses after the same steps, which must agree. MFU then
+refers to the bf16 rate for both.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ...train.trainer import Trainer
 from ..reference import train as reference
 from .kernels import Limits
 from .results import ResultLog
-from .systems import Bench, config_of
+from .systems import SyntheticTrainer, config_of
 from .workers import interleave, quantile, workers
 
 TOLERANCE = {"cpu": 2e-3, "cuda": 5e-2}  # relative, of the losses of a step; bf16 on a GPU
 FP8_TOLERANCE = 0.02  # relative, of the mean losses over the second half of the steps
-ORDER = ("fast", "plain")  # in this order: what a time limit cuts off is the comparison
+ORDER = ("fast", "plain")  # ours first: if time runs out, the reference is missing
 
 MOST_PARTS = 64
 
@@ -37,7 +37,7 @@ MOST_PARTS = 64
 def train(
     size: str,
     device: torch.device,
-    rows: ResultLog,
+    log: ResultLog,
     compile: str = "always",
     steps: int = 30,
     batch: int | None = None,
@@ -47,56 +47,57 @@ def train(
     """Measure one size of image-text training.
 
     Args:
-        compile: of the fast engine: always, never or auto.
-        steps: timed steps of each engine.
-        trace: folder for the profiler's table and trace of the fast engine.
+        compile: of ours: always, never or auto.
+        steps: timed steps of each implementation.
+        trace: folder for the profiler's table and trace of ours.
         parts: see `measure`.
     """
-    settings = asked(size, compile, batch)
-    measure(f"train {size}", text_image, (size, settings), device, rows, steps, trace, parts)
+    settings = checked_settings(size, compile, batch)
+    measure(f"train {size}", text_image, (size, settings), device, log, steps, trace, parts)
 
 
 def fp8(
     size: str,
     device: torch.device,
-    rows: ResultLog,
+    log: ResultLog,
     compile: str = "always",
     steps: int = 30,
     batch: int | None = None,
 ) -> None:
-    """Measure fp8 beside bf16: speed and memory, and the losses after the same steps from the same seed.
+    """Compare fp8 with bf16: speed and memory, and the losses after the same steps from the same seed.
 
     Raises:
-        ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; rows are kept.
+        ValueError: this machine or size has no fp8, or losses differ by more than FP8_TOLERANCE; results are kept.
     """
     float8.check(device)
-    settings = [*asked(size, compile, batch), "train.warmup_steps=0"]  # a short run learns nothing during the warm-up
+    # a short run learns nothing during the warm-up
+    settings = [*checked_settings(size, compile, batch), "train.warmup_steps=0"]
     name = f"train {size}, fp8"
     ways = {p: (size, [*settings, f"train.precision={p}"]) for p in ("bf16", "fp8")}
     found: dict[str, Timed] = {}
     for group in timed({p: (text_image, device, "fast", args, None, 1) for p, args in ways.items()}, device, steps):
-        report(name, group, device, rows, steps)
+        report(name, group, device, log, steps)
         found |= group
-    parted = []
+    different = []
     for m, value in found["bf16"].losses.items():
         apart = abs(found["fp8"].losses[m] / value - 1.0)
         about = {"apart": apart, "tolerance": FP8_TOLERANCE, "agrees": apart <= FP8_TOLERANCE, "steps": steps}
-        rows.add(f"{name}: loss of {m} near step {steps}", {p: f.losses[m] for p, f in found.items()}, "", **about)
-        parted += [] if apart <= FP8_TOLERANCE else [f"that of {m} by {apart:.1%}"]
-    if parted:
-        raise ValueError(f"{name}: losses differ from bf16's, {', '.join(parted)}; allowed {FP8_TOLERANCE:.0%}")
+        log.add(f"{name}: loss of {m} near step {steps}", {p: f.losses[m] for p, f in found.items()}, "", **about)
+        different += [] if apart <= FP8_TOLERANCE else [f"that of {m} by {apart:.1%}"]
+    if different:
+        raise ValueError(f"{name}: losses differ from bf16's, {', '.join(different)}; allowed {FP8_TOLERANCE:.0%}")
 
 
-def asked(size: str, compile: str, batch: int | None) -> list[str]:
-    """The user's settings of a size; errors in them come before any process."""
+def checked_settings(size: str, compile: str, batch: int | None) -> list[str]:
+    """The user's settings of a size; raises their errors before any process starts."""
     settings = [f"compile={compile}"] + ([] if batch is None else [f"train.batch={batch}"])
     config_of(size, settings)
     return settings
 
 
 def text_image(device: torch.device, settings: list[str], size: str) -> Trainer:
-    """A trainer of a size on made-up data."""
-    return Bench(config_of(size, settings), device)
+    """A trainer of a size on synthetic data."""
+    return SyntheticTrainer(config_of(size, settings), device)
 
 
 def measure(
@@ -104,18 +105,18 @@ def measure(
     make: Callable[..., Trainer],
     args: tuple,
     device: torch.device,
-    rows: ResultLog,
+    log: ResultLog,
     steps: int,
     trace: Path | None,
     parts: Mapping[str, int] | None = None,
 ) -> None:
-    """Both engines of `make(device, settings, …)`, or those of `parts`.
+    """Measure both implementations, or those in `parts`, with trainers from `make(device, settings, …)`.
 
     Args:
-        parts: {engine: parts of a batch to begin with}; default one part of each engine.
+        parts: {implementation: gradient accumulation steps to begin with}; default 1 for both.
 
     Raises:
-        ValueError: an engine's losses in its first step are not those of the other, also of one measured before.
+        ValueError: the losses of the first step differ from those of the other implementation, also of an earlier call.
     """
     parts = dict.fromkeys(ORDER, 1) if parts is None else parts
     folder = trace and trace / name.replace(" ", "-")
@@ -123,14 +124,14 @@ def measure(
     for found in timed(each, device, steps):
         for m in next(iter(found.values())).facts["losses"]:
             about = f"{name}: loss of {m} in the first step"
-            rows.add(about, {engine: f.facts["losses"][m] for engine, f in found.items()}, "")
-            check_losses(about, rows.find(about), TOLERANCE[device.type])
-        report(name, found, device, rows, steps)
+            log.add(about, {implementation: f.facts["losses"][m] for implementation, f in found.items()}, "")
+            check_losses(about, log.find(about), TOLERANCE[device.type])
+        report(name, found, device, log, steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Seconds of every timed step, what `start` told, mean losses of the last steps, GB of one (None on the CPU)."""
+    """Seconds of every timed step, facts from `start`, mean losses of the last steps, peak GB (None on the CPU)."""
 
     seconds: list[float]
     facts: dict
@@ -139,8 +140,11 @@ class Timed:
 
 
 def timed(each: dict[str, tuple], device: torch.device, steps: int) -> Iterator[dict[str, Timed]]:
-    """Trainers made by `calls(*args)`, in turns, all in one result; on a GPU one after the other, each with the memory
-    alone and as soon as it is measured."""
+    """Times of trainers made by `calls(*args)`.
+
+    On the CPU their steps alternate and all are in one result. On a GPU each has the memory to itself, and its
+    result is yielded at once.
+    """
     with workers(calls, each, together=device.type == "cpu") as groups:
         for group in groups:
             facts = {way: worker("start").result for way, worker in group.items()}
@@ -156,43 +160,43 @@ def timed(each: dict[str, tuple], device: torch.device, steps: int) -> Iterator[
 
 @functools.cache
 def matmul_rate(kind: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large product on this machine; its memory is given back to those who train beside this process."""
+    """FLOP/s of a large product on this machine; its memory is freed for the worker processes."""
     rate = Limits.measure(kind, dtype).flop_per_s
     torch.cuda.empty_cache()
     return rate
 
 
-def report(name: str, found: dict[str, Timed], device: torch.device, rows: ResultLog, steps: int) -> None:
-    """The rows of speed and memory."""
+def report(name: str, found: dict[str, Timed], device: torch.device, log: ResultLog, steps: int) -> None:
+    """Log speed and memory."""
     facts = {way: f.facts for way, f in found.items()}
     first = next(iter(facts.values()))
     batch, flops = first["batch"], first["flops"]
     about = {"batch": batch, "parts": {way: values["parts"] for way, values in facts.items()}, "steps": steps}
     median = {way: quantile(f.seconds, 0.5) for way, f in found.items()}
-    rows.add(f"{name}: samples per second", {w: batch / s for w, s in median.items()}, "1/s", **about)
+    log.add(f"{name}: samples per second", {w: batch / s for w, s in median.items()}, "1/s", **about)
     rate = matmul_rate(device.type, first["dtype"])
     of = {"flops": flops, "flop_per_s": rate, "dtype": str(first["dtype"]).removeprefix("torch.")}
-    rows.add(f"{name}: MFU", {w: flops / s / rate for w, s in median.items()}, "", **of)
+    log.add(f"{name}: MFU", {w: flops / s / rate for w, s in median.items()}, "", **of)
     for share in (0.2, 0.5, 0.8):
         values = {w: 1000 * quantile(f.seconds, share) for w, f in found.items()}
-        rows.add(f"{name}: step, {share:.0%} of times below", values, "ms", False, **about)
-    rows.add(f"{name}: first step, compiler included", {w: v["first"] for w, v in facts.items()}, "s", False)
+        log.add(f"{name}: step, {share:.0%} of times below", values, "ms", False, **about)
+    log.add(f"{name}: first step, compiler included", {w: v["first"] for w, v in facts.items()}, "s", False)
     if device.type == "cuda":
-        rows.add(f"{name}: peak memory", {w: f.memory for w, f in found.items()}, "GB", False, **about)
+        log.add(f"{name}: peak memory", {w: f.memory for w, f in found.items()}, "GB", False, **about)
 
 
-class Engine:
+class TimedTrainer:
     """A trainer whose steps are measured: ours, or the reference on the same batches, times and noise."""
 
-    def __init__(self, trainer: Trainer, engine: str):
-        self.trainer, self.engine, state = trainer, engine, trainer.state
+    def __init__(self, trainer: Trainer, implementation: str):
+        self.trainer, self.implementation, state = trainer, implementation, trainer.state
         self.losses: list[dict[str, torch.Tensor]] = []
-        if engine == "plain":
+        if implementation == "plain":
             self.optimizer = reference.adamw(state.net, state.weighting, state.settings)
 
     def step(self) -> dict[str, torch.Tensor]:
         """One optimizer step; {modality: mean unweighted loss}."""
-        self.losses.append(self.trainer.update() if self.engine == "fast" else self._reference_step())
+        self.losses.append(self.trainer.update() if self.implementation == "fast" else self._reference_step())
         self.trainer.state.step += 1
         return self.losses[-1]
 
@@ -220,15 +224,20 @@ class Engine:
 
 
 def calls(
-    make: Callable[..., Trainer], device: torch.device, engine: str, args: tuple, folder: Path | None, parts: int
+    make: Callable[..., Trainer],
+    device: torch.device,
+    implementation: str,
+    args: tuple,
+    folder: Path | None,
+    parts: int,
 ) -> tuple[dict[str, Callable], torch.device]:
     """The functions of a measuring process."""
     size, settings = args
-    measured: list[Engine] = []
+    measured: list[TimedTrainer] = []
 
     def start() -> dict:
-        """Make the trainer, its batches in as few parts as fit the memory, and take its first step."""
-        made, facts = first_step(make, device, engine, size, settings, parts)
+        """Make the trainer, with as few gradient accumulation steps as fit the memory, and take its first step."""
+        made, facts = first_step(make, device, implementation, size, settings, parts)
         measured.append(made)
         return facts
 
@@ -242,24 +251,24 @@ def calls(
 
 
 def first_step(
-    make: Callable[..., Trainer], device: torch.device, engine: str, size: str, settings: list[str], parts: int
-) -> tuple[Engine, dict]:
-    """A trainer after its first step, with its batches in at least so many parts, and facts about it."""
+    make: Callable[..., Trainer], device: torch.device, implementation: str, size: str, settings: list[str], parts: int
+) -> tuple[TimedTrainer, dict]:
+    """A trainer after its first step, with at least `parts` gradient accumulation steps, and facts about it."""
     while parts <= MOST_PARTS:
-        own = [*settings, *(["compile=never"] if engine == "plain" else [])]
+        own = [*settings, *(["compile=never"] if implementation == "plain" else [])]
         trainer = make(device, [*own, f"train.gradient_accumulation_steps={parts}"], size)
         batch = trainer.config.train.batch
         facts = {"batch": batch, "parts": parts, "flops": 3.0 * sample_flops(trainer.pipeline) * batch}
         facts["dtype"] = torch.bfloat16 if trainer.in_bf16() else torch.float32
-        made, began = Engine(trainer, engine), time.perf_counter()
+        made, began = TimedTrainer(trainer, implementation), time.perf_counter()
         try:
             losses = {m: float(value) for m, value in made.step().items()}
         except torch.OutOfMemoryError:
-            losses = None  # no more in this block: the error keeps the step's memory until it ends
+            losses = None  # nothing else here: the exception keeps the step's memory until this block ends
         if losses is not None:  # wall time: compilers are processes of their own
             return made, {"losses": losses, "first": time.perf_counter() - began, **facts}
         del trainer, made
-        torch._dynamo.reset()  # code compiled for other parts counts against the limit of compilations
+        torch._dynamo.reset()  # code compiled for other batch sizes counts towards the limit of compilations
         gc.collect()
         torch.cuda.empty_cache()
         parts *= 2
@@ -267,16 +276,16 @@ def first_step(
 
 
 def check_losses(name: str, losses: dict[str, float], tolerance: float) -> None:
-    """Raise ValueError unless both engines, where both are measured, had the same loss."""
+    """Raise ValueError if the loss of ours differs from that of the reference, where both are measured."""
     if not set(ORDER) <= set(losses):
         return
     ours, plain = losses["fast"], losses["plain"]
     if abs(ours - plain) > tolerance * max(abs(plain), 1e-3):
-        raise ValueError(f"the engines disagree: {name} is {ours:.6g}, plain {plain:.6g}")
+        raise ValueError(f"{name} differs from the reference: {ours:.6g}, reference {plain:.6g}")
 
 
 def profile(step: Callable[[], None], device: torch.device, folder: Path | None) -> None:
-    """Where the time goes: a table of operations, and a trace for chrome://tracing or Perfetto; None is not asked."""
+    """Write a table of operations and a trace for chrome://tracing or Perfetto into `folder`; None: neither."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

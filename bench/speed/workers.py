@@ -1,7 +1,6 @@
-"""Timing functions in processes of their own.
+"""Timing of functions in separate processes.
 
-Engines are measured in separate processes because settings of a process (allocator, compiler) would otherwise carry
-over from one to the other.
+One process per implementation, because settings of a process (allocator, compiler) would otherwise affect both.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ import torch
 Make = Callable[..., tuple[dict[str, Callable], torch.device]]  # returns {name: function} and the device
 
 
-def clock(device: torch.device) -> Callable[[], float]:
+def timer(device: torch.device) -> Callable[[], float]:
     """A function that returns seconds, after all work on the device has ended.
 
     On the CPU with one thread it is the process time, which does not count other programs.
     """
     if device.type == "cuda":
-        return functools.partial(_cuda_clock, device)
+        return functools.partial(_cuda_timer, device)
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _cuda_clock(device: torch.device) -> float:
+def _cuda_timer(device: torch.device) -> float:
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
@@ -85,7 +84,7 @@ def _serve(pipe: Connection, make: Make, args: tuple) -> None:
     """Call functions by the names that arrive, until the pipe is closed."""
     try:
         functions, device = make(*args)
-        now = clock(device)
+        now = timer(device)
         while True:
             pipe.send(_timed_call(functions[pipe.recv()], device, now))
     except EOFError:

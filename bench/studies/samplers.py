@@ -42,7 +42,7 @@ TABLE_SAMPLERS = (  # (numerical, categorical); without guidance, categorical eu
 )
 IMAGE_PANEL = "digits: Fréchet distance of (guided) pictures given captions"  # as stored in results
 TEXT_PANEL = "digits: captions of held-out pictures that are wrong"
-Known = set[tuple[str, str, int]]  # (panel, sampler, steps) of points measured before
+MeasuredPoints = set[tuple[str, str, int]]  # (panel, sampler, steps) of points measured before
 
 
 class CountingNet:
@@ -77,12 +77,12 @@ def compare_samplers(
     out.mkdir(parents=True, exist_ok=True)
     console, file = console or Console(), out / "samplers.json"
     points = _measured(file)
-    known = {(p["panel"], p["sampler"], p["steps"]) for p in points}
+    measured = {(p["panel"], p["sampler"], p["steps"]) for p in points}
     parts: list[Iterable[dict]] = []
     if digits_run is not None:
-        parts.append(DigitStudy(digits_run, n, device, known).points())
+        parts.append(DigitStudy(digits_run, n, device, measured).points())
     if table_run is not None:
-        parts.append(table_points(table_run, rows, device, known))
+        parts.append(table_points(table_run, rows, device, measured))
     for part in parts:
         for new in part:
             points.append(new)
@@ -107,9 +107,9 @@ def point(panel: str, sampler: str, steps: int, nfe: int, value: float) -> dict:
 class DigitStudy:
     """Images given captions by every Gaussian sampler, captions given images by every masked one."""
 
-    def __init__(self, run: Path, n: int, device: str, known: Known):
+    def __init__(self, run: Path, n: int, device: str, measured: MeasuredPoints):
         self.pipeline = Pipeline.from_pretrained(run, device=device)
-        self.n, self.device, self.known = n, device, known
+        self.n, self.device, self.measured = n, device, measured
         (self.image,), (self.text,) = self.pipeline.images, self.pipeline.texts
         codecs, data = self.pipeline.codecs, self.pipeline.config.data
         self.codec = codecs[self.text]
@@ -125,7 +125,7 @@ class DigitStudy:
         space, train = self.pipeline.space, self.train.images
         prompts = self.codec.encode([digits.captions_of(digit)[0] for digit in np.arange(self.n) % 10])
         features = PrincipalComponents(train)
-        if (IMAGE_PANEL, "real", 0) not in self.known:
+        if (IMAGE_PANEL, "real", 0) not in self.measured:
             yield point(IMAGE_PANEL, "real", 0, 0, features.distance(self.test.images, train))
         for method in SAMPLERS[type(space[self.image])]:
             for grid in ("linear", "logsnr"):
@@ -144,7 +144,7 @@ class DigitStudy:
                 yield point(TEXT_PANEL, method, steps, nfe, wrong)
 
     def _missing(self, panel: str, label: str) -> list[int]:
-        return [steps for steps in STEPS if (panel, label, steps) not in self.known]
+        return [steps for steps in STEPS if (panel, label, steps) not in self.measured]
 
     def _sample(self, conditions: dict, samplers: dict[str, Sampler], steps: int) -> tuple[dict[str, Tensor], int]:
         """(samples, NFE); `samplers` replace the configured ones."""
@@ -178,13 +178,13 @@ class PrincipalComponents:
         return frechet(*moments(self.project(images)), *moments(self.project(real)))
 
 
-def table_points(run: Path, n: int, device: str, known: Known) -> Iterator[dict]:
+def table_points(run: Path, n: int, device: str, measured: MeasuredPoints) -> Iterator[dict]:
     """Synthetic rows by every pair of samplers."""
     model = TableSynthesizer.load(run, device=device)
     train, test = load_bundled()
     roles = roles_of(train)
     panels = {name: f"Adult: 1 − {name.title()} of {n:,} new rows" for name in ("shape", "trend")}
-    if (panels["shape"], "real", 0) not in known:
+    if (panels["shape"], "real", 0) not in measured:
         real = density(train, test.sample(n, random_state=0), roles)
         for name, panel in panels.items():
             yield point(panel, "real", 0, 0, 1.0 - getattr(real, name))
@@ -192,7 +192,7 @@ def table_points(run: Path, n: int, device: str, known: Known) -> Iterator[dict]
         label = f"{numerical} + {categorical}"
         samplers = {"num": Sampler(numerical), "cat": Sampler(categorical)}
         for steps in TABLE_STEPS:
-            if (panels["shape"], label, steps) in known:
+            if (panels["shape"], label, steps) in measured:
                 continue
             table, nfe = synthetic_rows(model, samplers, n, steps)
             quality = density(train, table, roles)

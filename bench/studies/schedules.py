@@ -75,7 +75,7 @@ class ReplacementSpace(Space):
 
 
 def times_of(variant: str, image: str, text: str) -> TimesConfig:
-    """How a variant draws its training times, see the text of this module.
+    """The training times of a variant, see the docstring of this module.
 
     Raises:
         ValueError: no such variant.
@@ -262,7 +262,7 @@ def _read(path: Path, settings: dict) -> Record:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not hold results of this benchmark: {error}") from None
     if record.settings != settings:
-        raise ValueError(f"{path} holds results of {record.settings}, asked for {settings}: choose another --out")
+        raise ValueError(f"{path} holds results of {record.settings}, requested {settings}: choose another --out")
     return record
 
 

@@ -56,14 +56,14 @@ class ConditionResult:
 def conditional(
     model: TableSynthesizer,
     real: pd.DataFrame,
-    given: list[str],
+    columns: list[str],
     target: str,
     pool: pd.DataFrame,
     rows: int = 200,
     min_real: int = 10,
     seed: int = 0,
 ) -> list[ConditionResult]:
-    """The result of every combination of values of `given` that at least `min_real` real rows have.
+    """The result of every combination of values of `columns` that at least `min_real` real rows have.
 
     Args:
         pool: unconditional rows of the model, to be filtered.
@@ -72,24 +72,24 @@ def conditional(
     Raises:
         ValueError: an unknown column.
     """
-    for name in (*given, target):
+    for name in (*columns, target):
         if name not in real:
             raise ValueError(f"unknown column {name!r}; the table has {', '.join(map(str, real))}")
     levels = sorted(strings(real[target]).dropna().unique())
-    value_of = {name: dict(zip(strings(real[name]), real[name], strict=True)) for name in given}
+    value_of = {name: dict(zip(strings(real[name]), real[name], strict=True)) for name in columns}
     found = []
-    for values in itertools.product(*(sorted(value_of[name]) for name in given)):
-        matching, kept = _matching(real, given, values), _matching(pool, given, values)
+    for values in itertools.product(*(sorted(value_of[name]) for name in columns)):
+        matching, kept = _matching(real, columns, values), _matching(pool, columns, values)
         if len(matching) < min_real:
             continue
-        where = {name: value_of[name][value] for name, value in zip(given, values, strict=True)}
+        where = {name: value_of[name][value] for name, value in zip(columns, values, strict=True)}
         # every condition has its own seed, so that their errors are independent
         drawn = model.sample(rows, where=where, seed=1000 * seed + len(found) + 1)
         truth, n = _shares(matching[target], levels), min(len(kept), rows)
         noise = float(np.sqrt(2 * truth * (1 - truth) / (np.pi * len(matching))).sum() / 2)
         found.append(
             ConditionResult(
-                columns=tuple(given),
+                columns=tuple(columns),
                 given=values,
                 seed=seed,
                 real=len(matching),
@@ -106,9 +106,9 @@ def conditional(
     return found
 
 
-def _matching(table: pd.DataFrame, given: list[str], values: tuple[str, ...]) -> pd.DataFrame:
-    """The rows that have these values in the columns `given`."""
-    conditions = [strings(table[name]) == value for name, value in zip(given, values, strict=True)]
+def _matching(table: pd.DataFrame, columns: list[str], values: tuple[str, ...]) -> pd.DataFrame:
+    """The rows that have these values in `columns`."""
+    conditions = [strings(table[name]) == value for name, value in zip(columns, values, strict=True)]
     return table[np.logical_and.reduce(conditions)]
 
 

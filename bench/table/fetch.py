@@ -15,6 +15,7 @@ import io
 import json
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -107,7 +108,7 @@ def _read_member(path: Path, member: str) -> bytes:
                 raise ValueError(f"the archive lacks {member!r}; it holds: {', '.join(sorted(found)) or 'nothing'}")
             with archive.open(found[member]) as file:
                 data = file.read(MAX_MEMBER_BYTES + 1)
-    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"the download is not a valid zip archive: {error}") from None
     if len(data) > MAX_MEMBER_BYTES:
         raise ValueError(f"{member!r} in the archive unpacks to too many bytes")

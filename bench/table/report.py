@@ -151,10 +151,11 @@ def _baselines(real: pd.DataFrame, roles: Roles, rows: int, seed: int) -> tuple[
     is_published = roles.name in SETS and len(real) == SETS[roles.name].rows[0]
     published = published_baselines(roles.name) if is_published else {}
     if published:
-        scores = {name: published.get(name, {}) for name in BASELINES}
-        return {
-            name: {k: _mean_sd(v[k], k) for k in ("shape", "trend", "mle_auc") if k in v} for name, v in scores.items()
-        }, False
+        shown: dict[str, dict[str, str]] = {}
+        for name in BASELINES:
+            scores = published.get(name, {})
+            shown[name] = {k: _mean_sd(scores[k], k) for k in ("shape", "trend", "mle_auc") if k in scores}
+        return shown, False
     rng = np.random.default_rng(seed)
     tables = {
         "resample": resample(real, rows, rng),
@@ -163,8 +164,8 @@ def _baselines(real: pd.DataFrame, roles: Roles, rows: int, seed: int) -> tuple[
     }
     measured = {"fresh_rows_estimate": {}}
     for name, table in tables.items():
-        scores = density(real, table, roles)
-        measured[name] = {"shape": percent(scores.shape, 2), "trend": percent(scores.trend, 2)}
+        found = density(real, table, roles)
+        measured[name] = {"shape": percent(found.shape, 2), "trend": percent(found.trend, 2)}
     return measured, True
 
 
@@ -175,7 +176,7 @@ def _mean_sd(entry: dict, score: str) -> str:
 
 
 def _notes(real: pd.DataFrame, synth: pd.DataFrame, roles: Roles, found: Density, schema: Schema) -> list[str]:
-    """What a reader must know about these tables to understand the means."""
+    """Remarks on these tables that are needed to interpret the means."""
     notes = []
     if schema.partial:
         notes.append("This set is a part of the published one: never compare its numbers with published ones.")

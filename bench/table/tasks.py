@@ -44,11 +44,11 @@ class Tasks:
     data: Path | None = None
     console: Console = dataclasses.field(default_factory=Console)
 
-    def conditional(self, given: list[list[str]], rows: int, pool: int) -> list[dict]:
+    def conditional(self, column_lists: list[list[str]], rows: int, pool: int) -> list[dict]:
         """Conditional against filtered rows, see `conditional`; the target is the schema's.
 
         Args:
-            given: lists of conditioning columns; all use the same pool.
+            column_lists: sets of conditioning columns; all use the same pool.
             rows: number of conditional rows.
             pool: number of unconditional rows to filter.
         """
@@ -58,11 +58,11 @@ class Tasks:
         ) -> list[conditional.ConditionResult]:
             real, results = pd.concat([train, test], ignore_index=True), []
             unconditional = model.sample(pool, seed=seed)
-            for columns in given:
+            for columns in column_lists:
                 results += conditional.conditional(model, real, columns, roles.target, unconditional, rows, seed=seed)
             return results
 
-        runs = self._run("conditional", task, {"given": given, "rows": rows, "pool": pool})
+        runs = self._run("conditional", task, {"given": column_lists, "rows": rows, "pool": pool})
         for run in runs:
             results = [conditional.ConditionResult.from_json(saved) for saved in run["result"]]
             for columns in run["asked"]["given"]:
@@ -91,7 +91,7 @@ class Tasks:
         return runs
 
     def _run(self, name: str, task: Task, settings: dict) -> list[dict]:
-        """The runs of a benchmark with these settings, as they are in its file; runs that are not there are added."""
+        """The runs of a benchmark with these settings, from its file; missing runs are computed and added."""
         file = self.out / f"{name}.json"
         done = json.loads(file.read_text()) if file.exists() else []
         wanted = []

@@ -34,7 +34,7 @@ class CharCodec:
         return self._encode(captions, {})
 
     def encode_masked(self, captions: Sequence[str]) -> Tensor:
-        """Captions → tokens, where the sign ▯ is a position that is not known and becomes the mask token."""
+        """Captions → tokens, where the sign ▯ becomes the mask token."""
         return self._encode(captions, {MASKED: self.states})
 
     def _encode(self, captions: Sequence[str], special: dict[str, int]) -> Tensor:

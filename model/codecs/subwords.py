@@ -55,7 +55,7 @@ class TokenizerCodec:
         return self.encode_with_lengths(captions)[0]
 
     def encode_masked(self, captions: Sequence[str]) -> Tensor:
-        """Captions → tokens, where the sign ▯ is a token that is not known and becomes the mask token."""
+        """Captions → tokens, where the sign ▯ becomes the mask token."""
         return self._pack([self._masked_ids(caption) for caption in captions])[0]
 
     def encode_with_lengths(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:

@@ -36,7 +36,7 @@ TAIL = 1e-7  # probability at which scikit-learn clips normal scores
 
 @dataclasses.dataclass(frozen=True)
 class TableReport:
-    """Which tensors of an official checkpoint were used; `used` and `unused` are official names."""
+    """The tensors of an official checkpoint by whether they were used; `used` and `unused` are official names."""
 
     folder: Path
     weights: list[str]

@@ -59,7 +59,7 @@ class TablePipeline:
         return {m: Sampler(settings[m].method, settings[m].time_grid) for m in self.space}
 
     def files(self) -> dict[str, bytes]:
-        """What its checkpoints need beside weights and config, {name: content}: the codec."""
+        """The files of a checkpoint besides weights and config, {name: content}: the codec."""
         return {"codec.json": pack_json(self.codec.to_json())}
 
 

@@ -32,7 +32,7 @@ DRAW_SEED = 1_000_003  # draw d of an imputation has the seed `seed + DRAW_SEED 
 
 @dataclasses.dataclass
 class ObservedCells:
-    """What is observed of n rows.
+    """The observed cells of n rows.
 
     Args:
         tokens: (n, C) int64, the mask where a cell is not observed.
@@ -106,7 +106,7 @@ class TableSampler:
 
         Args:
             draw: number of the draw; each has its own random numbers.
-            cells: those of the table, if they are known from an earlier draw.
+            cells: the observed cells of the table, to compute them only once for several draws.
         """
         cells = self.observed_cells(table) if cells is None else cells
         index, table = table.index, table.reset_index(drop=True)  # labels of an index may repeat
@@ -244,8 +244,10 @@ class TableSampler:
     def conditions(self, cells: ObservedCells) -> dict[str, Condition]:
         """The observed cells as conditions."""
         conditions = {}
-        if "cat" in self.space and bool((known := cells.tokens != self.space["cat"].mask_id).any()):
-            conditions["cat"] = Condition(cells.tokens, mask=known)
+        if "cat" in self.space:
+            observed = cells.tokens != self.space["cat"].mask_id
+            if bool(observed.any()):
+                conditions["cat"] = Condition(cells.tokens, mask=observed)
         if self.observed_z(cells):
             conditions["num"] = Condition(cells.z, mask=cells.observed)
         return conditions

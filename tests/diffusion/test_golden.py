@@ -111,7 +111,7 @@ def test_noisy_guidance_given_the_official_draws(golden, close, model, mode):
     rng = Rng.for_batch(0, len(g["x"]))
     guidance = Guidance(c["scale"], final_time)
     t_condition = t[condition].clone()
-    t[condition] = t[condition].clamp(max=final_time)  # the official second branch is told final_time even if s > σ
+    t[condition] = t[condition].clamp(max=final_time)  # officially the second branch's time is final_time even if s > σ
     with torch.no_grad():
         plain = space.evaluate(model, x, {**t, condition: t_condition})
         _, uncond = guidance.evaluate(space, model, x, t, ["image", "text"], [condition], rng)
@@ -182,7 +182,7 @@ def test_our_draws_follow_the_official_probabilities(golden, section):
 
 
 @pytest.mark.parametrize("case", ["eps", "mid"])
-def test_denoising_weights_are_the_scores_normalized(golden, close, case):
+def test_last_step_probabilities_are_the_normalized_scores(golden, close, case):
     """The official last step draws from weights proportional to the score: our `last` rule's law."""
     g = golden.below(f"denoise/{case}/")
     states = g["score"].shape[-1] - 1

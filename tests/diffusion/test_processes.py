@@ -49,7 +49,7 @@ def tokens(n: int, length: int, states: int) -> torch.Tensor:
 @pytest.mark.parametrize("schedule", [ScaledLinear(), Linear(), Cosine()])
 @pytest.mark.parametrize("t", [1e-5, 0.3, 1.0])
 def test_gaussian_perturbation(schedule, t):
-    """(x_t − α x₀)/σ is standard normal and has nothing to do with x₀."""
+    """(x_t − α x₀)/σ is standard normal and independent of x₀."""
     process, x0 = Gaussian((3,), schedule), 2.0 + rand(N, 3)
     xt = process.perturb(x0, times(t), keys(N)).double()
     alpha, sigma = schedule.alpha(times(t, 1)), schedule.sigma(times(t, 1))
@@ -62,7 +62,7 @@ def test_gaussian_perturbation(schedule, t):
 
 
 @pytest.mark.parametrize("levels", [(0.2, 0.5), (0.2, 1.0), (0.5, 0.5)])
-def test_gaussian_renoise_composes(levels):
+def test_gaussian_transitions_compose(levels):
     """perturb(s) then transition(s → t) is distributed as perturb(t)."""
     s, t = levels
     process, x0 = Gaussian((2,), Linear()), rand(N, 2)
@@ -97,7 +97,7 @@ def test_times_differ_between_samples_of_a_batch():
 
 
 @pytest.mark.parametrize("levels", [(0.2, 0.5), (0.3, 1.0), (0.4, 0.4), (0.0, 0.6)])
-def test_masked_renoise_composes(levels):
+def test_masked_transitions_compose(levels):
     s, t = levels
     process, x0 = Masked(4, 3, LogLinear(1e-3)), tokens(N, 4, 3)
     xs = process.perturb(x0, times(s), keys(N, Draw.CONDITION))
@@ -119,7 +119,7 @@ def test_uniform_perturbation(t):
     assert chisquare(torch.bincount(xt.flatten(), minlength=k).numpy(), (3 * N * expected).numpy()).pvalue > 1e-4
 
 
-def test_uniform_renoise_composes():
+def test_uniform_transitions_compose():
     process, k = Uniform(3, 5, LogLinear(1e-3)), 5
     x0 = torch.full((N, 3), 2)
     direct = process.perturb(x0, times(0.6), keys(N))
@@ -139,7 +139,7 @@ def test_priors():
 
 
 @pytest.mark.parametrize("process", [Gaussian((4,), Linear()), Masked(4, 3, LogLinear()), Uniform(4, 3, LogLinear())])
-def test_level_zero_is_clean(process):
+def test_time_zero_is_clean(process):
     x = rand(50, 4) if isinstance(process, Gaussian) else tokens(50, 4, 3)
     assert torch.equal(process.perturb(x, times(0.0, 50), keys(50)), x)
 
@@ -148,19 +148,19 @@ def test_level_zero_is_clean(process):
 
 
 def test_gaussian_loss_regenerates_its_noise():
-    """Zero for the true ε, the plain mean square for any other answer; ε is (x_t − α x₀)/σ."""
+    """Zero for the true ε, the mean squared error for any other prediction; ε is (x_t − α x₀)/σ."""
     process, x0, t = Gaussian((2, 4, 4), Cosine()), rand(6, 2, 4, 4), torch.linspace(0.1, 1, 6, dtype=torch.float64)
     xt = process.perturb(x0, t, keys(6))
     alpha, sigma = (f(t).float()[:, None, None, None] for f in (process.schedule.alpha, process.schedule.sigma))
     eps = (xt - alpha * x0) / sigma
     torch.testing.assert_close(eps, normal(keys(6), 32).view_as(x0), rtol=0, atol=1e-5)
     assert process.loss(eps, x0, xt, keys(6)).max() < 1e-9
-    answer = rand(6, 2, 4, 4, seed=1)
-    expected = (answer - eps).square().mean((1, 2, 3))
-    torch.testing.assert_close(process.loss(answer, x0, xt, keys(6)), expected, rtol=1e-4, atol=0)
+    prediction = rand(6, 2, 4, 4, seed=1)
+    expected = (prediction - eps).square().mean((1, 2, 3))
+    torch.testing.assert_close(process.loss(prediction, x0, xt, keys(6)), expected, rtol=1e-4, atol=0)
 
 
-def test_v_prediction_is_read_as_eps():
+def test_v_prediction_is_converted_to_epsilon():
     process, x0 = Gaussian((8,), Cosine(), prediction_type="v_prediction"), rand(6, 8)
     t = torch.linspace(0.01, 1, 6, dtype=torch.float64)
     eps, alpha, sigma = rand(6, 8, seed=1), process.schedule.alpha(t)[:, None], process.schedule.sigma(t)[:, None]
@@ -170,7 +170,7 @@ def test_v_prediction_is_read_as_eps():
 
 
 class TestCrossEntropy:
-    """The four readings of a masked head, in float64 by hand, from plain logits and from a lazy head."""
+    """Losses of discrete processes for every kind of head, against float64 by hand, from tensors and lazy logits."""
 
     length, states, n = 5, 4, 7
 
@@ -200,35 +200,35 @@ class TestCrossEntropy:
         rows = self.by_hand(self.head(4).values(), 4) * self.hidden
         self.check(Masked(self.length, self.states, LogLinear(), loss_on="masked"), 4, rows.sum(1) / self.length)
 
-    @pytest.mark.parametrize("counted", ["all", "masked"])
-    def test_extra_column(self, counted):
+    @pytest.mark.parametrize("loss_on", ["all", "masked"])
+    def test_mask_logit_ignored(self, loss_on):
         values = self.head(5).values().double()
         rows = self.by_hand(values, 4) + torch.log1p(values[..., 4].exp())
-        rows = rows * self.hidden if counted == "masked" else rows
-        process = Masked(self.length, self.states, LogLinear(), loss_on=counted, mask_logit="ignored")
+        rows = rows * self.hidden if loss_on == "masked" else rows
+        process = Masked(self.length, self.states, LogLinear(), loss_on=loss_on, mask_logit="ignored")
         self.check(process, 5, rows.mean(1))
 
-    @pytest.mark.parametrize("counted", ["all", "masked"])
-    def test_leaking_column(self, counted):
+    @pytest.mark.parametrize("loss_on", ["all", "masked"])
+    def test_mask_logit_kept(self, loss_on):
         rows = self.by_hand(self.head(5).values(), 5)
-        rows = rows * self.hidden if counted == "masked" else rows
-        self.check(Masked(self.length, self.states, LogLinear(), loss_on=counted, mask_logit="kept"), 5, rows.mean(1))
+        rows = rows * self.hidden if loss_on == "masked" else rows
+        self.check(Masked(self.length, self.states, LogLinear(), loss_on=loss_on, mask_logit="kept"), 5, rows.mean(1))
 
     def test_uniform(self):
         self.xt = self.x0
         self.check(Uniform(self.length, self.states, LogLinear()), 4, self.by_hand(self.head(4).values(), 4).mean(1))
 
 
-def test_space_losses_see_the_perturbed_pair_at_their_own_times():
-    """The network is asked at x_t and the told times, and its answers are scored against the same noise."""
+def test_space_losses_evaluate_the_network_at_each_modality_s_time():
+    """The network is evaluated at x_t with the time conditioning, and the loss uses the noise of x_t."""
     space = Space({"image": Gaussian((2,), Cosine(), time_conditioning="log_snr"), "text": Masked(4, 3, LogLinear())})
     x0 = {"image": rand(9, 2), "text": tokens(9, 4, 3)}
     rng = Rng.for_batch(5, 9)
     t, _ = TimeSampler()(space, rng)
     seen = {}
 
-    def net(x, told, mask=None, outputs=None):
-        seen.update(x=x, told=told, outputs=outputs)
+    def net(x, time, mask=None, outputs=None):
+        seen.update(x=x, time=time, outputs=outputs)
         alpha, sigma = (f(t["image"])[:, None] for f in (space["image"].schedule.alpha, space["image"].schedule.sigma))
         truth = (x["image"] - alpha * x0["image"]) / sigma
         return {"image": truth + 2.0, "text": torch.zeros(9, 4, 3)}
@@ -237,8 +237,8 @@ def test_space_losses_see_the_perturbed_pair_at_their_own_times():
     torch.testing.assert_close(losses["image"].float(), torch.full((9,), 4.0), rtol=1e-3, atol=0)
     torch.testing.assert_close(losses["text"], torch.full((9,), math.log(3)))
     assert all(torch.equal(value, space.perturb(x0, t, rng)[m]) for m, value in seen["x"].items())
-    torch.testing.assert_close(seen["told"]["text"], t["text"].float())
-    torch.testing.assert_close(seen["told"]["image"], (space["image"].schedule.log_snr(t["image"]) / 8).float())
+    torch.testing.assert_close(seen["time"]["text"], t["text"].float())
+    torch.testing.assert_close(seen["time"]["image"], (space["image"].schedule.log_snr(t["image"]) / 8).float())
     assert list(space.losses(net, x0, t, rng, ["text"])) == ["text"]
     assert seen["outputs"] == ["text"]
 
@@ -247,7 +247,7 @@ def test_space_losses_see_the_perturbed_pair_at_their_own_times():
 def test_elbo_weighted_masked_loss_is_the_entropy(weight):
     """With the exact network, ∫ (1/t) E[Σ masked −log p(x₀)] dt is the entropy of the text (two correlated tokens).
 
-    100,000 spread times; the mean's own error, from its sample variance, times 4.
+    100,000 low-discrepancy times; the bound is 4 standard errors of the mean.
     """
     n, prob = 100_000, torch.softmax(2.0 * rand(3, 3).double(), 1) / 3
     rows = torch.multinomial(prob.flatten(), n, True, generator=torch.Generator().manual_seed(1))
@@ -271,21 +271,21 @@ def test_elbo_weighted_masked_loss_is_the_entropy(weight):
 
 
 def test_balanced_positions_have_the_mean_weight_of_all_times():
-    """Averaged over the times at which one pattern of masks comes up, the ELBO's weight 1/t is (n + 1)/k: here by
-    integrating over t, for every pattern of 4 positions of which one may be given."""
+    """The mean of the ELBO's weight 1/t over the times at which a pattern of masks occurs is (n + 1)/k: by integrating
+    over t, for every pattern of 4 positions, of which one may be observed."""
     process = Masked(4, 3, LogLinear(), loss_on="masked", balanced=True)
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     x0, logits = tokens(1, 4, 3), rand(1, 4, 3)
     rows = torch.nn.functional.cross_entropy(logits[0], x0[0], reduction="none")
     for pattern in itertools.product([False, True], repeat=4):
         masked = torch.tensor([pattern])
-        for given in (None, torch.tensor([[True, False, False, False]]) & ~masked):
-            free = 4 if given is None else int((~given).sum())
+        for observed in (None, torch.tensor([[True, False, False, False]]) & ~masked):
+            n = 4 if observed is None else int((~observed).sum())
             k = int(masked.sum())
-            chance = t**k * (1 - t) ** (free - k)
+            chance = t**k * (1 - t) ** (n - k)
             weight = float((chance / t).mean() / chance.mean()) if k else 0.0
             xt = torch.where(masked, process.mask_id, x0)
-            loss = process.loss(logits, x0, xt, keys(1), given)
+            loss = process.loss(logits, x0, xt, keys(1), observed)
             torch.testing.assert_close(float(loss), weight * float((rows * masked[0]).sum() / 4), rtol=1e-4, atol=1e-7)
 
 
@@ -294,7 +294,7 @@ def test_balanced_positions_have_the_mean_weight_of_all_times():
 T = torch.linspace(0.01, 1.0, 50, dtype=torch.float64)
 
 
-def test_no_weighting_only_scales():
+def test_weighting_none():
     loss = rand(50).abs()
     torch.testing.assert_close(Weighting(Gaussian((2,), Linear()), "none", 0.3)(loss, T), 0.3 * loss)
 
@@ -320,7 +320,7 @@ def test_min_snr_weight(gamma):
     assert expected.max() == 1.0
 
 
-def test_learned_weighting_finds_the_loss():
+def test_learned_weighting_converges_to_the_loss():
     """Minimizing loss/eᵘ + u drives eᵘ to the loss at every time; at the start it is the loss itself."""
     weighting = Weighting(Gaussian((2,), Linear()), "learned", scale=2.0)
     loss = (0.5 + 2.0 * T**2).float()
@@ -337,7 +337,7 @@ def test_learned_weighting_finds_the_loss():
     torch.testing.assert_close(clean, 2.0 * torch.exp(-u))
 
 
-def test_weightings_that_do_not_exist_are_refused():
+def test_invalid_weightings_are_refused():
     for process, kind, message in (
         (Gaussian((2,), Linear()), "magic", "weighting must be one of"),
         (Masked(2, 3, LogLinear()), "min_snr", "min_snr is for Gaussian"),
@@ -392,7 +392,7 @@ def test_impossible_processes_are_refused():
             make()
 
 
-def test_key_masks_reach_the_network():
+def test_key_masks_are_passed_to_the_network():
     """Keys whose current token is the pad are hidden; a pad that has become a mask is attended to."""
     hiding = Masked(4, 5, LogLinear(), pad_id=0, attend_pads=False)
     x = {"text": torch.tensor([[1, 5, 0, 0], [0, 2, 5, 3]])}
@@ -408,10 +408,10 @@ def test_key_masks_reach_the_network():
     assert seen[1] is None
 
 
-def test_times_below_t_min_are_told_as_t_min():
-    told = {}
+def test_network_input_of_times_below_t_min():
+    seen = {}
     space = Space({"image": Gaussian((2,), Cosine(), 1e-2), "text": Masked(3, 3, LogLinear(), 1e-2)})
     x = {"image": rand(2, 2), "text": tokens(2, 3, 3)}
-    space.evaluate(lambda x, t, **_: told.update(t) or {}, x, {m: torch.tensor([0.0, 0.5]).double() for m in x})
-    torch.testing.assert_close(told["text"], torch.tensor([1e-2, 0.5]))
-    torch.testing.assert_close(told["image"], Cosine().sigma(torch.tensor([1e-2, 0.5]).double()).float())
+    space.evaluate(lambda x, t, **_: seen.update(t) or {}, x, {m: torch.tensor([0.0, 0.5]).double() for m in x})
+    torch.testing.assert_close(seen["text"], torch.tensor([1e-2, 0.5]))
+    torch.testing.assert_close(seen["image"], Cosine().sigma(torch.tensor([1e-2, 0.5]).double()).float())

@@ -78,7 +78,7 @@ def test_gaussian_closed_forms_at_both_ends():
         assert schedule.alpha(one).item() == pytest.approx(math.exp(-at_one), rel=1e-11), name
 
 
-def test_curve_given_as_a_function_equals_its_closed_form():
+def test_log_snr_function_equals_its_closed_form():
     """Tabulated, so not to the last digit; but right at 1e-5, where a table even in t is off by half."""
     for closed in (Cosine(), Linear(), ScaledLinear()):
         table = as_function(closed)
@@ -88,7 +88,7 @@ def test_curve_given_as_a_function_equals_its_closed_form():
         assert relative(table.beta(ENDS), closed.beta(ENDS)) < 1e-4
 
 
-def test_curve_below_its_table_and_with_a_finite_start():
+def test_log_snr_curve_below_its_table_and_with_a_finite_start():
     straight = SCHEDULES["log_snr_straight"]
     t = torch.tensor([1e-9, 1e-7, 1e-5], dtype=torch.float64)
     expected = 12.0 - 24.0 * t

@@ -1,4 +1,4 @@
-"""Training times and sampling grids. Kolmogorov–Smirnov verdicts fail a right sampler on 1 seed in 10,000."""
+"""Training times and sampling grids. Kolmogorov–Smirnov tests reject a correct sampler for 1 seed in 10,000."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def uniform(t: torch.Tensor, t_min: float = 1e-3) -> bool:
 @pytest.mark.parametrize("low_discrepancy", [False, True])
 @pytest.mark.parametrize("kind", ["decoupled", "unified"])
 def test_each_time_is_uniform(kind, low_discrepancy):
-    """Over a batch, and, which low discrepancy must not spoil, for one sample over many steps."""
+    """Over a batch, and for one sample over many steps, also with low discrepancy."""
     times = TimeSampler(kind, low_discrepancy)
     batch, loss_mask = draw(times, 4000)
     over_steps = [draw(times, 8, step=k)[0] for k in range(800)]
@@ -49,7 +49,7 @@ def test_unified_times_are_equal_and_decoupled_ones_independent():
 
 
 @pytest.mark.parametrize("names", [1, 2, 3])
-def test_low_discrepancy_spreads_better_than_chance(names):
+def test_discrepancy_is_lower_than_that_of_independent_times(names):
     """Centered L2 discrepancy of a batch, joint over the modalities, averaged over 20 steps: below half of iid's."""
     space = {f"m{i}": Masked(1, 2, LogLinear(), 1e-6) for i in range(names)}
 
@@ -74,7 +74,7 @@ def test_low_discrepancy_lowers_the_variance_of_a_mean():
 
 
 @pytest.mark.parametrize("low_discrepancy", [False, True])
-def test_ranks_agree_without_talking(low_discrepancy):
+def test_times_do_not_depend_on_the_number_of_ranks(low_discrepancy):
     """The times of a batch's rows do not depend on which rank holds them, conditions included."""
     times = TimeSampler(low_discrepancy=low_discrepancy, condition_prob={"image": 0.3, "text": 0.2})
     whole = draw(times, 100, seed=3, step=7)
@@ -91,22 +91,22 @@ def test_steps_and_seeds_differ():
 
 
 def test_conditioned_modalities():
-    """Shares within 4σ; a held one is at its t_min and does not learn; never two at once; others keep their law."""
+    """Shares within 4σ; a clean condition is at t_min, without loss, at most one a sample; other times are uniform."""
     n, prob = 20_000, {"image": 0.25, "text": 0.5}
     t, loss_mask = draw(TimeSampler(condition_prob=prob), n)
-    held = {m: loss_mask[m] == 0 for m in SPACE}
+    conditioned = {m: loss_mask[m] == 0 for m in SPACE}
     for m, share in prob.items():
-        assert abs(held[m].double().mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
-        assert bool((t[m][held[m]] == SPACE[m].t_min).all())
-        assert uniform(t[m][~held[m]])
-    assert not bool((held["image"] & held["text"]).any())
+        assert abs(conditioned[m].double().mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
+        assert bool((t[m][conditioned[m]] == SPACE[m].t_min).all())
+        assert uniform(t[m][~conditioned[m]])
+    assert not bool((conditioned["image"] & conditioned["text"]).any())
     _, loss_mask = draw(TimeSampler(condition_prob={"text": 1.0}), 50)
     assert bool((loss_mask["text"] == 0).all())
     assert bool((loss_mask["image"] == 1).all())
 
 
-def test_skewed_times_look_more_at_noise():
-    """1 − (1 − t)^(1/s) is uniform; the other modality keeps its law."""
+def test_time_skew():
+    """1 − (1 − t)^(1/s) is uniform; the other modality's times stay uniform."""
     t, _ = draw(TimeSampler(time_skew={"image": 3.0}, low_discrepancy=False), 4000)
     assert uniform(1e-3 + (1 - 1e-3) * (1 - ((1 - t["image"]) / (1 - 1e-3)) ** (1 / 3)))
     assert not uniform(t["image"])
@@ -135,7 +135,7 @@ def test_bad_times_are_refused():
 @pytest.mark.parametrize("schedule", [Linear(), ScaledLinear(), Cosine()])
 @pytest.mark.parametrize("kind", ["linear", "rho", "logsnr"])
 @pytest.mark.parametrize("start", [1.0, 0.4])
-def test_grids_fall_from_start_through_t_min_to_zero(schedule, kind, start):
+def test_time_grids_decrease_from_start_to_t_min_and_zero(schedule, kind, start):
     process = Gaussian((2,), schedule, 1e-3)
     for steps in (1, 2, 3, 50):
         times = time_grid(process, steps, kind, start)
@@ -148,7 +148,7 @@ def test_grids_fall_from_start_through_t_min_to_zero(schedule, kind, start):
             assert times[-2].item() == pytest.approx(1e-3, rel=1e-12)
 
 
-def test_grids_are_even_in_what_they_promise():
+def test_spacing_of_time_grids():
     process = Gaussian((2,), Linear(), 1e-3)
 
     def uneven(values):

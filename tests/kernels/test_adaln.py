@@ -39,7 +39,7 @@ def test_gated_residual(shape, dtypes, random, check_gradients):
 
 
 def test_slices_need_no_copy_and_transposes_work(random):
-    """Scale, shift and gate are chunks of one projection; x is a slice of a sequence."""
+    """Scale, shift and gate are slices of one projection; x is a slice of a sequence."""
     sequence, modulation = random(2, 12, 24), random(2, 72)
     scale, shift, gate = modulation.chunk(3, -1)
     for x in (sequence[:, 3:9], sequence[:, ::2], random(2, 24, 6).transpose(1, 2)):

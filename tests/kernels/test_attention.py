@@ -124,7 +124,7 @@ class Foreign(torch.autograd.Function):
 
     @staticmethod
     def loop(q, k, v, cu_q, cu_k, grad=None):
-        """The result, and given its gradient those of q, k and v."""
+        """The result, and the gradients of q, k and v for an upstream gradient."""
         if cu_q is None:
             cu = torch.arange(len(q) + 1) * q.shape[1]
             packed = [x if x is None else x.flatten(0, 1) for x in (q, k, v, grad)]

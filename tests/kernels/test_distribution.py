@@ -16,7 +16,7 @@ ALARM = 1e-6
 N, L = 1000, 100  # 10⁵ positions
 
 
-def assert_law(tokens: torch.Tensor, probabilities: torch.Tensor) -> None:
+def assert_distribution(tokens: torch.Tensor, probabilities: torch.Tensor) -> None:
     """χ² of token counts against probabilities (states + 1,)."""
     counts = tokens.flatten().bincount(minlength=len(probabilities)).double()
     expected = probabilities * tokens.numel()
@@ -62,7 +62,7 @@ def test_tau_leap_follows_its_closed_form(rule, mask_logit, guided):
     if rule == "last":
         assert (tokens < states).all()
         law, tokens = law[:-1], tokens
-    assert_law(tokens, law)
+    assert_distribution(tokens, law)
 
 
 @pytest.mark.parametrize("rule", ["tau", "euler", "last"])
@@ -85,7 +85,7 @@ def test_uniform_process_follows_its_closed_form(rule):
         keys(2),
         rule,
     )
-    assert_law(tokens, p if rule == "last" else law)
+    assert_distribution(tokens, p if rule == "last" else law)
 
 
 def test_a_rare_token_is_drawn_at_its_rate():
@@ -93,8 +93,8 @@ def test_a_rare_token_is_drawn_at_its_rate():
     p, n = 1e-5, 4_000_000
     row = torch.tensor([math.log(p), math.log1p(-p)])
     hits = 0
-    for chunk in range(4):
-        k = Rng.for_batch(3, 1000, start=1000 * chunk).keys("text", Draw.STEP)
+    for batch in range(4):
+        k = Rng.for_batch(3, 1000, start=1000 * batch).keys("text", Draw.STEP)
         rows = torch.cartesian_prod(torch.arange(1000), torch.arange(n // 4000))
         hits += (reference.sample_categorical(row.expand(len(rows), -1), k, rows) == 0).sum().item()
     assert min(stats.poisson.cdf(hits, n * p), stats.poisson.sf(hits - 1, n * p)) > ALARM / 2, hits

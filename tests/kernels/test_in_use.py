@@ -19,7 +19,7 @@ PAD = 3
 
 
 @pytest.fixture
-def system(device, small_blocks):
+def model(device, small_blocks):
     """A network without the zeros of its initialization, and its space; padding is not attended to."""
     small_blocks("tau_leap_linear", BLOCK_R=16)
     torch.manual_seed(0)
@@ -38,8 +38,8 @@ def data(random, tokens):
     return {"image": random(2, 2, 4, 4), "text": x}
 
 
-def losses_and_gradients(system, data, device, autocast):
-    net, space = system
+def losses_and_gradients(model, data, device, autocast):
+    net, space = model
     t = {m: torch.tensor([0.3, 0.8], dtype=torch.float64, device=device) for m in space}
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
         losses = space.losses(net, data, t, Rng.for_batch(0, 2, device=device))
@@ -48,15 +48,15 @@ def losses_and_gradients(system, data, device, autocast):
 
 
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 5e-2)])
-def test_training_step(system, data, device, autocast, tolerance, monkeypatch):
+def test_training_step(model, data, device, autocast, tolerance, monkeypatch):
     results = []
     for choice in ("triton", "reference"):
         monkeypatch.setenv("ANYSTATE_BACKEND", choice)
-        results.append(losses_and_gradients(system, data, device, autocast))
+        results.append(losses_and_gradients(model, data, device, autocast))
     (ours, our_gradients), (theirs, their_gradients) = results
     for name, loss in theirs.items():
         assert (ours[name] - loss).abs().max() <= tolerance * loss.abs().max(), name
-    for (name, _), a, b in zip(system[0].named_parameters(), our_gradients, their_gradients, strict=True):
+    for (name, _), a, b in zip(model[0].named_parameters(), our_gradients, their_gradients, strict=True):
         assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6, name
 
 
@@ -75,11 +75,11 @@ class Dtypes(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_benchmark_and_verification_use_the_dtypes_of_training(system, data, device, monkeypatch):
+def test_benchmark_and_verification_use_the_dtypes_of_training(model, data, device, monkeypatch):
     """Under autocast some operations get mixed dtypes. The number of modalities does not matter."""
     monkeypatch.setenv("ANYSTATE_BACKEND", "triton")
     with Dtypes() as training:
-        losses_and_gradients(system, data, device, autocast=True)
+        losses_and_gradients(model, data, device, autocast=True)
     with Dtypes() as measured:
         for name, case in CASES.items():
             arguments = case.inputs(Inputs(SIZES["tiny"], device, torch.bfloat16))
@@ -91,14 +91,14 @@ def test_benchmark_and_verification_use_the_dtypes_of_training(system, data, dev
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_sampling(system, data, guidance, device, monkeypatch):
-    net, space = system
+def test_sampling(model, data, guidance, device, monkeypatch):
+    net, space = model
     results = []
     for choice in ("triton", "reference"):
         monkeypatch.setenv("ANYSTATE_BACKEND", choice)
         results.append(sample(net, space, n=2, steps=3, guidance=guidance, device=device))
-        given = {"image": data["image"]}
-        results[-1]["caption"] = sample(net, space, given, steps=3, guidance=guidance, device=device)["text"]
+        conditions = {"image": data["image"]}
+        results[-1]["caption"] = sample(net, space, conditions, steps=3, guidance=guidance, device=device)["text"]
     ours, theirs = results
     assert torch.equal(ours["text"], theirs["text"])
     assert torch.equal(ours["caption"], theirs["caption"])

@@ -49,10 +49,10 @@ CHOICES = {
 def test_other_tiles_give_the_same_results(op, choice, inputs, monkeypatch):
     """The launchers look up their entries, and the results do not depend on the tiles."""
     ours, theirs, arguments = inputs[op.removesuffix("_backward")]
-    asked = []
+    requested = []
     for name in ("adaln", "qk_norm", "linear_cross_entropy"):
         module = importlib.import_module(f"anystate.kernels.{name}")
-        monkeypatch.setattr(module, "measured", lambda *key: asked.append(key_of(*key)) or measured(*key))
+        monkeypatch.setattr(module, "measured", lambda *key: requested.append(key_of(*key)) or measured(*key))
     with trial(op, D, torch.float32, **choice):
         results = []
         for function in (lambda *a: ours(*a, backend="triton"), theirs):
@@ -60,7 +60,7 @@ def test_other_tiles_give_the_same_results(op, choice, inputs, monkeypatch):
             out = function(*leaves)
             out.square().sum().backward()
             results.append([out, *(x.grad for x in leaves)])
-    assert (op, D, "float32") in asked
+    assert (op, D, "float32") in requested
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from anystate.model.storage import atomic_write
 
 
-def test_a_kill_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_kill_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "new" / "rows.json"
     atomic_write(file, "β\n")
     assert file.read_bytes() == "β\n".encode()

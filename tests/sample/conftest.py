@@ -28,8 +28,8 @@ class Call(NamedTuple):
 class Toy:
     """text: `length` correlated tokens of 3 states; image: 2 numbers, N(mean, std² I) that depend on the whole text.
 
-    Everything is computed in float64 by enumerating the S = 3^length texts. `net` is the exact network, as `sample` takes
-    it; it records its evaluations in `calls`.
+    Everything is computed in float64 by enumerating the S = 3^length texts. `net` is the exact network; it records its
+    evaluations in `calls`.
     """
 
     states = 3

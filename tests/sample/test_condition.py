@@ -24,20 +24,20 @@ def one_hot_texts(toy, tokens: Tensor) -> Tensor:
 
 
 def random_texts(n: int, length: int) -> Tensor:
-    """Uniformly random texts, not samples of the toy: their conditional distributions do not add up to the joint one."""
+    """Uniformly random texts: the mean of their conditional distributions is not the toy's distribution."""
     return torch.randint(3, (n, length), generator=torch.Generator().manual_seed(6))
 
 
 def random_mask(n: int, length: int) -> Tensor:
-    """(n, length): masks in which some tokens are known, but not all, in every pattern."""
+    """(n, length): masks in which some tokens are observed, but not all, in every pattern."""
     patterns = [p for p in itertools.product((False, True), repeat=length) if any(p) and not all(p)]
     index = torch.randint(len(patterns), (n,), generator=torch.Generator().manual_seed(2))
     return torch.tensor(patterns)[index]
 
 
-def posterior_of(toy, tokens: Tensor, known: Tensor, images: Tensor | None = None) -> Tensor:
-    """(B, S): the exact distribution of texts given their known tokens and, if there are, their images."""
-    x = {"text": torch.where(known, tokens, toy.states)}
+def posterior_of(toy, tokens: Tensor, observed: Tensor, images: Tensor | None = None) -> Tensor:
+    """(B, S): the exact distribution of texts given their observed tokens and, if there are, their images."""
+    x = {"text": torch.where(observed, tokens, toy.states)}
     x |= {} if images is None else {"image": images}
     return toy.posterior(x, {m: torch.zeros(len(tokens)) for m in x})
 
@@ -47,61 +47,61 @@ def posterior_of(toy, tokens: Tensor, known: Tensor, images: Tensor | None = Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_infilling_follows_the_conditional_distribution(make_toy, fits, method):
-    """Texts of three tokens, of which one or two are known; the known ones come back."""
+    """Texts of three tokens, of which one or two are observed; observed tokens are unchanged."""
     toy = make_toy(length=3)
-    tokens, known = random_texts(N, 3), random_mask(N, 3)
+    tokens, observed = random_texts(N, 3), random_mask(N, 3)
     options = {"steps": 64, "batch_size": N, "samplers": {"text": Sampler(method)}}
-    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=known)}, **options)["text"]
-    assert torch.equal(out[known], tokens[known])
+    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=observed)}, **options)["text"]
+    assert torch.equal(out[observed], tokens[observed])
     assert not torch.equal(out, tokens)
-    assert fits.calibrated(one_hot_texts(toy, out), posterior_of(toy, tokens, known))
+    assert fits.calibrated(one_hot_texts(toy, out), posterior_of(toy, tokens, observed))
 
 
-def test_the_test_of_infilling_can_fail(make_toy, fits):
-    """The same samples do not follow the distribution given only the first known token of each text."""
+def test_infilling_test_rejects_a_wrong_distribution(make_toy, fits):
+    """The same samples do not follow the distribution given only the first observed token of each text."""
     toy = make_toy(length=3)
-    tokens, known = random_texts(N, 3), random_mask(N, 3)
+    tokens, observed = random_texts(N, 3), random_mask(N, 3)
     options = {"steps": 64, "batch_size": N}
-    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=known)}, **options)["text"]
-    fewer = known & (known.cumsum(1) == 1)
+    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=observed)}, **options)["text"]
+    fewer = observed & (observed.cumsum(1) == 1)
     assert not fits.calibrated(one_hot_texts(toy, out), posterior_of(toy, tokens, fewer))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_infilling_with_a_known_image(toy, fits, method):
-    images, tokens, known = toy.draw(N)["image"], random_texts(N, 2), random_mask(N, 2)
-    conditions = {"image": images, "text": Condition(tokens, mask=known)}
+def test_infilling_with_an_image_as_condition(toy, fits, method):
+    images, tokens, observed = toy.draw(N)["image"], random_texts(N, 2), random_mask(N, 2)
+    conditions = {"image": images, "text": Condition(tokens, mask=observed)}
     options = {"steps": 32, "batch_size": N, "samplers": {"text": Sampler(method)}}
     out = sample(toy.net, toy.space, conditions, **options)
     assert torch.equal(out["image"], images)
-    assert torch.equal(out["text"][known], tokens[known])
-    assert fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, known, images))
-    assert not fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, known))
+    assert torch.equal(out["text"][observed], tokens[observed])
+    assert fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, observed, images))
+    assert not fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, observed))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_infilling_with_a_sampled_image(toy, fits, method):
-    """The text follows its distribution given the known token, the image that of the text."""
-    tokens, known = random_texts(N, 2), random_mask(N, 2)
+    """The text follows its distribution given the observed token, the image that of the text."""
+    tokens, observed = random_texts(N, 2), random_mask(N, 2)
     options = {"steps": 64, "batch_size": N, "samplers": {"text": Sampler(method)}}
-    out = sample(toy.net, toy.space, {"text": Condition(tokens, mask=known)}, **options)
-    assert torch.equal(out["text"][known], tokens[known])
-    assert fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, known))
+    out = sample(toy.net, toy.space, {"text": Condition(tokens, mask=observed)}, **options)
+    assert torch.equal(out["text"][observed], tokens[observed])
+    assert fits.calibrated(one_hot_texts(toy, out["text"]), posterior_of(toy, tokens, observed))
     assert fits.normal(toy.standardized(out))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_tokens_known_down_to_a_time(make_toy, fits, method):
-    """Known tokens are noised to t once; those that become masks are sampled: a mixture over the patterns of the mask."""
+def test_tokens_observed_at_a_noise_time(make_toy, fits, method):
+    """Observed tokens are noised to t once; those that become masks are sampled: a mixture over mask patterns."""
     toy, n, t = make_toy(length=3), 20_000, 0.4
-    start, known = torch.tensor([0, 2, 1]), torch.tensor([True, True, False])
-    condition = Condition(start.expand(n, 3), t, mask=known.expand(n, 3))
+    start, observed = torch.tensor([0, 2, 1]), torch.tensor([True, True, False])
+    condition = Condition(start.expand(n, 3), t, mask=observed.expand(n, 3))
     options = {"steps": 64, "batch_size": n, "samplers": {"text": Sampler(method)}}
     out = sample(toy.net, toy.text_only(), {"text": condition}, **options)["text"]
     p_masked = (1.0 - toy.space["text"].schedule.delta) * t
     law = torch.zeros_like(toy.prob)
     for masked in itertools.product((False, True), repeat=2):
-        left = known & ~torch.tensor([*masked, False])
+        left = observed & ~torch.tensor([*masked, False])
         law += (
             math.prod(p_masked if m else 1 - p_masked for m in masked) * posterior_of(toy, start[None], left[None])[0]
         )
@@ -110,11 +110,11 @@ def test_tokens_known_down_to_a_time(make_toy, fits, method):
 
 def test_values_outside_the_mask_are_not_used(toy):
     """Not even where they are no valid data: mask tokens in texts, NaN in images."""
-    tokens, known = toy.draw(64)["text"], random_mask(64, 2)
+    tokens, observed = toy.draw(64)["text"], random_mask(64, 2)
     images = toy.draw(64)["image"]
     for process, x, invalid in (("text", tokens, toy.states), ("image", images, math.nan)):
-        other = torch.where(known, x, torch.full_like(x, invalid))
-        a, b = (sample(toy.net, toy.space, {process: Condition(v, mask=known)}, steps=4) for v in (x, other))
+        other = torch.where(observed, x, torch.full_like(x, invalid))
+        a, b = (sample(toy.net, toy.space, {process: Condition(v, mask=observed)}, steps=4) for v in (x, other))
         assert all(torch.equal(a[m], b[m]) for m in a)
 
 
@@ -193,16 +193,16 @@ def test_observed_elements_are_clean_at_every_evaluation():
 
 
 @pytest.mark.parametrize("method", list(SAMPLERS[Gaussian]))
-def test_known_elements_of_images_come_back(toy, method):
-    true, known = toy.draw(64), random_mask(64, 2)
-    conditions = {"image": Condition(true["image"], mask=known), "text": true["text"]}
+def test_observed_elements_of_images_are_unchanged(toy, method):
+    true, observed = toy.draw(64), random_mask(64, 2)
+    conditions = {"image": Condition(true["image"], mask=observed), "text": true["text"]}
     out = sample(toy.net, toy.space, conditions, steps=8, samplers={"image": Sampler(method)})["image"]
-    assert torch.equal(out[known], true["image"][known])
-    assert (out[~known] - true["image"][~known]).abs().min() > 0
+    assert torch.equal(out[observed], true["image"][observed])
+    assert (out[~observed] - true["image"][~observed]).abs().min() > 0
 
 
 @pytest.mark.parametrize("method", list(SAMPLERS[Gaussian]))
-def test_images_known_down_to_a_time(toy, fits, method):
+def test_images_observed_at_a_noise_time(toy, fits, method):
     """At grid times ≥ t the state is the image noised to the grid time, with one noise; below t it is sampled."""
     true, n = toy.draw(N), N
     times = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.1, 0.0], dtype=torch.float64)
@@ -222,13 +222,13 @@ def test_images_known_down_to_a_time(toy, fits, method):
 
 
 @pytest.mark.parametrize("method", list(SAMPLERS[Uniform]))
-def test_known_tokens_of_uniform_diffusion(make_toy, fits, method):
-    """Known tokens come back. The others are approximate: total variation from the exact conditional distribution
-    0.12 ± 0.005 at 64 and at 256 steps, n = 20,000; 0.24 if the known token is not used."""
+def test_observed_tokens_of_uniform_diffusion(make_toy, fits, method):
+    """Observed tokens are unchanged. The others are approximate: total variation from the exact distribution
+    0.12 ± 0.005 at 64 and at 256 steps, n = 20,000; 0.24 if the observed token is not used."""
     toy, n = make_toy(process=Uniform, t_min=1e-3, delta=1e-3), 20_000
-    tokens, known = torch.zeros(n, 2, dtype=torch.int64), torch.tensor([[True, False]]).expand(n, 2)
+    tokens, observed = torch.zeros(n, 2, dtype=torch.int64), torch.tensor([[True, False]]).expand(n, 2)
     options = {"steps": 64, "batch_size": n, "samplers": {"text": Sampler(method)}}
-    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=known)}, **options)["text"]
+    out = sample(toy.net, toy.text_only(), {"text": Condition(tokens, mask=observed)}, **options)["text"]
     assert bool((out[:, 0] == 0).all())
     law = torch.where(toy.texts[:, 0] == 0, toy.prob, 0.0)
     distance = 0.5 * (toy.counts(out) / n - law / law.sum()).abs().sum().item()
@@ -289,8 +289,8 @@ def test_allowed_states_with_uniforms(make_toy):
 # Guidance
 
 
-def test_guidance_by_a_whole_condition_reaches_partly_known_modalities():
-    """The second branch has the condition noised and keeps the known tokens."""
+def test_guidance_of_modalities_with_a_mask():
+    """The second branch has the condition noised and keeps the observed tokens."""
     space = Space({"text": Masked(4, 3, LogLinear(), 1e-3), "c": Gaussian((1,), Linear(), 1e-3)})
     seen = []
 
@@ -299,11 +299,11 @@ def test_guidance_by_a_whole_condition_reaches_partly_known_modalities():
         return {"text": (x["c"] * torch.tensor([1.0, 0.0, -1.0]))[:, None].expand(-1, 4, 3)}
 
     tokens = torch.zeros(16, 4, dtype=torch.int64)
-    known = torch.tensor([True, False, False, True]).expand(16, 4)
-    conditions = {"c": torch.ones(16, 1), "text": Condition(tokens, mask=known)}
+    observed = torch.tensor([True, False, False, True]).expand(16, 4)
+    conditions = {"c": torch.ones(16, 1), "text": Condition(tokens, mask=observed)}
     sample(net, space, conditions, steps=3, guidance=3.0)
     for x in seen:
         first, second = x["text"].chunk(2)
         assert torch.equal(first, second)
-        assert bool((first[known] == 0).all())
+        assert bool((first[observed] == 0).all())
         assert not torch.equal(*x["c"].chunk(2))

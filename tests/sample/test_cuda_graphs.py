@@ -1,4 +1,4 @@
-"""Evaluations as CUDA graphs. Without a GPU, a replacement of `capture` keeps its rule: replays write into one memory."""
+"""Evaluations as CUDA graphs. Without a GPU, `capture` is replaced by a rerun that writes into the first result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling into folders: chunk by chunk, taken up again, shared by ranks, under conditions from files and data."""
+"""Sampling into folders: batch by batch, resumed, shared by ranks, with conditions from files, data and masks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from anystate.configs.load import load_config
-from anystate.sample import background as overlap
+from anystate.sample import background, sample
 from anystate.sample import generate as module
-from anystate.sample import sample
 from anystate.sample.conditions import ConditionSource, read_conditions
 from anystate.sample.folder import SampleFolder
 from anystate.sample.generate import SampleRequest, generate
@@ -29,14 +28,14 @@ from anystate.train.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A tiny digits run; its chunk is 8, its steps 3."""
+    """A tiny digits run, with batches of 8 samples and 3 steps."""
     out = tmp_path_factory.mktemp("run")
     Trainer(tiny(), out, "cpu", quiet=True).run()
     return out
 
 
 @pytest.fixture(scope="module")
-def system(run):
+def pipeline(run):
     return Pipeline.from_pretrained(run)
 
 
@@ -45,37 +44,39 @@ def files(folder) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def chunks(monkeypatch):
-    """The (first, n) of every call of the engine."""
+def batches(monkeypatch):
+    """The (start_index, n) of every call of `sample`."""
     seen = []
 
     def counting(*args, **kwargs):
-        seen.append((kwargs["first"], kwargs["n"]))
+        seen.append((kwargs["start_index"], kwargs["n"]))
         return sample(*args, **kwargs)
 
     monkeypatch.setattr(module, "sample", counting)
     return seen
 
 
-def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks):
-    """20 samples in chunks of 8: the engine never holds more than a chunk, the files are those of a single call."""
+def test_batches_together_are_the_samples_of_one_call(run, pipeline, tmp_path, batches):
+    """20 samples in batches of 8: the files are those of a single call."""
     sheet = generate(run, SampleRequest(n=20, seed=5), tmp_path)
-    assert chunks == [(0, 8), (8, 8), (16, 4)]
+    assert batches == [(0, 8), (8, 8), (16, 4)]
     drawn = sample(
-        system.net,
-        system.space,
+        pipeline.net,
+        pipeline.space,
         n=20,
         steps=3,
-        guidance=system.guidance(False),
+        guidance=pipeline.guidance(False),
         seed=5,
-        samplers=system.samplers,
+        samplers=pipeline.samplers,
         batch_size=8,
     )
-    pictures = system.codecs["image"].decode(drawn["image"])
-    for i, expected in enumerate(pictures):
+    images = pipeline.codecs["image"].decode(drawn["image"])
+    for i, expected in enumerate(images):
         found = np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L"))
         assert np.array_equal(found, expected[..., 0]), i
-    assert (tmp_path / "text.txt").read_text() == "".join(c + "\n" for c in system.codecs["text"].decode(drawn["text"]))
+    assert (tmp_path / "text.txt").read_text() == "".join(
+        c + "\n" for c in pipeline.codecs["text"].decode(drawn["text"])
+    )
     assert sheet == tmp_path / "sheet.png"
     assert {p.name for p in tmp_path.iterdir()} == {"image", "text.txt", "sheet.png", "manifest.json"}
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -83,7 +84,7 @@ def test_chunks_add_up_to_the_samples_of_one_call(run, system, tmp_path, chunks)
     assert manifest["request"]["seed"] == 5
 
 
-def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monkeypatch, chunks):
+def test_an_interrupted_request_is_resumed(run, tmp_path, monkeypatch, batches):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     generate(run, SampleRequest(n=20, trajectory=True), whole)
     write = SampleFolder.write
@@ -95,27 +96,27 @@ def test_an_interrupted_request_goes_on_with_what_is_missing(run, tmp_path, monk
             raise KeyboardInterrupt
         write(self, samples, values)
 
-    chunks.clear()
+    batches.clear()
     with monkeypatch.context() as patch:
         patch.setattr(SampleFolder, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             generate(run, SampleRequest(n=20, trajectory=True), parts)
     assert not json.loads((parts / "manifest.json").read_text())["complete"]
-    assert chunks == [(0, 8), (8, 8)]
-    chunks.clear()
+    assert batches == [(0, 8), (8, 8)]
+    batches.clear()
     generate(run, SampleRequest(n=20, trajectory=True), parts)
-    assert chunks == [(8, 8), (16, 4)]
+    assert batches == [(8, 8), (16, 4)]
     assert files(parts) == files(whole)
-    chunks.clear()
+    batches.clear()
     generate(run, SampleRequest(n=20, trajectory=True), parts)  # complete: nothing to do
-    assert chunks == []
+    assert batches == []
     assert files(parts) == files(whole)
 
 
 @pytest.fixture
 def overlapped(monkeypatch):
-    """Lets the CPU decode in a thread; the names of the threads in which chunks were written."""
-    monkeypatch.setattr(overlap, "DEVICES", ("cpu", "cuda"))
+    """Decoding in a thread on the CPU too; the names of the threads in which batches were written."""
+    monkeypatch.setattr(background, "DEVICES", ("cpu", "cuda"))
     seen, write = [], SampleFolder.write
 
     def noting(self, samples, values):
@@ -126,18 +127,18 @@ def overlapped(monkeypatch):
     return seen
 
 
-def test_overlapped_decoding_writes_the_same_files(run, tmp_path, monkeypatch, overlapped, chunks):
-    """Byte for byte, in order, with at most one chunk under way while the next is drawn."""
-    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "behind")
+def test_overlapped_decoding_writes_the_same_files(run, tmp_path, monkeypatch, overlapped, batches):
+    """Byte for byte the same as without a thread."""
+    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "thread")
     assert overlapped == ["decoding_0"] * 3
-    monkeypatch.setattr(overlap, "DEVICES", ())
-    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "at_once")
+    monkeypatch.setattr(background, "DEVICES", ())
+    generate(run, SampleRequest(n=20, trajectory=True), tmp_path / "no_thread")
     assert overlapped[3:] == ["MainThread"] * 3
-    assert files(tmp_path / "behind") == files(tmp_path / "at_once")
+    assert files(tmp_path / "thread") == files(tmp_path / "no_thread")
 
 
-def test_no_more_than_one_chunk_waits(run, tmp_path, monkeypatch, overlapped):
-    """The third is not drawn before the first is written: how much memory is held does not grow."""
+def test_at_most_one_batch_is_pending(run, tmp_path, monkeypatch, overlapped):
+    """The third is not sampled before the first is written, so that memory does not grow."""
     events, write, draw = [], SampleFolder.write, sample
 
     def slow(self, samples, values):
@@ -146,19 +147,19 @@ def test_no_more_than_one_chunk_waits(run, tmp_path, monkeypatch, overlapped):
         events.append(("written", samples.start))
 
     def drawing(*args, **kwargs):
-        events.append(("draws", kwargs["first"]))
+        events.append(("samples", kwargs["start_index"]))
         return draw(*args, **kwargs)
 
     monkeypatch.setattr(SampleFolder, "write", slow)
     monkeypatch.setattr(module, "sample", drawing)
     generate(run, SampleRequest(n=32), tmp_path)
-    assert events.index(("draws", 8)) < events.index(("written", 0)) < events.index(("draws", 16))
+    assert events.index(("samples", 8)) < events.index(("written", 0)) < events.index(("samples", 16))
     assert [start for what, start in events if what == "written"] == [0, 8, 16, 24]
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_errors_of_overlapped_decoding_surface(run, tmp_path, monkeypatch, overlapped, call, refused, last):
-    """A full disk in the second or the last chunk: one line, exit code 2, and the same command goes on."""
+    """A full disk in the second or the last batch: one line, exit code 2, and the same command resumes."""
     write = SampleFolder.write
 
     def full(self, samples, values):
@@ -179,12 +180,12 @@ def manifest_of(folder) -> dict[str, bytes]:
     return {"manifest.json": (folder / "manifest.json").read_bytes()}
 
 
-def test_interrupted_while_a_chunk_is_written(run, tmp_path, monkeypatch, overlapped):
-    """Ctrl-C while the second chunk is drawn: the first one is finished, and nothing is drawn again but the second."""
+def test_interrupted_while_a_batch_is_written(run, tmp_path, monkeypatch, overlapped):
+    """Ctrl-C while the second batch is sampled: the first one is finished and is not sampled again."""
     draw = sample
 
     def interrupted(*args, **kwargs):
-        if kwargs["first"] == 8:
+        if kwargs["start_index"] == 8:
             raise KeyboardInterrupt
         return draw(*args, **kwargs)
 
@@ -198,7 +199,7 @@ def test_interrupted_while_a_chunk_is_written(run, tmp_path, monkeypatch, overla
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_a_folder_takes_one_request(run, tmp_path, chunks):
+def test_a_folder_takes_one_request(run, tmp_path, batches):
     generate(run, SampleRequest(n=9), tmp_path)
     before = files(tmp_path)
     other = {
@@ -206,8 +207,8 @@ def test_a_folder_takes_one_request(run, tmp_path, chunks):
         "seed": SampleRequest(n=9, seed=1),
         "steps": SampleRequest(n=9, steps=2),
         "guidance": SampleRequest(n=9, guidance=2.0),
-        "chunk": SampleRequest(n=9, batch_size=4),
-        "given": SampleRequest(ConditionSource([("text", "zero")]), n=9),
+        "batch_size": SampleRequest(n=9, batch_size=4),
+        "conditions": SampleRequest(ConditionSource([("text", "zero")]), n=9),
         "samplers": SampleRequest(n=9, sampler={"image": "heun"}),
     }
     for what, request in other.items():
@@ -234,10 +235,10 @@ def test_a_request_that_failed_before_its_first_samples_does_not_block_the_folde
     assert len(list((tmp_path / "image").iterdir())) == 3
 
 
-def test_what_a_model_does_not_generate_must_be_given(tiny, tmp_path):
-    """The first training stage has no head for captions."""
+def test_a_modality_without_a_head_must_be_a_condition(tiny, tmp_path):
+    """The model of the first training stage has no head for captions."""
     run, out = tmp_path / "run", tmp_path / "out"
-    Trainer(tiny("modalities.text.stream={width: 16, head: false}", "train.steps=1"), run, "cpu", quiet=True).run()
+    Trainer(tiny("modalities.text.stream={width: 16, output: false}", "train.steps=1"), run, "cpu", quiet=True).run()
     with pytest.raises(ValueError, match="does not generate 'text': make it a condition, --condition text="):
         generate(run, SampleRequest(n=1), out)
     assert not out.exists()
@@ -254,17 +255,9 @@ def test_foreign_folders_and_files_are_left_alone(run, tmp_path):
 
 
 def test_two_ranks_write_what_one_does(run, tmp_path):
-    """20 samples in three chunks: rank 0 makes two, rank 1 one. (torchrun would take --n for an option of its own.)"""
+    """20 samples in three batches: rank 0 makes two, rank 1 one. torchrun reads --n as an option of its own, -n not."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = [
-        "-n",
-        "20",
-        "--device",
-        "cpu",
-        "--condition",
-        "text=a seven",
-        "--trajectory",
-    ]  # torchrun wants --n for itself
+    options = ["-n", "20", "--device", "cpu", "--condition", "text=a seven", "--trajectory"]
     result = subprocess.run(
         [*launch, "-m", "anystate", "sample", str(run), *options, "--out", str(tmp_path / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -280,8 +273,8 @@ def test_two_ranks_write_what_one_does(run, tmp_path):
         assert two[name] == content, name
 
 
-def test_four_ranks_share_the_missing_chunks(run, tmp_path, monkeypatch, chunks):
-    """One after the other here; all have looked at what is missing before the first one writes."""
+def test_four_ranks_share_the_missing_batches(run, tmp_path, monkeypatch, batches):
+    """The ranks run one after the other here; each sees the same missing batches."""
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     with monkeypatch.context() as patch:
         patch.setattr(SampleFolder, "missing", lambda self: [range(k, k + 8) for k in (0, 8, 16, 24, 32)])
@@ -291,9 +284,9 @@ def test_four_ranks_share_the_missing_chunks(run, tmp_path, monkeypatch, chunks)
             patch.setattr(module.distributed, "rank", lambda rank=rank: rank)
             patch.setattr(module.distributed, "is_main", lambda rank=rank: rank == 0)
             generate(run, SampleRequest(n=40), parts)
-    assert chunks == [(0, 8), (32, 8), (8, 8), (16, 8), (24, 8)]
+    assert batches == [(0, 8), (32, 8), (8, 8), (16, 8), (24, 8)]
     generate(run, SampleRequest(n=40), parts)
-    assert len(chunks) == 5
+    assert len(batches) == 5
     generate(run, SampleRequest(n=40), whole)
     assert files(parts) == files(whole)
 
@@ -309,24 +302,24 @@ def prompts(tmp_path):
     return write
 
 
-def test_prompts_from_a_file(run, system, prompts, tmp_path):
+def test_prompts_from_a_file(run, pipeline, prompts, tmp_path):
     path = prompts({"text": ["a seven", "zero", "the digit 1"], "ids": [4, 5, 6]})
     out = tmp_path / "out"
     generate(run, SampleRequest(ConditionSource(prompts=path)), out)
     assert (out / "text.txt").read_text() == "a seven\nzero\nthe digit 1\n"
     assert len(list((out / "image").iterdir())) == 3
-    twice = read_conditions(system, ConditionSource(prompts=path, limit=2), n=2)
+    twice = read_conditions(pipeline, ConditionSource(prompts=path, limit=2), n=2)
     assert twice.total == 4
-    assert system.codecs["text"].decode(twice.rows(range(1, 4))["text"].x) == ["a seven", "zero", "zero"]
+    assert pipeline.codecs["text"].decode(twice.of_samples(range(1, 4))["text"].x) == ["a seven", "zero", "zero"]
 
 
-def test_context_limit_and_repeated_text(system, prompts):
+def test_context_limit_and_repeated_text(pipeline, prompts):
     path = prompts({"text": ["two", "number seven"]})
 
     def decoded(**options):
-        x = read_conditions(system, ConditionSource(prompts=path, **options), None).conditions["text"].x
+        x = read_conditions(pipeline, ConditionSource(prompts=path, **options), None).conditions["text"].x
         assert x.shape == (2, 12)
-        return system.codecs["text"].decode(x)
+        return pipeline.codecs["text"].decode(x)
 
     assert decoded() == ["two", "number seven"]
     assert decoded(context_limit=5) == ["two", "numbe"]
@@ -335,7 +328,7 @@ def test_context_limit_and_repeated_text(system, prompts):
 
 
 def test_a_context_limit_equals_a_shorter_context_where_pads_are_not_attended(golden):
-    """What the official code does is to hand the network fewer tokens: the pictures' outputs are the same."""
+    """The official code passes fewer tokens to the network: the predictions of the images are the same."""
     from anystate.model.official.text_image import load_official
 
     net, pad, limit = load_official(golden.below("weights/"))[0], 30, 5
@@ -353,33 +346,36 @@ def test_a_context_limit_equals_a_shorter_context_where_pads_are_not_attended(go
     assert (full - short).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("known", ["image", "text"])
-def test_rows_of_a_data_set_either_way(run, system, tmp_path, known):
-    """The known part of each row is written as it is, the other one is drawn for it."""
-    test = load_data(system)[1]
+@pytest.mark.parametrize("condition", ["image", "text"])
+def test_rows_of_a_data_set(run, pipeline, tmp_path, condition):
+    """The condition is written unchanged, the other modality is sampled."""
+    test = load_data(pipeline)[1]
     generate(
-        run, SampleRequest(ConditionSource([(known, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows
+        run, SampleRequest(ConditionSource([(condition, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows
     )
     found = np.stack([np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L")) for i in range(11)])
-    same = np.array_equal(found, system.codecs["image"].decode(test.images[:11])[..., 0])
+    same = np.array_equal(found, pipeline.codecs["image"].decode(test.images[:11])[..., 0])
     lines = (tmp_path / "text.txt").read_text().splitlines()
-    assert same == (known == "image")
-    assert (lines == system.codecs["text"].decode(test.captions[:11, 0])) == (known == "text")
+    assert same == (condition == "image")
+    assert (lines == pipeline.codecs["text"].decode(test.captions[:11, 0])) == (condition == "text")
     assert len(lines) == 11
 
 
-def test_rows_of_the_training_part_and_their_context(system):
+def test_rows_of_the_training_part_and_their_context(pipeline):
     rows = read_conditions(
-        system, ConditionSource([("text", None)], data="digits", split="train", limit=3, context_limit=4), 2, read_rows
+        pipeline,
+        ConditionSource([("text", None)], data="digits", split="train", limit=3, context_limit=4),
+        2,
+        read_rows,
     )
     assert rows.total == 6
-    assert rows.rows(range(5, 6))["text"].x.shape == (1, 12)
+    assert rows.of_samples(range(5, 6))["text"].x.shape == (1, 12)
     assert (rows.conditions["text"].x[:, 4:] == 0).all()
 
 
 @pytest.fixture(scope="module")
 def packed(call, tmp_path_factory):
-    """Twelve pictures of one grey each, with captions, packed; every third is held out."""
+    """Twelve images of one grey each, with captions, packed; every third is held out."""
     folder = tmp_path_factory.mktemp("packed")
     images = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2) * 20
     captions = [f"number {c}" for c in "zothfsnegaux"]
@@ -391,27 +387,29 @@ def packed(call, tmp_path_factory):
     return folder / "set"
 
 
-@pytest.mark.parametrize("known", ["image", "text"])
-def test_rows_of_a_packed_data_set(tiny, packed, known):
-    """The held-out pictures or captions, in the order of the shards; `limit` takes the first ones."""
-    system = build_pipeline(tiny("modalities.image.pixel_max=255"))
-    rows = read_conditions(system, ConditionSource([(known, None)], data=str(packed)), None, read_rows)
-    rows = rows.conditions[known].x
-    if known == "image":
-        greys = system.codecs["image"].decode(rows)[:, 3, 4, 0]
+@pytest.mark.parametrize("condition", ["image", "text"])
+def test_rows_of_a_packed_data_set(tiny, packed, condition):
+    """The held-out images or captions, in the order of the shards; `limit` takes the first ones."""
+    pipeline = build_pipeline(tiny("modalities.image.pixel_max=255"))
+    rows = read_conditions(pipeline, ConditionSource([(condition, None)], data=str(packed)), None, read_rows)
+    rows = rows.conditions[condition].x
+    if condition == "image":
+        greys = pipeline.codecs["image"].decode(rows)[:, 3, 4, 0]
         assert sorted(greys.tolist()) == [0, 60, 120, 180]
     else:
-        assert sorted(system.codecs["text"].decode(rows)) == sorted(f"number {c}" for c in "zhna")
-    first = read_conditions(system, ConditionSource([(known, None)], data=str(packed), limit=3), 2, read_rows)
-    assert torch.equal(first.conditions[known].x, rows[:3])
+        assert sorted(pipeline.codecs["text"].decode(rows)) == sorted(f"number {c}" for c in "zhna")
+    first = read_conditions(pipeline, ConditionSource([(condition, None)], data=str(packed), limit=3), 2, read_rows)
+    assert torch.equal(first.conditions[condition].x, rows[:3])
     assert first.total == 6
-    train = read_conditions(system, ConditionSource([(known, None)], data=str(packed), split="train"), None, read_rows)
+    train = read_conditions(
+        pipeline, ConditionSource([(condition, None)], data=str(packed), split="train"), None, read_rows
+    )
     assert train.total == 8
 
 
-def test_a_packed_data_set_that_does_not_fit_is_refused(system, packed):
+def test_a_packed_data_set_that_does_not_fit_is_refused(pipeline, packed):
     with pytest.raises(ValueError, match="pixel_max"):
-        read_conditions(system, ConditionSource([("text", None)], data=str(packed)), None, read_rows)
+        read_conditions(pipeline, ConditionSource([("text", None)], data=str(packed)), None, read_rows)
 
 
 @pytest.mark.parametrize(
@@ -434,9 +432,9 @@ def test_a_packed_data_set_that_does_not_fit_is_refused(system, packed):
         (ConditionSource([("text", "zero")], noise_level={"image": "0.5"}), "there is no condition of that modality"),
     ],
 )
-def test_conditions_that_make_no_sense(system, source, words):
+def test_bad_conditions(pipeline, source, words):
     with pytest.raises(ValueError, match=words.replace("…", ".")):
-        read_conditions(system, source, None, read_rows)
+        read_conditions(pipeline, source, None, read_rows)
 
 
 @pytest.mark.parametrize(
@@ -450,19 +448,19 @@ def test_conditions_that_make_no_sense(system, source, words):
         ({"text": ["a zero and a one"]}, "characters, the model takes 12"),
     ],
 )
-def test_prompts_that_make_no_sense(system, prompts, content, words):
+def test_bad_prompts(pipeline, prompts, content, words):
     with pytest.raises(ValueError, match=words):
-        read_conditions(system, ConditionSource(prompts=prompts(content)), None)
+        read_conditions(pipeline, ConditionSource(prompts=prompts(content)), None)
 
 
-def test_prompt_files_that_cannot_be_read(system, tmp_path):
+def test_prompt_files_that_cannot_be_read(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"'.*gone.json' not found"):
-        read_conditions(system, ConditionSource(prompts=tmp_path / "gone.json"), None)
+        read_conditions(pipeline, ConditionSource(prompts=tmp_path / "gone.json"), None)
     (tmp_path / "cut.json").write_text('{"text": ["a"')
     with pytest.raises(ValueError, match="not readable JSON"):
-        read_conditions(system, ConditionSource(prompts=tmp_path / "cut.json"), None)
+        read_conditions(pipeline, ConditionSource(prompts=tmp_path / "cut.json"), None)
     with pytest.raises(ValueError, match="one source of conditions at a time"):
-        read_conditions(system, ConditionSource([("text", "zero")], prompts=tmp_path / "cut.json"), None)
+        read_conditions(pipeline, ConditionSource([("text", "zero")], prompts=tmp_path / "cut.json"), None)
 
 
 def test_the_command_line(call, run, prompts, tmp_path, capsys):
@@ -476,9 +474,108 @@ def test_the_command_line(call, run, prompts, tmp_path, capsys):
     assert call(*out, "--n", 2) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert call(*out, "--n", 2, "--force") == 0
-    assert (
-        call("--data", "digits", "--split", "test", "--condition", "image", "--limit", 2, "--out", tmp_path / "rows")
-        == 0
-    )
+    rows = ["--data", "digits", "--split", "test", "--condition", "image", "--limit", 2]
+    assert call(*rows, "--out", tmp_path / "rows") == 0
     assert len((tmp_path / "rows/text.txt").read_text().splitlines()) == 2
     assert call("--batch-size", 0, "--out", tmp_path / "no") == 2
+
+
+# Masks on the command line
+
+
+@pytest.fixture
+def image_files(tmp_path):
+    """x.png, a random image; half.png, a mask whose left half is white; black.png, white.png and large.png."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    half = np.zeros((8, 8), np.uint8)
+    half[:, :4] = 255
+    files = {
+        "x": pixels,
+        "half": half,
+        "black": 0 * half,
+        "white": 0 * half + 255,
+        "large": half.repeat(2, 0).repeat(2, 1),
+    }
+    for name, values in files.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def read_images(folder, n: int) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(folder / f"image/{i:06d}.png").convert("L")) for i in range(n)])
+
+
+def test_inpainting(call, refused, run, image_files):
+    """Pixels inside the white part are unchanged, the others are sampled; another mask is another request."""
+    command = ["sample", run, "--device", "cpu", "-n", 4, "--out", image_files / "out"]
+    masked = [f"--condition=image={image_files / 'x.png'}", f"--mask=image={image_files / 'half.png'}"]
+    assert call(*command, *masked) == 0
+    images, x = read_images(image_files / "out", 4), np.asarray(Image.open(image_files / "x.png"))
+    assert (images[:, :, :4] == x[:, :4]).all()
+    assert (images[:, :, 4:] != x[:, 4:]).mean() > 0.5
+    assert len(np.unique(images, axis=0)) == 4
+    assert len((image_files / "out/text.txt").read_text().splitlines()) == 4
+    Image.fromarray(np.asarray(Image.open(image_files / "half.png")).T.copy()).save(image_files / "half.png")
+    assert "conditions differs" in refused(*command, *masked)
+
+
+def test_inpainting_with_a_caption_and_a_noise_level(call, run, image_files):
+    """White pixels are a condition at the noise time; the caption is unchanged."""
+    command = ["sample", run, "--device", "cpu", "-n", 2, "--condition", "text=a seven", "--out", image_files / "out"]
+    masked = [f"--condition=image={image_files / 'x.png'}", f"--mask=image={image_files / 'half.png'}"]
+    assert call(*command, *masked, "--noise-level", "image=0.5") == 0
+    images, x = read_images(image_files / "out", 2), np.asarray(Image.open(image_files / "x.png"))
+    assert (images[:, :, :4] != x[:, :4]).mean() > 0.5
+    assert (image_files / "out/text.txt").read_text() == "a seven\n" * 2
+
+
+def test_infilling(call, run, pipeline, tmp_path):
+    """Other characters and the pads behind the caption are unchanged; every ▯ is sampled."""
+    command = ["sample", run, "--device", "cpu", "-n", 16, "--condition", "text=a ▯▯▯▯▯", "--out", tmp_path / "out"]
+    assert call(*command) == 0
+    captions = (tmp_path / "out/text.txt").read_text().splitlines()
+    assert len(captions) == 16
+    assert all(caption.startswith("a ") and len(caption) <= 7 and "▯" not in caption for caption in captions)
+    assert len(set(captions)) > 8
+    conditions = read_conditions(pipeline, ConditionSource([("text", "a ▯▯▯▯▯")]), None).conditions
+    assert conditions["text"].mask.tolist() == [[True] * 2 + [False] * 5 + [True] * 5]
+
+
+def test_infilling_and_inpainting_at_once(call, run, image_files):
+    options = ["--device", "cpu", "-n", 2, "--condition", "text=▯ seven", "--out", image_files / "out"]
+    masked = [f"--condition=image={image_files / 'x.png'}", f"--mask=image={image_files / 'half.png'}"]
+    assert call("sample", run, *options, *masked) == 0
+    captions = (image_files / "out/text.txt").read_text().splitlines()
+    assert all(caption[1:] == " seven" for caption in captions)
+    x = np.asarray(Image.open(image_files / "x.png"))
+    assert (read_images(image_files / "out", 2)[:, :, :4] == x[:, :4]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--condition", "image=x.png", "--mask", "image=large.png"], "large.png"),
+        (["--mask", "image=half.png"], "--mask image: there is no condition of that modality"),
+        (["--condition", "image=x.png", "--mask", "image=black.png"], "black.png is all black"),
+        (["--condition", "image=x.png", "--mask", "image=white.png"], "white.png is all white"),
+        (["--condition", "image=x.png", "--mask", "image=gone.png"], "gone.png"),
+        (["--condition", "image=x.png", "--mask", "half.png"], "--mask 'half.png' is not of the form NAME=VALUE"),
+        (["--condition", "image=x.png", "--mask", "sound=half.png"], "--mask: this model has no modality 'sound'"),
+        (["--condition", "text=zero", "--mask", "text=half.png"], "masks are for images; in a caption, write ▯"),
+        (["--condition", "text=▯▯▯▯▯▯▯▯▯▯▯▯▯"], "13 characters, the model takes 12"),
+    ],
+)
+def test_bad_masks(refused, run, image_files, monkeypatch, options, words):
+    """One line and exit code 2, and no folder."""
+    monkeypatch.chdir(image_files)
+    assert words in refused("sample", run, "--device", "cpu", *options, "--out", "out")
+    assert not (image_files / "out").exists()
+
+
+def test_infilling_needs_a_masked_process(refused, tiny, tmp_path):
+    settings = tiny("modalities.text.process=uniform", "modalities.text.loss.weighting=none", "train.steps=1")
+    Trainer(settings, tmp_path / "run", "cpu", quiet=True).run()
+    error = refused(
+        "sample", tmp_path / "run", "--device", "cpu", "--condition", "text=▯ seven", "--out", tmp_path / "out"
+    )
+    assert "--condition text: ▯ needs a modality under masked diffusion" in error

@@ -119,7 +119,7 @@ def test_a_condition_already_that_noisy_is_not_noised_further(toy, final_time):
 
 @pytest.mark.parametrize("time", [0.0, 0.3])
 def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, time):
-    """Masked shares within 4σ, 1 seed in 16,000 each; masked tokens stay masked; times are those of the two branches."""
+    """Masked shares within 4σ, 1 seed in 16,000 each; masked tokens stay masked; both branches have their times."""
     n = 4000
     guidance = Guidance(2.0, 0.6)
     out = sample(toy.net, toy.space, {"text": (toy.draw(n)["text"], time)}, steps=2, batch_size=n, guidance=guidance)
@@ -142,7 +142,7 @@ def test_second_branch_sees_the_condition_noised_to_the_final_time(toy, time):
 
 
 def test_gaussian_condition_is_noised_further_from_its_time(toy):
-    """Image condition at time 0.1, noised further to 0.25: mean and variance of what the second branch sees; 4σ bounds."""
+    """Image condition at time 0.1, noised further to 0.25: mean and variance in the second branch; 4σ bounds."""
     n = 4000
     image = torch.tensor([[1.0, -2.0]]).expand(n, 2)
     sample(toy.net, toy.space, {"image": (image, 0.1)}, steps=1, batch_size=n, guidance=Guidance(2.0, 0.25))
@@ -191,8 +191,8 @@ def test_guidance_outside_its_interval_changes_nothing(toy):
 
 
 def test_joint_guidance_changes_gaussian_modalities_only(toy):
-    """From a half-known text: the text moves as without guidance, the image by the combined ε. The first update, at
-    time 1, has equal branches; the second one noises the known token to a mask."""
+    """From a half-observed text: the text is sampled as without guidance, the image by the combined ε. The first
+    update, at time 1, has equal branches; the second one noises the observed token to a mask."""
     text = torch.tensor([[0, toy.states]]).expand(N, 2)
     conditions = {"text": Condition(text, mask=text != toy.states)}
     options = {"steps": 3, "uniforms": uniforms(), "trajectory": True}

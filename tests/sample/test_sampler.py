@@ -19,7 +19,7 @@ LENGTH, STATES = 6, 5
 
 
 def noisy_net(single_stream_depth: int) -> MMDiT:
-    """A small network whose outputs depend on every input: noise on all weights, those initialized with zero included."""
+    """A small network whose outputs depend on every input: noise on all weights, zero-initialized ones included."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         text = Tokens(LENGTH, STATES, 32, single_stream_depth=single_stream_depth)
@@ -63,12 +63,12 @@ def uniforms_of(noise: torch.Tensor) -> torch.Tensor:
 
 
 def everywhere(x: torch.Tensor) -> torch.Tensor:
-    """A mask of x's shape in which all elements are known."""
+    """A mask of x's shape in which all elements are observed."""
     return torch.ones_like(x, dtype=torch.bool)
 
 
 def some(x: torch.Tensor) -> torch.Tensor:
-    """A mask of x's shape in which every third element is known."""
+    """A mask of x's shape in which every third element is observed."""
     return (torch.arange(x[0].numel()) % 3 == 0).view(x.shape[1:]).expand(x.shape)
 
 
@@ -101,7 +101,7 @@ CONDITIONS = {  # functions of the range of samples
 
 
 @pytest.mark.parametrize("case", CONDITIONS)
-def test_ranks_and_counts_do_not_change_a_bit(net, space, case):
+def test_samples_do_not_depend_on_ranks_and_counts(net, space, case):
     """Samples 0 … 19 in batches of 4; then 3 … 8 alone, and all 20 split over three uneven ranks."""
     conditions, options = CONDITIONS[case], {"steps": 5, "seed": 11, "batch_size": 4, "guidance": 2.0}
     whole = sample(net, space, conditions(slice(0, 20)), n=20, **options)
@@ -152,7 +152,7 @@ def test_order_of_the_modalities_does_not_matter(net, process):
 
 @pytest.mark.parametrize(("method", "nfe"), [("heun", 9), ("euler", 5), ("euler_sde", 5), ("dpmpp_2m", 5)])
 def test_number_of_evaluations_and_their_outputs(net, space, method, nfe):
-    """2N − 1 evaluations with Heun, else N. Its second evaluation predicts images only; conditions are not predicted."""
+    """2N − 1 evaluations with Heun, else N. Second evaluations predict images only; conditions are not predicted."""
     spy, samplers = Spy(net), {"image": Sampler(method)}
     sample(spy, space, n=2, steps=5, samplers=samplers)
     assert len(spy.calls) == nfe
@@ -178,15 +178,15 @@ def test_second_evaluation_of_heun_is_at_the_next_time_of_images_only(net, space
 
 
 def test_no_evaluation_without_a_change(net, space):
-    """None where the grid repeats a time, and none with first_hitting for a text in which every token is known."""
+    """None where the grid repeats a time, and none with first_hitting for a text in which every token is observed."""
     spy = Spy(net)
     repeats = {"text": Sampler(time_grid=torch.tensor([1.0, 1.0, 0.5, 0.5, 0.0]))}
     sample(spy, space, {"image": images(2)}, steps=4, samplers=repeats)
     assert len(spy.calls) == 2
     spy.calls.clear()
-    known = Condition(texts(2), mask=everywhere(texts(2)))
+    condition = Condition(texts(2), mask=everywhere(texts(2)))
     samplers = {"image": Sampler("euler"), "text": Sampler("first_hitting")}
-    out = sample(spy, space, {"text": known}, steps=4, samplers=samplers)
+    out = sample(spy, space, {"text": condition}, steps=4, samplers=samplers)
     assert [outputs for _, outputs, _ in spy.calls] == [["image"]] * 4
     assert torch.equal(out["text"], texts(2))
 
@@ -201,9 +201,9 @@ def test_first_hitting_evaluates_once_per_token(net, space):
     sample(spy, space, {"image": images(1)}, steps=12, samplers=samplers)
     assert len(spy.calls) == LENGTH
     spy.calls.clear()
-    known = some(texts(1))
-    sample(spy, space, {"image": images(1), "text": Condition(texts(1), mask=known)}, steps=12, samplers=samplers)
-    assert len(spy.calls) == int((~known).sum())
+    observed = some(texts(1))
+    sample(spy, space, {"image": images(1), "text": Condition(texts(1), mask=observed)}, steps=12, samplers=samplers)
+    assert len(spy.calls) == int((~observed).sum())
 
 
 class PartialSpy:
@@ -282,7 +282,7 @@ def test_uniforms_replace_the_noise_of_uniform_diffusion(net):
     assert torch.equal(states[0]["text"], (u * STATES).long())
 
 
-def test_conditions_come_back_as_the_network_saw_them(net, space):
+def test_conditions_are_returned_at_their_noise_time(net, space):
     clean = sample(net, space, {"text": texts(4)}, steps=2)
     assert torch.equal(clean["text"], texts(4))
     seen = []
@@ -340,7 +340,7 @@ class ModeSpy(torch.nn.Module):
         return self.inner(*args, **kwargs)
 
 
-def test_network_returns_to_the_mode_it_was_in(net, space):
+def test_training_mode_of_the_network_is_restored(net, space):
     spy = ModeSpy(net).train()
     spy.inner.eval()  # a part that is frozen stays in evaluation mode
     sample(spy, space, n=1, steps=2)
@@ -384,11 +384,14 @@ def image_times(*times: float) -> dict:
     return {"samplers": {"image": Sampler(time_grid=torch.tensor(times))}}
 
 
-KNOWN = some(texts(2))
+OBSERVED = some(texts(2))
 ALLOWED = torch.ones(LENGTH, STATES, dtype=torch.bool)
 BAD = {
     "unknown modality": ({"conditions": {"sound": texts(2)}}, "unknown modality 'sound'.*image, text"),
-    "unknown modality, mask": ({"conditions": {"sound": Condition(texts(2), mask=KNOWN)}}, "unknown modality 'sound'"),
+    "unknown modality, mask": (
+        {"conditions": {"sound": Condition(texts(2), mask=OBSERVED)}},
+        "unknown modality 'sound'",
+    ),
     "all conditions": ({"conditions": {**TWO, "image": images(2)}}, "nothing to generate"),
     "another n": ({"conditions": TWO, "n": 3}, "text: 2 conditions for n = 3"),
     "two numbers": ({"conditions": {**TWO, "image": Condition(images(3), 0.5)}}, "image: 3 conditions for n = 2"),
@@ -400,13 +403,19 @@ BAD = {
     "time above 1": ({"conditions": {"text": (texts(2), 1.5)}}, r"text: the time .* must lie in \[0, 1\], got 1.5"),
     "time below 0": ({"conditions": {"text": (texts(2), -0.1)}}, "text: the time of a condition"),
     "time not a number": ({"conditions": {"text": (texts(2), math.nan)}}, "text: the time of a condition"),
-    "time above 1, mask": ({"conditions": {"text": Condition(texts(2), 1.5, KNOWN)}}, "text: the time of a condition"),
+    "time above 1, mask": (
+        {"conditions": {"text": Condition(texts(2), 1.5, OBSERVED)}},
+        "text: the time of a condition",
+    ),
     "wrong length": ({"conditions": {"text": texts(2)[:, :3]}}, r"text: expected samples of shape \(6,\), got \(3,\)"),
-    "wrong length, mask": (with_mask(KNOWN[:, :3], texts(2)[:, :3]), "text: expected samples of shape"),
-    "mask of another shape": (with_mask(KNOWN[:, :3]), r"text: a mask of shape \(2, 3\) does not fit .* \(2, 6\)"),
-    "mask of numbers": (with_mask(KNOWN.float()), "text: the mask of a condition must be bool, got torch.float32"),
+    "wrong length, mask": (with_mask(OBSERVED[:, :3], texts(2)[:, :3]), "text: expected samples of shape"),
+    "mask of another shape": (with_mask(OBSERVED[:, :3]), r"text: a mask of shape \(2, 3\) does not fit .* \(2, 6\)"),
+    "mask of numbers": (with_mask(OBSERVED.float()), "text: the mask of a condition must be bool, got torch.float32"),
     "mask token as data": ({"conditions": {"text": texts(2) + 1}}, r"text: tokens must lie in \[0, 5\)"),
-    "mask token as known": (with_mask(KNOWN, torch.full_like(texts(2), STATES)), r"text: tokens must lie in \[0, 5\)"),
+    "mask token as observed": (
+        with_mask(OBSERVED, torch.full_like(texts(2), STATES)),
+        r"text: tokens must lie in \[0, 5\)",
+    ),
     "tokens as numbers": ({"conditions": {"text": texts(2).float()}}, "text: expected int64"),
     "image of another size": ({"conditions": {"image": torch.zeros(2, 1, 5, 5)}}, "image: expected samples of shape"),
     "guidance without a condition": ({"guidance": 2.0, "space": "image only"}, "guidance needs a condition"),
@@ -451,7 +460,7 @@ def test_bad_input_is_refused_with_a_clear_line(net, space, case):
     assert "\n" not in str(error.value)
 
 
-def test_algorithm_5_fits_on_a_screen():
+def test_length_of_algorithm_5():
     """The constructor, the loop and the update of `Run` have at most 60 lines together."""
     tree = ast.parse(inspect.getsource(Run))
     methods = {node.name: node for node in tree.body[0].body if isinstance(node, ast.FunctionDef)}

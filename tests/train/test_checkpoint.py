@@ -21,7 +21,7 @@ def run(tiny, tmp_path):
     return tmp_path / "run"
 
 
-def test_loads_averaged_weights_by_default_and_raw_on_request(run):
+def test_loads_ema_weights_by_default_and_raw_on_request(run):
     for weights, file in WEIGHTS.items():
         net = Pipeline.from_pretrained(run, weights).net
         saved = read_tensors(run / "step_00000003" / file)
@@ -74,7 +74,7 @@ def test_an_unfinished_folder_is_not_a_checkpoint(run):
     assert latest(run).name == "step_00000003"
 
 
-def test_optimizer_state_survives(tiny, run):
+def test_optimizer_state_is_restored(tiny, run):
     again = Trainer(tiny(), run, quiet=True)
     saved = read_tensors(run / "step_00000003/train_state/optimizer.safetensors")
     restored = checkpoint.optimizer_tensors(again.state.optimizer)

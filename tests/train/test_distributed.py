@@ -49,10 +49,10 @@ def test_two_ranks_have_the_losses_of_one(one, tiny_overrides, tmp_path):
     result = train([*tiny_overrides, *EXTRA], tmp_path, ranks=2)
     assert result.returncode == 0, result.stderr
     same_losses(tmp_path, one)
-    assert result.stdout.count("fresh weights") == 1  # only the main rank speaks
+    assert result.stdout.count("fresh weights") == 1  # only the main rank prints
 
 
-def test_sharded_weights_and_recomputed_blocks_then_resumed_on_one_rank(one, tiny_overrides, tmp_path):
+def test_sharded_run_with_activation_checkpointing_resumes_on_one_rank(one, tiny_overrides, tmp_path):
     """FSDP2 with activation checkpointing for half of the run, the other half on a single rank."""
     settings = [*tiny_overrides, *EXTRA, "train.parallel=fsdp", "train.activation_checkpointing=true"]
     result = train([*settings, "train.steps=3"], tmp_path, ranks=2)
@@ -66,13 +66,13 @@ def test_sharded_weights_and_recomputed_blocks_then_resumed_on_one_rank(one, tin
     same_losses(tmp_path, one)
 
 
-def test_a_run_of_one_rank_goes_on_with_two(one, tiny, tiny_overrides, tmp_path):
+def test_a_run_of_one_rank_resumes_on_two(one, tiny, tiny_overrides, tmp_path):
     Trainer(tiny(*EXTRA), tmp_path, "cpu", quiet=True).run(stop=3)
     assert train([*tiny_overrides, *EXTRA], tmp_path, ranks=2).returncode == 0
     same_losses(tmp_path, one)
 
 
-def test_what_ranks_cannot_do_is_said(tiny, tiny_overrides, tmp_path):
+def test_errors_of_impossible_settings(tiny, tiny_overrides, tmp_path):
     result = train([*tiny_overrides, "train.batch=15"], tmp_path / "odd", ranks=2)
     assert result.returncode != 0
     error = "error: train.gradient_accumulation_steps = 1 times 2 ranks does not divide train.batch = 15"
@@ -83,7 +83,7 @@ def test_what_ranks_cannot_do_is_said(tiny, tiny_overrides, tmp_path):
     assert "was not saved with train.parallel=fsdp" in result.stderr
 
 
-def test_shares_cover_all_rows_in_order(monkeypatch):
+def test_rows_are_divided_over_ranks_in_order(monkeypatch):
     for n in (1, 7, 64):
         for world in (1, 2, 3, 8):
             monkeypatch.setattr(distributed, "world", lambda world=world: world)
@@ -94,7 +94,7 @@ def test_shares_cover_all_rows_in_order(monkeypatch):
             assert covered == list(range(n))
 
 
-def test_recomputing_changes_nothing(tiny, tmp_path):
+def test_activation_checkpointing_gives_the_same_weights(tiny, tmp_path):
     runs = []
     for setting in ("true", "false"):
         config = tiny(f"train.activation_checkpointing={setting}")

@@ -39,7 +39,7 @@ def train(tmp_path):
 
 @pytest.fixture
 def graphable(monkeypatch):
-    """Lets the CPU capture: runs again into the first result's memory, after warm-ups as on a GPU."""
+    """A stand-in for capture on the CPU: warm-ups as on a GPU; replays write into the first result's memory."""
     counts = {"captured": 0, "replayed": 0}
 
     def capture(function):
@@ -76,7 +76,7 @@ def assert_same(a: TableTrainer, b: TableTrainer, atol: float = 1e-6) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=atol)
 
 
-def test_graphed_steps_are_the_steps(train, graphable, monkeypatch):
+def test_graphed_steps_equal_eager_steps(train, graphable, monkeypatch):
     one = train(name="graph")
     ours = steps(one)
     assert isinstance(one._step, graphed.GraphStep)
@@ -91,7 +91,7 @@ def test_graphed_steps_are_the_steps(train, graphable, monkeypatch):
         assert graphable == {"captured": 1, "replayed": 4}
 
 
-def test_a_graphed_run_resumes_as_one_never_stopped(train, graphable):
+def test_a_graphed_run_resumes(train, graphable):
     whole, first = train(name="whole"), train(name="parts")
     whole.run()
     first.run(stop=4)
@@ -102,7 +102,7 @@ def test_a_graphed_run_resumes_as_one_never_stopped(train, graphable):
     assert_same(whole, again, atol=0)
 
 
-def test_a_failed_capture_leaves_the_run_as_it_was(train, graphable, monkeypatch, caplog):
+def test_a_failed_capture_does_not_change_the_run(train, graphable, monkeypatch, caplog):
     def refuse(function):
         function()
         raise RuntimeError("not permitted when stream is capturing")

@@ -1,4 +1,4 @@
-"""Training in stages: starting from another run's weights, parts that stand still, official configurations."""
+"""Training in stages: initial weights from another run, frozen parts, official configurations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from anystate.model.storage import read_tensors
 from anystate.sample.pipeline import build_pipeline
 from anystate.train.trainer import Trainer
 
-FIRST = ["modalities.text.stream={width: 16, tower: 0, head: false}"]
+FIRST = ["modalities.text.stream={width: 16, single_stream_depth: 0, output: false}"]
 
 
 @pytest.fixture(scope="module")
 def first(tiny, tmp_path_factory):
-    """A stage without a text tower."""
+    """A run without single-stream blocks and head for text."""
     out = tmp_path_factory.mktemp("first")
     Trainer(tiny(*FIRST), out, "cpu", quiet=True).run()
     return out
@@ -26,15 +26,15 @@ def state(trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.state.net.state_dict().items()}
 
 
-def test_the_next_stage_starts_from_the_average_and_keeps_new_weights_as_drawn(tiny, first, tmp_path):
+def test_a_stage_starts_from_ema_weights_and_initializes_new_ones(tiny, first, tmp_path):
     config = tiny(f"init.checkpoint={first}")
     trainer = Trainer(config, tmp_path, "cpu", quiet=True)
     before, fresh = state(trainer), build_pipeline(config).net.state_dict()
-    average = read_tensors(latest(first) / "ema.safetensors")
-    assert set(average) < set(before)
+    ema = read_tensors(latest(first) / "ema.safetensors")
+    assert set(ema) < set(before)
     for name, value in before.items():
-        assert torch.equal(value, average.get(name, fresh[name])), name
-    assert {name.split(".")[0] for name in set(before) - set(average)} == {"head", "tower", "tower_norm"}
+        assert torch.equal(value, ema.get(name, fresh[name])), name
+    assert {name.split(".")[0] for name in set(before) - set(ema)} == {"head", "tower", "tower_norm"}
     assert "new: head.text, tower.text, tower_norm.text" in trainer.started_from
     assert trainer.state.step == 0
     assert not trainer.state.optimizer.state
@@ -42,25 +42,25 @@ def test_the_next_stage_starts_from_the_average_and_keeps_new_weights_as_drawn(t
 
 
 @pytest.mark.parametrize(
-    ("freeze", "still"),
+    ("freeze", "frozen_parts"),
     [
         ("[joint]", {"embed", "time", "trunk", "trunk_norm"}),
         ("[joint, image]", {"embed", "time", "trunk", "trunk_norm", "head.image"}),
         ("[text]", {"embed.text", "time.text", "tower.text", "tower_norm.text", "head.text"}),
     ],
 )
-def test_frozen_parts_stand_still_and_the_rest_learns(tiny, tmp_path, freeze, still):
+def test_only_parts_that_are_not_frozen_are_trained(tiny, tmp_path, freeze, frozen_parts):
     trainer = Trainer(tiny(f"train.freeze={freeze}", "train.weight_decay=0.1"), tmp_path, "cpu", quiet=True)
     before = state(trainer)
     trainer.run(stop=3)
     moved = {name for name, value in state(trainer).items() if not torch.equal(value, before[name])}
-    frozen = {name for name in before if any(name.startswith(part + ".") for part in still)}
+    frozen = {name for name in before if any(name.startswith(part + ".") for part in frozen_parts)}
     assert frozen
     assert not moved & frozen
     assert {name for name in before if name.startswith("head.")} - frozen <= moved
 
 
-def test_a_stage_resumes_as_itself(tiny, first, tmp_path):
+def test_an_interrupted_stage_resumes_its_own_weights(tiny, first, tmp_path):
     config = tiny(f"init.checkpoint={first}", "train.freeze=[joint]")
     whole = Trainer(config, tmp_path / "whole", "cpu", quiet=True)
     whole.run()
@@ -70,14 +70,14 @@ def test_a_stage_resumes_as_itself(tiny, first, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(parts).values(), strict=True))
 
 
-def test_a_modality_without_weight_is_not_computed(tiny, tmp_path):
+def test_a_modality_with_loss_scale_0_is_not_computed(tiny, tmp_path):
     trainer = Trainer(tiny("modalities.text.loss.scale=0"), tmp_path, "cpu", quiet=True)
     assert list(trainer.update()) == ["image"]
     assert trainer.state.net.head["image"].linear.weight.abs().sum() > 0
     assert trainer.state.net.head["text"].linear.weight.abs().sum() == 0  # as initialised
 
 
-def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
+def test_nonfinite_gradients_set_to_zero(tiny, tmp_path):
     trainer = Trainer(tiny("train.on_nonfinite_grad=zero"), tmp_path, "cpu", quiet=True)
     with torch.no_grad():
         trainer.train_data.images[:64] = float("nan")
@@ -85,7 +85,7 @@ def test_gradients_that_are_not_finite_can_be_dropped(tiny, tmp_path):
     assert all(p.isfinite().all() for p in trainer.state.net.parameters())
 
 
-def test_wrong_starts_are_named(tiny, first, tmp_path):
+def test_wrong_initial_weights_and_freezes_are_named(tiny, first, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         Trainer(tiny("init.checkpoint=nowhere"), tmp_path, "cpu", quiet=True)
     wide = tiny("modalities.image.stream.width=32", f"init.checkpoint={first}")
@@ -96,7 +96,7 @@ def test_wrong_starts_are_named(tiny, first, tmp_path):
 
 
 def test_the_three_official_stages():
-    """Sizes and optimizer of the paper; what changes between stages is the text tower, the frozen part, the start."""
+    """Sizes and optimizer of the paper; stages differ in the text's own blocks, frozen parts and initial weights."""
     one, two, three = (load_config(f"text_image/stage{i}") for i in (1, 2, 3))
     assert (one.network.depth, one.network.heads * one.network.head_dim) == (8, 512)
     assert not one.modalities["text"].stream.output
@@ -114,7 +114,7 @@ def test_the_three_official_stages():
         assert (config.train.lr, config.train.batch, config.train.ema) == (2e-4, 256, 0.9999)
 
 
-def test_bases(tmp_path):
+def test_base_configs(tmp_path):
     (tmp_path / "a.yaml").write_text("base: digits\nname: a\ntrain: {lr: 0.5}\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\n")
     config, shipped = load_config(tmp_path / "b.yaml", ["seed=3"]), load_config("digits")

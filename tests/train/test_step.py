@@ -25,41 +25,47 @@ def trained(config, folder, steps: int = 3):
     return trainer, losses
 
 
-@pytest.mark.parametrize("kind", ["joint", "image", "text"])
-def test_samples_in_bf16_stay_near_those_in_fp32(tiny, tmp_path, kind):
-    """Within 0.05 of pictures in [−1, 1] and 97% of tokens; states stay float32, the network's products do not."""
+@pytest.mark.parametrize("condition", ["joint", "image", "text"])
+def test_samples_in_bf16_are_close_to_those_in_fp32(tiny, tmp_path, condition):
+    """Images in [−1, 1] differ by less than 0.05, 97% of tokens are equal; states are float32, products bfloat16."""
     trainer, _ = trained(tiny("train.lr=1e-2"), tmp_path, steps=40)
-    system, data = trainer.ema_pipeline(), trainer.test_data
-    given = {"image": {"image": data.images[:32]}, "text": {"text": data.captions[:32, 0]}, "joint": {}}[kind]
+    pipeline, data = trainer.ema_pipeline(), trainer.test_data
+    conditions = {"image": {"image": data.images[:32]}, "text": {"text": data.captions[:32, 0]}, "joint": {}}[condition]
     seen = set()
-    system.net.trunk[0].streams["image"].qkv.register_forward_hook(lambda module, x, out: seen.add(out.dtype))
+    pipeline.net.trunk[0].streams["image"].qkv.register_forward_hook(lambda module, x, out: seen.add(out.dtype))
     drawn = {}
     for precision in ("fp32", "bf16"):
         drawn[precision] = sample(
-            system.net, system.space, given, n=32, steps=10, guidance=system.guidance(bool(given)), precision=precision
+            pipeline.net,
+            pipeline.space,
+            conditions,
+            n=32,
+            steps=10,
+            guidance=pipeline.guidance(bool(conditions)),
+            precision=precision,
         )
         assert drawn[precision]["image"].dtype == torch.float32
     assert seen == {torch.float32, torch.bfloat16}
     assert (drawn["fp32"]["text"] == drawn["bf16"]["text"]).float().mean() >= 0.97
-    apart = (drawn["fp32"]["image"] - drawn["bf16"]["image"]).abs().max()
-    assert apart < 0.05
-    assert (apart > 0) == (kind != "image")
+    difference = (drawn["fp32"]["image"] - drawn["bf16"]["image"]).abs().max()
+    assert difference < 0.05
+    assert (difference > 0) == (condition != "image")
 
 
 def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
     trainer = Trainer(tiny(), tmp_path, "cpu", quiet=True)
-    system = trainer.ema_pipeline()
-    assert system.precision() == "fp32"
-    assert system.precision("bf16") == "bf16"
+    pipeline = trainer.ema_pipeline()
+    assert pipeline.precision() == "fp32"
+    assert pipeline.precision("bf16") == "bf16"
     with pytest.raises(ValueError, match="--precision must be auto, fp32 or bf16, got 'fp16'"):
-        system.precision("fp16")
+        pipeline.precision("fp16")
 
     class OnGpu:
         def parameters(self):
             yield SimpleNamespace(device=torch.device("cuda"))
 
     def on_gpu(*overrides: str) -> str:
-        return dataclasses.replace(system, net=OnGpu(), config=tiny(*overrides)).precision()
+        return dataclasses.replace(pipeline, net=OnGpu(), config=tiny(*overrides)).precision()
 
     assert on_gpu() == on_gpu("train.precision=bf16") == "bf16"
     assert on_gpu("train.precision=fp32") == on_gpu("sample.precision=fp32") == "fp32"
@@ -69,7 +75,7 @@ def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["whole", "blocks"])
 def test_compiled_network_has_no_graph_breaks_and_compiles_once(tiny, tmp_path, device, monkeypatch):
-    """Also block by block as on a GPU: how it is compiled does not depend on where the weights lie."""
+    """Also block by block as on a GPU: how it is compiled does not depend on the device of the weights."""
     monkeypatch.setattr(compiling, "compiler_missing", lambda device: None)
     trainer = Trainer(tiny("network.depth=3"), tmp_path, "cpu", quiet=True)
     eager = trainer.update()
@@ -90,7 +96,7 @@ def test_compiled_network_has_no_graph_breaks_and_compiles_once(tiny, tmp_path, 
     assert eager.keys() == {"image", "text"}
 
 
-def test_auto_compiles_long_runs_only(tiny, tmp_path):
+def test_compile_auto_compiles_long_runs_only(tiny, tmp_path):
     short = Trainer(tiny(), tmp_path / "short", "cpu", quiet=True)
     assert not compiling.should_compile("auto", torch.device("cpu"), short.flops)
     assert compiling.should_compile("auto", torch.device("cpu"), lambda: 1e13)
@@ -98,15 +104,15 @@ def test_auto_compiles_long_runs_only(tiny, tmp_path):
     assert compiling.should_compile("always", torch.device("cpu"), lambda: 0.0)
 
 
-def test_demanded_without_a_compiler_says_so(monkeypatch):
+def test_error_without_a_compiler(monkeypatch):
     monkeypatch.setattr(compiling, "compiler_missing", lambda device: "a C++ compiler")
     with pytest.raises(ValueError, match="compile=never"):
         compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"), demanded=True)
     assert not compiling.compile_net(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
-def test_training_on_the_cpu_adds_up_in_a_fixed_order(tiny, tmp_path):
-    """Around a step compiled code is deterministic; what the caller had set comes back."""
+def test_training_on_the_cpu_is_deterministic(tiny, tmp_path):
+    """Compiled code is deterministic inside a step; the caller's settings are restored."""
     trainer = Trainer(tiny(), tmp_path, "cpu", quiet=True)
     with deterministic(trainer.device):
         assert torch.are_deterministic_algorithms_enabled()

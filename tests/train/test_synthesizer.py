@@ -1,4 +1,4 @@
-"""Table models: fit, sample, condition, balance, impute, save, resume; on tables small enough for seconds."""
+"""Table models: fit, sample, condition, balance, impute, save, resume, on small tables."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_rows_have_the_columns_types_ranges_and_categories_of_the_table(model):
     assert len(model.sample()) == len(real)
 
 
-def test_it_learns_what_goes_with_what(model):
+def test_dependence_between_columns_is_learned(model):
     made = model.sample(1500)
     rich = made.groupby("school")["income"].apply(lambda v: (v == "rich").mean())
     assert rich["college"] > rich["high"] > rich["none"]
@@ -166,14 +166,14 @@ def test_evenly_spread_rows_have_the_same_distribution_and_vary_less(model):
     assert even.std() < 0.85 * plain.std()
 
 
-def test_the_kernels_draw_the_same_rows(model, monkeypatch):
+def test_kernels_and_references_give_the_same_rows(model, monkeypatch):
     where = {"school": "high", "age": (30, 39), "bonus": (0.0, 500.0)}
     plain = model.sample(4, where, steps=3)
     monkeypatch.setenv("ANYSTATE_BACKEND", "triton")
     pd.testing.assert_frame_equal(model.sample(4, where, steps=3), plain)
 
 
-def test_given_values_and_ranges_hold(model):
+def test_rows_satisfy_conditions_on_values_and_ranges(model):
     made = model.sample(
         200, where={"school": "college", "age": (30, 39), "height": (170.0, None), "bonus": 0.0, "pet": None}
     )
@@ -189,7 +189,7 @@ def test_given_values_and_ranges_hold(model):
     assert made["bonus"].between(1, 2000).all()
 
 
-def test_a_range_beside_an_end_leaves_the_end_out(model):
+def test_a_range_that_excludes_an_end(model):
     height = np.sort(toy()["height"])
     made = model.sample(60, where={"height": (height[-6], height[-3])})["height"]
     assert made.between(height[-6], height[-3]).all()
@@ -220,12 +220,12 @@ def test_balance(model):
         ({"land": "here"}, "'land' is constant"),
     ],
 )
-def test_wrong_conditions_say_why(model, where, message):
+def test_errors_of_wrong_conditions(model, where, message):
     with pytest.raises(ValueError, match=message):
         model.sample(3, where=where)
 
 
-def test_wrong_balance_says_why(model):
+def test_errors_of_wrong_balance(model):
     with pytest.raises(ValueError, match="'height' is continuous with many values"):
         model.sample(3, balance="height")
     with pytest.raises(ValueError, match="cannot be balanced and given at once"):
@@ -238,7 +238,7 @@ def holes(table: pd.DataFrame, share: float = 0.3) -> pd.DataFrame:
     return table.assign(**{c: table[c].mask(r.random(len(table)) < share) for c in columns})
 
 
-def test_imputing_fills_what_is_empty_and_touches_nothing_else(model):
+def test_imputing_fills_only_missing_cells(model):
     table = holes(toy(200, seed=5))
     table.index = [7] * 200
     filled = model.impute(table)
@@ -255,7 +255,7 @@ def test_imputing_fills_what_is_empty_and_touches_nothing_else(model):
     pd.testing.assert_frame_equal(model.impute(filled), filled)
 
 
-def test_imputing_uses_the_rest_of_the_row(model):
+def test_imputed_cells_depend_on_the_rest_of_the_row(model):
     truth = toy(300, seed=6)
     table = truth.assign(height=np.nan)
     mean, spread = model.impute(table, "expected", draws=8)
@@ -297,7 +297,7 @@ def test_scikit_learn_conventions():
         model.sample(3)
 
 
-def test_resumed_run_has_the_losses_of_one_never_stopped(tmp_path):
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path):
     trainer(tmp_path / "whole").run()
     trainer(tmp_path / "parts").run(stop=3)
     resumed = trainer(tmp_path / "parts")
@@ -308,7 +308,7 @@ def test_resumed_run_has_the_losses_of_one_never_stopped(tmp_path):
         trainer(tmp_path / "parts", table=toy(seed=8))
 
 
-def test_the_checkpoint_of_something_else_is_refused(tmp_path):
+def test_checkpoints_of_other_models_are_refused(tmp_path):
     trainer(tmp_path).run(stop=3)
     assert TablePipeline.from_pretrained(tmp_path).codec.rows == 600
     (tmp_path / "step_00000003/codec.json").unlink()
@@ -361,7 +361,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_that_break_others(name):
+def test_unusual_tables(name):
     table = TABLES[name]
     overrides = [*TINY, "train.steps=2", "sample.steps=3"]
     made = TableSynthesizer(overrides=overrides, device="cpu").fit(table).sample(12)
@@ -390,7 +390,7 @@ def test_a_run_written_before_a_setting_existed_loads_unchanged(tmp_path):
     assert again.state.step == run.state.step
 
 
-def test_balanced_positions_are_a_weighting():
+def test_balanced_weighting_and_its_old_name():
     config = load_config("table/default", ["categorical.loss_on=balanced"], TableConfig)
     assert (config.categorical.loss_on, config.categorical.loss.weighting) == ("masked", "balanced")
 

@@ -1,4 +1,4 @@
-"""Training: resuming, killing, accumulating, averaging, diverging."""
+"""Training: resuming, kills, gradient accumulation, EMA, divergence, schedules of checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from anystate.model.storage import read_tensors
 from anystate.sample import cuda_graphs as graphs
 from anystate.sample.pipeline import build_pipeline
 from anystate.train import trainer as loop
+from anystate.train.step import backward, learning_rate
 from anystate.train.trainer import NonFiniteLoss, Trainer
 
 
@@ -26,7 +27,7 @@ def losses(run) -> list[tuple]:
     return [(row["step"], row["loss/image"], row["loss/text"], row["lr"]) for row in rows]
 
 
-def test_resumed_run_has_the_losses_of_one_never_stopped(tiny, tmp_path):
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(tiny, tmp_path):
     Trainer(tiny(), tmp_path / "whole", quiet=True).run()
     Trainer(tiny(), tmp_path / "parts", quiet=True).run(stop=3)
     resumed = Trainer(tiny(), tmp_path / "parts", quiet=True)
@@ -53,8 +54,8 @@ def test_resuming_keeps_learned_weightings(tiny, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_kill_9_and_the_same_command_again(tiny, tiny_overrides, tmp_path):
-    """A process killed in mid-run, then the same command: the losses of a run never stopped."""
+def test_resuming_after_a_kill(tiny, tiny_overrides, tmp_path):
+    """A run that is killed and resumed by the same command has the losses of an uninterrupted one."""
     overrides = [*tiny_overrides, "train.steps=60", "train.save_every=5"]
     command = [sys.executable, "-m", "anystate", "train", "digits", *overrides, "--device", "cpu", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -72,27 +73,27 @@ def test_kill_9_and_the_same_command_again(tiny, tiny_overrides, tmp_path):
     assert not list((tmp_path / "killed").glob(".step_*"))
 
 
-def test_accumulation_gives_the_same_step(tiny, tmp_path):
+def test_gradient_accumulation_gives_the_same_step(tiny, tmp_path):
     whole = Trainer(tiny(), tmp_path / "a", quiet=True)
     parts = Trainer(tiny("train.gradient_accumulation_steps=4"), tmp_path / "b", quiet=True)
     first, second = whole.update(), parts.update()
     for m, value in first.items():
         torch.testing.assert_close(value, second[m], rtol=1e-5, atol=1e-6)
-    for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+    for a, b in zip(whole.state.net.parameters(), parts.state.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_average_follows_the_weights(tiny, tmp_path):
+def test_ema_update(tiny, tmp_path):
     trainer = Trainer(tiny("train.ema=0.5"), tmp_path, quiet=True)
     before = [p.clone() for p in trainer.state.ema.parameters()]
-    trainer.state.step = 100  # past the short memory of the beginning
+    trainer.state.step = 100  # the decay is smaller in the first steps
     trainer.update()
     for old, ema, new in zip(before, trainer.state.ema.parameters(), trainer.state.net.parameters(), strict=True):
         torch.testing.assert_close(ema, 0.5 * old + 0.5 * new)
 
 
 def test_the_network_is_initialized_once(tiny, tmp_path, monkeypatch):
-    """Its average begins as a copy: at official size, each initialization takes 13 seconds of a CPU."""
+    """The EMA starts as a copy: at official size, each initialization takes 13 seconds on a CPU."""
     made = []
     monkeypatch.setattr(loop, "build_pipeline", lambda config: made.append(build_pipeline(config)) or made[-1])
     trainer = Trainer(tiny(), tmp_path, quiet=True)
@@ -105,13 +106,13 @@ def test_the_network_is_initialized_once(tiny, tmp_path, monkeypatch):
     assert all(p.requires_grad for p in trainer.state.net.parameters())
 
 
-def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
-    """Those of the averaged network, which galleries and evaluations make on a GPU, go before training goes on."""
+def test_cuda_graphs_of_hooks_are_freed(tiny, tmp_path):
+    """CUDA graphs of the EMA network, from galleries and evaluations on a GPU, are freed before training continues."""
     trainer = Trainer(tiny("train.sample_every=1"), tmp_path, quiet=True, on_sample=lambda t: seen.append(graph(t)))
     seen = []
 
     def graph(trainer):
-        return graphs.graphed(trainer.ema_pipeline().net)
+        return graphs.with_cuda_graphs(trainer.ema_pipeline().net)
 
     assert not trainer.ema_pipeline().net.training
     trainer.run(stop=2)
@@ -120,17 +121,14 @@ def test_graphs_of_a_hook_leave_no_memory_behind(tiny, tmp_path):
     assert seen[0] is not seen[1]
 
 
-def test_learning_rate_course(tiny, tmp_path):
-    trainer = Trainer(
-        tiny("train.lr=1.0", "train.warmup_steps=4", "train.steps=8", "train.lr_schedule=cosine"), tmp_path, quiet=True
-    )
-    assert [trainer.lr(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert trainer.lr(4) == 1.0
-    assert trainer.lr(6) == pytest.approx(0.5)
-    assert trainer.lr(8) == pytest.approx(0.0)
+def test_learning_rate_schedule(tiny):
+    settings = tiny("train.lr=1.0", "train.warmup_steps=4", "train.steps=8", "train.lr_schedule=cosine").train
+    assert [learning_rate(settings, i) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate(settings, 6) == pytest.approx(0.5)
+    assert learning_rate(settings, 8) == pytest.approx(0.0)
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny, tmp_path):
+def test_a_nonfinite_loss_stops_and_keeps_the_last_checkpoint(tiny, tmp_path):
     trainer = Trainer(tiny("train.save_every=2"), tmp_path, quiet=True)
     trainer.run(stop=4)
     good = (tmp_path / "step_00000004/model.safetensors").read_bytes()
@@ -153,10 +151,10 @@ def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
 
 
-def test_held_modalities_do_not_learn(tiny, tmp_path):
-    """With text always a clean condition its head gets no gradient, whatever the image learns."""
+def test_clean_conditions_have_no_loss(tiny, tmp_path):
+    """If text is always a clean condition, its head gets no gradient, but that of images does."""
     trainer = Trainer(tiny("times.condition_prob={text: 1.0}"), tmp_path, quiet=True)
-    trainer.backward(trainer.train_data.batch(0, 0, range(16), 16), range(16))
+    backward(trainer.state, trainer.train_data.batch(0, 0, range(16), 16), range(16))
     assert all(p.grad is None or not p.grad.any() for p in trainer.state.net.head["text"].parameters())
     assert any(p.grad.any() for p in trainer.state.net.head["image"].parameters())
 
@@ -182,7 +180,7 @@ def test_galleries_evaluations_and_tensorboard_on_schedule(tiny, tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
-def test_a_service_that_is_not_installed_says_how_to_get_it(tiny, tmp_path, monkeypatch):
+def test_missing_logging_package_names_the_extra(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install anystate\[log\]"):
         Trainer(tiny("train.wandb=project"), tmp_path, quiet=True).run()

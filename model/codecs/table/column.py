@@ -35,7 +35,7 @@ class ColumnCodec:
         rare: the categories of the RARE state as [tag, number of training rows].
         fill: the value of a constant; of an identifier, the next number, or the prefix of the next names.
         categories, category_dtype, ordered: of a pandas categorical column.
-        nothing: how a missing cell of an object column comes back, "none" or "nan".
+        nothing: how a missing cell of an object column is decoded, "none" or "nan".
     """
 
     column: Column

@@ -74,7 +74,7 @@ class Quantiles:
     def clip_tails(self, z: Tensor) -> Tensor:
         """Generated z, those in a tail of probability `edge` replaced by a z that decodes to that end.
 
-        Networks learn lighter tails than the data's: without this, the smallest and largest values come out too rarely.
+        Networks learn lighter tails than the data's: without this, the smallest and largest values are too rare.
         """
         in_tail = z.abs() >= -float(ndtri(max(self.edge, self.margin)))
         return torch.where(in_tail, -1.01 * float(ndtri(self.margin)) * z.sign(), z)

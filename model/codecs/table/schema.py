@@ -1,4 +1,4 @@
-"""What the columns of a table are: read from a YAML file, or inferred from data.
+"""The schema of a table: names and kinds of its columns, read from a YAML file, or inferred from data.
 
 Kinds: continuous, integer, categorical, boolean, datetime; constant and identifier columns are not modelled (a constant
 is repeated, an identifier numbered anew). "numerical" leaves the choice between continuous, integer and datetime to the
@@ -45,13 +45,13 @@ DOCUMENTATION = {  # keys of a schema file that describe a data set to its reade
 
 
 class Column(BaseModel):
-    """One column as the user sees it; what is not given is inferred from the table."""
+    """One column as the user describes it; what is left out is inferred from the table."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str | int
     kind: Kind | None = None
-    dtype: str | None = Field(None, description="pandas dtype in which values come back")
+    dtype: str | None = Field(None, description="pandas dtype of decoded values")
     missing: bool = Field(False, description="some cells are missing; missingness is then modelled")
     decimals: int | None = Field(None, description="digits after the point, continuous columns; null is all of them")
     format: str | None = Field(None, description="strftime format of dates that are text")
@@ -71,7 +71,7 @@ class Column(BaseModel):
 
 
 class Schema(BaseModel):
-    """The columns of a table in their order, and what a model of the table is judged by.
+    """The columns of a table in their order, and its target.
 
     A file may give the kind of each column (`columns`), or list the names of the columns and sort them into `numerical`
     and `categorical`. Keys that document a data set (`DOCUMENTATION`) are allowed and ignored.
@@ -212,7 +212,7 @@ def infer(table: pd.DataFrame, schema: Schema | None = None) -> Schema:
 
 
 def infer_column(name: Any, values: pd.Series) -> Column:
-    """What a column of these values is.
+    """The kind, dtype and format of a column with these values.
 
     Raises:
         ValueError: its name or its values are not supported.

@@ -45,7 +45,7 @@ MEASURED = {  # a result that each part must write, by the beginning of its name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
-def test_every_part_runs_small_without_a_gpu(call, tmp_path):
+def test_every_part_at_tiny_sizes_without_a_gpu(call, tmp_path):
     environment = os.environ | {"OUT": str(tmp_path / "out"), "ANYSTATE_GPU_FOLDER": str(tmp_path / "gpu")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     environment.pop("TRITON_INTERPRET", None)
@@ -68,7 +68,7 @@ def test_every_part_runs_small_without_a_gpu(call, tmp_path):
     assert not (tmp_path / "gpu/runs").exists()  # a real call would resume a run of the same name
 
 
-def test_calls_end_in_time_and_measure_the_fast_engine_first():
+def test_limits_of_calls_and_order_of_their_parts():
     assert gpu_window.SECONDS + gpu_window.GRACE < 560
     for call, parts in CALLS.items():
         assert sum(part.seconds for part in parts) <= gpu_window.SECONDS < 560, call
@@ -207,8 +207,8 @@ def swept(file: Path, kind: str = "cuda") -> None:
     rows.add("limit: copy", {"torch": 1.0}, "GB/s")
 
 
-def test_the_best_tiles_of_a_sweep_are_kept(tmp_path, monkeypatch, capsys):
-    """Only those that are faster than the launcher's own choice by more than noise, beside what was there."""
+def test_best_tiles_of_a_sweep(tmp_path, monkeypatch, capsys):
+    """Entries are added for tiles that are faster than the launcher's defaults by more than noise; others stay."""
     table = tmp_path / "tiles.json"
     table.write_text(json.dumps({"adaln_modulate 512 float32": {"ROWS": 2}}))
     monkeypatch.setattr(tiles, "FILE", table)

@@ -101,7 +101,7 @@ def test_distance_to_the_reference(classifier, tones):
     )
 
 
-def test_data_without_a_classifier():
+def test_data_sets_without_a_classifier_are_refused():
     bare = Pairs(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="no attribute classifier for this data set"):
         fit_classifier(bare, bare)

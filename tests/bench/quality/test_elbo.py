@@ -53,7 +53,7 @@ def test_masked_bound_is_tight_for_the_exact_conditionals(toy):
     assert got.per_sample == pytest.approx(L * got.bits)
 
 
-def test_masked_bound_of_the_wrong_model_is_its_cross_entropy(toy):
+def test_masked_bound_of_a_uniform_model_is_its_cross_entropy(toy):
     """A model of independent uniform tokens: exactly log2 K a token."""
     space = Space({"text": Masked(L, K, LogLinear(1e-5), 1e-3)})
 
@@ -148,7 +148,7 @@ def test_conditional_and_marginal_bounds():
     assert conditional.bits < 1e-6
 
 
-def test_refusals():
+def test_invalid_arguments():
     space = Space({"text": Uniform(L, K, LogLinear())})
     with pytest.raises(ValueError, match="masked and Gaussian"):
         bound(None, space, {"text": torch.zeros(2, L, dtype=torch.int64)}, "text")
@@ -157,7 +157,7 @@ def test_refusals():
         bound(None, space, {"text": torch.zeros(2, L, dtype=torch.int64)}, "text", repeats=1)
 
 
-def test_grid():
+def test_on_grid():
     assert on_grid(torch.tensor([-1.0, 0.0, 1.0]), 3)
     assert not on_grid(torch.tensor([-1.0, 0.1]), 3)
     assert not on_grid(torch.tensor([-1.0, 2.0]), 3)

@@ -39,7 +39,7 @@ def run(tmp_path_factory, tiny):
 
 
 @pytest.fixture(scope="module")
-def toned(tmp_path_factory, tiny, tones_npz):
+def emoji_run(tmp_path_factory, tiny, tones_npz):
     """A model of the small data set with skin tones, evaluated during training."""
     config = tiny(
         "data.name=npz",
@@ -51,7 +51,7 @@ def toned(tmp_path_factory, tiny, tones_npz):
         "modalities.text.length=40",
         "train.eval_every=3",
     )
-    out = tmp_path_factory.mktemp("toned") / "run"
+    out = tmp_path_factory.mktemp("emoji_run") / "run"
     Trainer(config, out, "cpu", on_evaluate=evaluate_in_training, quiet=True).run()
     return out
 
@@ -75,7 +75,7 @@ def test_digits(measured, run, tmp_path, capsys):
 
 
 def test_samples_are_reused_and_extended(measured, run, tmp_path, monkeypatch):
-    """A second call draws nothing, a larger n only the missing batches, a damaged file only its own batch."""
+    """A second call samples nothing, a larger n only the missing batches, a damaged file only its own batch."""
     out = tmp_path / "e"
     first = measured(run, out=out, metrics="labels", n=12)
     files = sorted(out.glob("*/*.safetensors"))
@@ -99,7 +99,7 @@ def test_samples_are_reused_and_extended(measured, run, tmp_path, monkeypatch):
     assert files[0].read_bytes() == content
 
 
-def test_families_share_one_file(measured, run, tmp_path):
+def test_results_of_all_families_are_in_one_file(measured, run, tmp_path):
     measured(run, out=tmp_path, metrics="labels")
     both = measured(run, out=tmp_path, metrics="elbo")
     assert set(both["results"]) == {"labels", "elbo"}
@@ -108,7 +108,7 @@ def test_families_share_one_file(measured, run, tmp_path):
 def test_other_settings_are_refused(measured, run, tmp_path, refused):
     measured(run, out=tmp_path, metrics="labels")
     error = refused("eval", run, "--out", tmp_path, "--metrics", "labels", "--seed", "5", "--device", "cpu")
-    assert "seed = 0, asked for 5: choose another --out" in error
+    assert "seed = 0, requested 5: choose another --out" in error
 
 
 def features():
@@ -144,11 +144,11 @@ def test_fid_and_its_reference(measured, run, tmp_path, refused):
     assert other["joint"]["reference"] == 5
     (tmp_path / "empty").mkdir()
     args = ["eval", run, "--out", tmp_path / "d", "--metrics", "fid", "--features", f"{__name__}:features"]
-    for reference, words in (("empty", "found 0 images"), ("gone.npy", "'%s' not found" % (tmp_path / "gone.npy"))):
-        assert words in refused(*args, "--reference", tmp_path / reference, "--device", "cpu")
+    for reference, message in (("empty", "found 0 images"), ("gone.npy", "'%s' not found" % (tmp_path / "gone.npy"))):
+        assert message in refused(*args, "--reference", tmp_path / reference, "--device", "cpu")
 
 
-def test_two_ranks_draw_the_samples_of_one(measured, run, tmp_path):
+def test_results_on_two_ranks(measured, run, tmp_path):
     """Batches are split over the ranks, and the main one measures them: the results of a single rank."""
     torch.jit.script(features()).save(str(tmp_path / "net.pt"))
     more = {"metrics": "labels,fid", "features": tmp_path / "net.pt", "n": 20}
@@ -168,22 +168,22 @@ def test_clip_score(measured, run, tmp_path, clip_model):
     assert all(0.0 <= entry["value"] <= 100.0 for entry in found.values())
 
 
-def test_labels_of_data_with_bases_and_modifiers(measured, toned, tmp_path):
-    labels = measured(toned, out=tmp_path, metrics="labels", n=8)["results"]["labels"]
+def test_labels_of_data_with_bases_and_modifiers(measured, emoji_run, tmp_path):
+    labels = measured(emoji_run, out=tmp_path, metrics="labels", n=8)["results"]["labels"]
     assert labels["judge on real pictures attributes"]["value"] > 0.9
     for name in ("image_to_text exact", "image_to_text tone", "text_to_image base", "joint valid"):
         assert 0.0 <= labels[name]["value"] <= 1.0
     assert labels["text_to_image RMSE to the reference"]["value"] > 10
 
 
-def test_labels_during_training(toned):
-    rows = [json.loads(line) for line in (toned / "metrics.jsonl").read_text().splitlines()]
+def test_labels_during_training(emoji_run):
+    rows = [json.loads(line) for line in (emoji_run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "labels/image_to_text exact" in row]
     assert steps == [3, 6]
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "parts"),
     [
         (["--metrics", "beauty"], ["'beauty'", "elbo, labels, fid, clip"]),
         (["--n", "1"], ["--n"]),
@@ -194,8 +194,8 @@ def test_labels_during_training(toned):
         (["--weights", "best"], ["not one of 'ema', 'raw'"]),
     ],
 )
-def test_bad_requests(refused, run, tmp_path, options, words):
+def test_bad_requests(refused, run, tmp_path, options, parts):
     error = refused("eval", run, "--out", tmp_path / "e", "--device", "cpu", *options)
-    for word in words:
-        assert word in error
+    for part in parts:
+        assert part in error
     assert not list(tmp_path.glob("e/*/*.safetensors"))

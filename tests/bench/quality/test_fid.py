@@ -66,8 +66,8 @@ def test_closed_form_of_two_gaussians():
     assert got == pytest.approx(truth, rel=1e-7)  # a zero eigenvalue is known to 1e-16, its root to 1e-8
 
 
-def test_torchmetrics_from_statistics_is_the_closed_form():
-    """Images with chosen features against chosen moments: torchmetrics computes the formula."""
+def test_distance_to_statistics_equals_the_closed_form():
+    """Images with chosen features against chosen moments, computed by torchmetrics."""
     drawn = images(200, 1)
     mean, cov = np.array([100.0, 130.0]), np.array([[900.0, 200.0], [200.0, 1600.0]])
     distance = FrechetDistance(f"{__name__}:pixels", SHAPE)
@@ -101,7 +101,7 @@ def test_statistics_are_stored_and_reused(script, tmp_path):
         other(images(50, 5), again)
 
 
-def test_official_files(tmp_path):
+def test_reading_official_files(tmp_path):
     """A pickled dictionary in an .npy, and an .npz of mu and sigma."""
     mean, cov = np.arange(3.0), np.eye(3)
     np.save(tmp_path / "official.npy", {"mu": mean, "sigma": cov})
@@ -149,7 +149,7 @@ def test_damaged_statistics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("features", "words"),
+    ("features", "message"),
     [
         ("nowhere", "neither inception"),
         ("no.such:thing", "no.such"),
@@ -157,8 +157,8 @@ def test_damaged_statistics(tmp_path):
         (f"{__name__}:numbers", "returned int"),
     ],
 )
-def test_networks_that_cannot_be_loaded(features, words):
-    with pytest.raises(ValueError, match=words):
+def test_networks_that_cannot_be_loaded(features, message):
+    with pytest.raises(ValueError, match=message):
         FrechetDistance(features, SHAPE)
 
 

@@ -63,7 +63,7 @@ def test_samples_agree_with_the_reference(pipeline, methods, case):
 
 
 def test_seeds_and_guidance_change_the_reference(pipeline):
-    """The test above would pass if both ignored them."""
+    """The test above would also pass if both ignored them."""
     samplers = {"image": ("heun", "linear"), "text": ("tau_leap", "linear")}
     conditions = conditions_of(pipeline, "text")
 
@@ -96,7 +96,7 @@ def test_references_import_neither_sample_nor_train():
 
 
 @pytest.mark.parametrize(("file", "function", "lines"), [("sample", "sample", 60), ("train", "training_step", 80)])
-def test_references_fit_on_a_screen(file, function, lines):
+def test_length_of_the_references(file, function, lines):
     tree = ast.parse((REFERENCE / f"{file}.py").read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     assert found.end_lineno - found.lineno + 1 <= lines

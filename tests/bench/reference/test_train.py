@@ -45,13 +45,13 @@ def assert_same(ours: Trainer, plain: Trainer) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_pairs(tiny, tmp_path, parts):
+def test_image_text_training(tiny, tmp_path, parts):
     config = tiny(f"train.gradient_accumulation_steps={parts}")
     assert_same(*(Trainer(config, tmp_path / name, "cpu", quiet=True) for name in ("ours", "plain")))
 
 
 @pytest.mark.parametrize("overrides", [[], ["categorical.loss.weighting=balanced", "train.lr_schedule=linear"]])
-def test_table(tmp_path, overrides):
+def test_table_training(tmp_path, overrides):
     """Conditions over random columns included."""
     r = np.random.default_rng(0)
     table = pd.DataFrame({"a": r.choice(["x", "y", "z"], 300), "b": r.normal(size=300), "c": r.integers(0, 9, 300)})

@@ -1,4 +1,4 @@
-"""The benchmarks of speed: stored results, worker processes, agreement of the engines, figures."""
+"""The benchmarks of speed: stored results, worker processes, agreement with the reference, figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from anystate.bench.speed import scaling
 from anystate.bench.speed import train as training
 from anystate.bench.speed.results import ResultLog
 from anystate.bench.speed.sample import agreement
-from anystate.bench.speed.systems import config_of, made_up
+from anystate.bench.speed.systems import config_of, synthetic_pairs
 from anystate.bench.speed.train import check_losses
-from anystate.bench.speed.workers import Worker, clock, interleave, quantile
+from anystate.bench.speed.workers import Worker, interleave, quantile, timer
 from anystate.bench.studies import sampler_figure
 from anystate.bench.studies.samplers import point
 
@@ -50,7 +50,7 @@ def things(n):
 """
 
 
-def test_engines_measured_one_after_the_other_get_their_ratio(tmp_path):
+def test_ratios_of_results_added_in_separate_calls(tmp_path):
     """In one process or in two that share a .jsonl file; results of another device or commit do not count."""
     file, lines = tmp_path / "rows.jsonl", []
     rows = ResultLog(CPU, file, lines.append)
@@ -72,7 +72,7 @@ def test_engines_measured_one_after_the_other_get_their_ratio(tmp_path):
     assert not ResultLog(CPU, elsewhere).results
 
 
-def test_an_incomplete_line_hides_no_other(tmp_path):
+def test_an_incomplete_line_is_skipped(tmp_path):
     file = tmp_path / "rows.jsonl"
     ResultLog(CPU, file, lambda line: None).add("speed", {"fast": 5.0}, "1/s")
     with file.open("a") as out:
@@ -82,7 +82,7 @@ def test_an_incomplete_line_hides_no_other(tmp_path):
     assert [row.name for row in ResultLog(CPU, file).results] == ["speed", "time"]
 
 
-def test_workers_are_processes_of_their_own(tmp_path, monkeypatch):
+def test_functions_run_in_worker_processes(tmp_path, monkeypatch):
     (tmp_path / "measured_things.py").write_text(THINGS)
     monkeypatch.syspath_prepend(tmp_path)
     things = importlib.import_module("measured_things").things
@@ -96,24 +96,24 @@ def test_workers_are_processes_of_their_own(tmp_path, monkeypatch):
         assert not worker.process.is_alive()
 
 
-def test_disagreement_is_an_error():
+def test_differences_from_the_reference_are_errors():
     check_losses("loss of a", {"plain": 1.0, "fast": 1.001}, 2e-3)
     check_losses("loss of a", {"fast": 1.1}, 2e-3)
-    with pytest.raises(ValueError, match=r"disagree: loss of a is 1\.1, plain 1"):
+    with pytest.raises(ValueError, match=r"loss of a differs from the reference: 1\.1, reference 1"):
         check_losses("loss of a", {"plain": 1.0, "fast": 1.1}, 2e-3)
     tokens, images = torch.zeros(100, 3, dtype=torch.int64).numpy(), torch.zeros(100, 2).numpy()
     same = {"plain": {"t": tokens, "p": images}, "fast": {"t": tokens, "p": images}}
     assert agreement("x", same, CPU) == 1.0
     with pytest.raises(ValueError, match="tokens agree"):
         agreement("x", {**same, "fast": {"t": tokens + 1, "p": images}}, CPU)
-    with pytest.raises(ValueError, match="p of the two engines"):
+    with pytest.raises(ValueError, match="p differs from the reference"):
         agreement("x", {**same, "fast": {"t": tokens, "p": images + 1}}, CPU)
 
 
 @pytest.mark.parametrize("size", ["official", "emoji", "digits"])
-def test_made_up_data_fits_its_space(size):
+def test_synthetic_data_has_the_config_s_shapes(size):
     config = config_of(size, ["network.depth=1", "modalities.text.stream.width=16", "modalities.image.stream.width=16"])
-    pairs = made_up(config, CPU)
+    pairs = synthetic_pairs(config, CPU)
     batch = pairs.batch(0, 1, range(2, 5), 8)
     assert set(batch) == set(config.modalities)
     assert {len(x) for x in batch.values()} == {3}
@@ -153,14 +153,14 @@ def test_fp8_is_compared_with_bf16_and_fails_where_losses_differ(tmp_path, monke
 
 TRAINERS = """
 import torch
-from anystate.bench.speed.systems import Bench, config_of
+from anystate.bench.speed.systems import SyntheticTrainer, config_of
 
-class Known(Bench):
+class Stub(SyntheticTrainer):
     def update(self):
         return {"x": torch.tensor(2.0 * (1.0 + self.off))}
 
 def trainer(device, settings, size, off):
-    made = Known(config_of(size, [s.replace("fp8", "bf16") for s in settings]), device)
+    made = Stub(config_of(size, [s.replace("fp8", "bf16") for s in settings]), device)
     made.off = off if "train.precision=fp8" in settings else 0.0
     return made
 
@@ -172,7 +172,7 @@ def five_percent(device, settings, size):
 """
 
 
-def test_figures_are_drawn(tmp_path):
+def test_figures_are_written(tmp_path):
     scaling.plot({16: 1.0, 64: 1.1}, {5: 100.0}, {0.02: {1000: 1.0, 8000: 1.1}}, tmp_path / "scaling.png")
     points = [point("a", s, n, n, 0.1 * n) for s in ("heun, linear", "euler") for n in (2, 4)]
     sampler_figure.plot([*points, point("a", "real", 0, 0, 0.1)], tmp_path / "samplers.png")
@@ -185,13 +185,13 @@ import torch
 from anystate.bench.speed import scaling
 
 device = torch.device("cpu")
-held = torch.ones(16_000_000)
-del held
+x = torch.ones(16_000_000)
+del x
 before = scaling.reset_peak(device)
 print(scaling.peak(device) - before)
-held = torch.ones(16_000_000)
+x = torch.ones(16_000_000)
 print(scaling.peak(device) - before)
-del held
+del x
 print(scaling.peak(device) - before)
 """
 
@@ -201,9 +201,9 @@ def test_peak_memory_is_counted_from_the_reset():
     """64 MB allocated and freed before do not count, those after do."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", PEAKS], env=env, capture_output=True, text=True, check=True)
-    before, held, after = map(float, done.stdout.split())
+    before, allocated, after = map(float, done.stdout.split())
     assert before < 10
-    assert 54 < held < 74
+    assert 54 < allocated < 74
     assert after > 54
 
 
@@ -213,9 +213,9 @@ def test_tau_leaps_with_few_jumps_take_less_time():
     assert few < 0.5 * all_
 
 
-def test_quantiles_and_clock():
+def test_quantiles_and_timer():
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
-    now = clock(CPU)
+    now = timer(CPU)
     assert now() <= now()
 
 
@@ -234,7 +234,7 @@ def test_bad_input_is_one_line(arguments, message, refused):
     assert message in refused(*arguments)
 
 
-def test_a_benchmark_that_fails_hides_no_other(tmp_path, monkeypatch, capsys):
+def test_other_benchmarks_run_if_one_fails(tmp_path, monkeypatch, capsys):
     def fail():
         raise TypeError("two\nlines")
 

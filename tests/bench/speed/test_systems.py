@@ -1,4 +1,4 @@
-"""The recipes that are measured: how many kinds of inputs their blocks are compiled for on a GPU, and their FLOPs."""
+"""The measured recipes: how often their blocks are compiled on a GPU, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anystate.bench.speed import train as training
-from anystate.bench.speed.systems import Bench, config_of, made_up, shaken
+from anystate.bench.speed.systems import SyntheticTrainer, config_of, randomize_weights, synthetic_pairs
 from anystate.configs.load import load_config
 from anystate.kernels import reference
 from anystate.model import compilation as compiling
@@ -20,33 +20,35 @@ from anystate.sample.sampler import Run
 from anystate.train.step import backward
 
 CPU = torch.device("cpu")
-LIMIT = 8  # of kinds that PyTorch compiles one function for by default, before it fails
+LIMIT = 8  # PyTorch's default limit of compilations of one function
 SMALL = ["network.depth=2", "network.heads=2", "network.head_dim=8", "modalities.image.stream.width=16"]
 SMALL += ["modalities.text.stream.width=16"]
-TOWERS = [f"modalities.{m}.stream.{name}" for m in ("image", "text") for name in ("cond=16", "single_stream_depth=2")]
-WORDS = [f"modalities.text.tokenizer.{value}" for value in ("states=64", "pad=0", "start=null", "end=null")]
+SINGLE_STREAM = [
+    f"modalities.{m}.stream.{name}" for m in ("image", "text") for name in ("cond=16", "single_stream_depth=2")
+]
+TOKENIZER = [f"modalities.text.tokenizer.{value}" for value in ("states=64", "pad=0", "start=null", "end=null")]
 SIZES = {
-    "official": [*SMALL, *TOWERS, *WORDS, "modalities.text.length=8", "modalities.image.size=8"],
+    "official": [*SMALL, *SINGLE_STREAM, *TOKENIZER, "modalities.text.length=8", "modalities.image.size=8"],
     "emoji": SMALL,
     "digits": SMALL,
 }
 
 
-class Counted:
-    """A backend of torch.compile that runs what it is given as it is, and counts the kinds of inputs."""
+class CountingBackend:
+    """A backend of torch.compile that runs graphs unchanged, and counts compilations and operations."""
 
     def __init__(self):
-        self.kinds, self.operations = 0, set()
+        self.compilations, self.operations = 0, set()
 
     def __call__(self, module, example):
-        self.kinds += 1
+        self.compilations += 1
         self.operations |= {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
         return module.forward
 
 
 @torch.library.custom_op("anystate_tests::varlen", mutates_args=())
 def varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
-    """Stands for an attention of packed sequences; of the right shape alone."""
+    """A stand-in for attention of packed sequences; only the shape of the result is right."""
     return q.clone()
 
 
@@ -83,13 +85,13 @@ def operations(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch, operations):
-    """compiled(net, dynamic) → how often the compiler is called for a network compiled as on a GPU."""
+    """compiled(net, dynamic) compiles a network as on a GPU and returns the CountingBackend."""
     monkeypatch.setattr(compiling, "compiler_missing", lambda device: None)
     monkeypatch.setattr(compiling, "MAX_COMPILATIONS", LIMIT)
     torch._dynamo.reset()
 
-    def compile_net(net, dynamic: bool) -> Counted:
-        backend = Counted()
+    def compile_net(net, dynamic: bool) -> CountingBackend:
+        backend = CountingBackend()
         assert compiling.compile_net(net, torch.device("cuda"), True, dynamic, backend=backend)
         return backend
 
@@ -97,47 +99,47 @@ def compiled(monkeypatch, operations):
     torch._dynamo.reset()
 
 
-def draw(system, known, n: int):
-    """As on a GPU: bfloat16 products without kept copies, and no row left out."""
-    known = {m: x[:n] for m, x in known.items()}
+def draw(pipeline, conditions, n: int):
+    """Sample as on a GPU: bfloat16 without autocast's cache of weights, and all positions computed."""
+    conditions = {m: x[:n] for m, x in conditions.items()}
     with cuda_graphs.no_autocast_cache():
         sample(
-            system.net,
-            system.space,
-            known,
+            pipeline.net,
+            pipeline.space,
+            conditions,
             n=n,
             steps=3,
-            guidance=system.guidance(bool(known)),
-            samplers=system.samplers,
+            guidance=pipeline.guidance(bool(conditions)),
+            samplers=pipeline.samplers,
             batch_size=n,
             precision="bf16",
         )
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sampling_compiles_few_kinds(size, compiled, monkeypatch):
-    """Jointly and from each modality, one sample and several, in one process, stay below PyTorch's own limit."""
+def test_number_of_compilations_in_sampling(size, compiled, monkeypatch):
+    """Joint and conditional sampling, of one and several samples in one process, stay below PyTorch's limit."""
     monkeypatch.setattr(Run, "positions", lambda self, k, outputs: {})
     config = config_of(size, SIZES[size])
-    system, pairs = shaken(build_pipeline(config, codecs=False)), made_up(config, CPU)
-    system.net.eval().requires_grad_(False)
+    pipeline, pairs = randomize_weights(build_pipeline(config, codecs=False)), synthetic_pairs(config, CPU)
+    pipeline.net.eval().requires_grad_(False)
     data = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
-    counted = compiled(system.net, dynamic=True)
+    counted = compiled(pipeline.net, dynamic=True)
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         for n in (4, 1, 3):
-            for known in ({}, *({m: x} for m, x in data.items())):
-                draw(system, known, n)
+            for conditions in ({}, *({m: x} for m, x in data.items())):
+                draw(pipeline, conditions, n)
             if n == 4:
-                assert counted.kinds <= 3  # the trunk, and each modality's tower
-    assert counted.kinds <= 6
+                assert counted.compilations <= 3  # the trunk, and each modality's single-stream blocks
+    assert counted.compilations <= 6
     assert {f"anystate.{name}.default" for name in ("adaln_modulate", "gated_residual", "qk_norm_pack")} <= {
         *counted.operations
     }
 
 
 @pytest.mark.parametrize("stage", ["official", "emoji", "digits", "text_image/stage1"])
-def test_training_compiles_few_kinds(stage, compiled):
-    """The trunk, and each modality's tower; or, where captions have no head, the trunk's last block and one tower."""
+def test_number_of_compilations_in_training(stage, compiled):
+    """Trunk and single-stream blocks; without a text head: trunk, its last block, single-stream blocks of images."""
     settings = ["train.batch=8", "compile=never", "train.precision=fp32"]
     if stage in SIZES:
         config = config_of(stage, [*SIZES[stage], *settings])
@@ -145,18 +147,20 @@ def test_training_compiles_few_kinds(stage, compiled):
         config = load_config(
             stage, [*(s for s in SIZES["official"] if "text.stream.single_stream_depth" not in s), *settings]
         )
-    trainer = Bench(config, CPU)
+    trainer = SyntheticTrainer(config, CPU)
     counted = compiled(trainer.state.net, dynamic=False)
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         for _ in range(3):
             trainer.update()
             trainer.state.step += 1
-    assert counted.kinds <= 3
+    assert counted.compilations <= 3
 
 
-def test_a_stream_without_a_head_gets_no_gradients_from_whole_blocks(tiny, compiled):
-    """Nor zeros, which weight decay would act on: as where blocks leave it out themselves."""
-    trainer = Bench(config_of("digits", [*SMALL, "modalities.text.stream.output=false", "compile=never"]), CPU)
+def test_whole_blocks_give_no_gradients_to_a_stream_without_a_head(tiny, compiled):
+    """Gradients are None, as without whole blocks, not zero: weight decay would act on those."""
+    trainer = SyntheticTrainer(
+        config_of("digits", [*SMALL, "modalities.text.stream.output=false", "compile=never"]), CPU
+    )
     x0 = trainer.train_data.batch(0, 0, trainer.state.rows, trainer.config.train.batch)
     without = {}
     for whole in (False, True):
@@ -169,15 +173,15 @@ def test_a_stream_without_a_head_gets_no_gradients_from_whole_blocks(tiny, compi
     assert "trunk.0.streams.text.out.weight" not in without[True]
 
 
-def test_a_batch_tried_in_more_parts_is_compiled_anew(compiled):
-    """1, 2 and 4 parts, in one process, with three kinds each."""
-    tried, kinds = [], []
+def test_more_accumulation_steps_start_compilation_anew(compiled):
+    """1, 2 and 4 gradient accumulation steps in one process, with three compilations each."""
+    tried, compilations = [], []
 
-    class Small(Bench):
+    class Small(SyntheticTrainer):
         def update(self):
             losses = super().update()
             tried.append(self.config.train.gradient_accumulation_steps)
-            kinds.append(self.counted.kinds)
+            compilations.append(self.counted.compilations)
             if len(tried) < 3:
                 raise torch.OutOfMemoryError
             return losses
@@ -192,17 +196,17 @@ def test_a_batch_tried_in_more_parts_is_compiled_anew(compiled):
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         assert functions["start"]()["parts"] == 4
     assert tried == [1, 2, 4]
-    assert kinds == [3] * 3
+    assert compilations == [3] * 3
 
 
 def test_flops_of_the_official_network_by_hand():
-    """Of one sample, forward: every matrix product and attention, the logits included; 97 TFLOP a step of 256."""
+    """FLOPs of one sample, forward: every matrix product and attention, the logits included; 97 TFLOP a step of 256."""
     config = config_of("official", [])
     with torch.device("meta"):
-        system = build_pipeline(config, codecs=False)
-    system.net.to_empty(device="cpu")
+        pipeline = build_pipeline(config, codecs=False)
+    pipeline.net.to_empty(device="cpu")
     with torch.no_grad():
-        for value in (*system.net.parameters(), *system.net.buffers()):
+        for value in (*pipeline.net.parameters(), *pipeline.net.buffers()):
             value.zero_()
     width, inner, image, text, states = 1024, 8 * 64, 256, 120, 49409
     positions = {"image": image, "text": text}
@@ -213,10 +217,10 @@ def test_flops_of_the_official_network_by_hand():
         return sum(2 * positions[m] * (linear + 2 * keys * inner) + 2 * 6 * width * width for m in streams)
 
     trunk = 8 * block(image + text, "image", "text")
-    towers = 6 * block(image, "image") + 6 * block(text, "text")
+    single_stream = 6 * block(image, "image") + 6 * block(text, "text")
     times = 2 * 2 * (256 * width + width * width)
     patches = 2 * 2 * image * (2 * 2 * 4) * width  # embedder and head
     heads = 2 * 2 * 2 * width * width + 2 * text * width * states  # modulation of both, logits
-    expected = trunk + towers + times + patches + heads
-    assert sample_flops(system) == expected
+    expected = trunk + single_stream + times + patches + heads
+    assert sample_flops(pipeline) == expected
     assert 3 * 256 * expected == pytest.approx(97e12, rel=0.01)

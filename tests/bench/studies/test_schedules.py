@@ -36,7 +36,7 @@ def space():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_where_each_variant_trains(variant, space):
+def test_training_times_of_each_variant(variant, space):
     """The square, the diagonal, or the diagonal and one edge, half of the samples each."""
     settings = times_of(variant, "image", "text")
     t, loss_mask = TimeSampler(**settings.model_dump())(space, Rng(0, torch.arange(4000)))
@@ -73,7 +73,7 @@ def test_variants_differ_in_times_only():
 
 
 @pytest.mark.parametrize("condition", ["image", "text"])
-def test_replacement_stays_on_the_diagonal(condition, space):
+def test_replacement_uses_equal_times(condition, space):
     """The network sees equal times, and the condition noised to that time."""
     n, seen = 600, []
 
@@ -149,7 +149,7 @@ def test_verdicts(name, better, worse, word):
     assert error == pytest.approx(2 * (better[1] ** 2 / 3 + worse[1] ** 2 / 3) ** 0.5)
 
 
-def test_the_closest_pair_decides():
+def test_verdict_compares_the_closest_pair():
     stats = {"a": (0.9, 0.01, 3), "b": (0.5, 0.01, 3), "c": (0.89, 0.01, 3)}
     word, *_, pair = verdict(stats, "text_valid", ["a"])
     assert (word, pair) == ("open", ("a", "c"))

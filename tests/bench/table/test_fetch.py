@@ -1,4 +1,4 @@
-"""`table fetch` against a local server: official rows come out, and nothing else gets in."""
+"""`table fetch` from a local server: official rows, checksums, resuming, refused archives."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def original(tabular: Path, name: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["adult", "beijing", "magic", "shoppers"])
-def test_official_rows_come_out(tabular, server, tmp_path, name):
-    """From the raw file over a connection that breaks, the very rows of the official split, checksum and all."""
+def test_rows_equal_the_official_split(tabular, server, tmp_path, name):
+    """From the raw file, over a connection that breaks, to the rows of the official split and their checksum."""
     server.files["x.zip"] = zipped({"folder/note.txt": b"", **original(tabular, name)})
     server.broken["x.zip"] = [50_000]
-    said = []
-    out = fetch(name, tmp_path, f"{server.url}/x.zip", say=said.append)
-    assert any("checksums expected" in line for line in said)
+    messages = []
+    out = fetch(name, tmp_path, f"{server.url}/x.zip", say=messages.append)
+    assert any("checksums expected" in line for line in messages)
     for part in ("train", "test"):
         ours, theirs = (pd.read_csv(f / f"{part}.csv.gz") for f in (out, tabular / name))
         pd.testing.assert_frame_equal(ours, theirs)
@@ -70,7 +70,7 @@ def test_official_rows_come_out(tabular, server, tmp_path, name):
     assert sorted(p.name for p in out.iterdir()) == ["checksums.json", "schema.yaml", "test.csv.gz", "train.csv.gz"]
 
 
-def test_wrong_rows_are_refused(tabular, server, tmp_path):
+def test_rows_with_a_wrong_checksum_are_refused(tabular, server, tmp_path):
     members = original(tabular, "magic")
     members["magic04.data"] = members["magic04.data"].replace(b"102.26,", b"102.27,", 1)
     server.files["x.zip"] = zipped(members)
@@ -80,7 +80,7 @@ def test_wrong_rows_are_refused(tabular, server, tmp_path):
 
 
 def news(rows: int = 60) -> bytes:
-    """A file laid out as OnlineNewsPopularity.csv, blanks before names and all."""
+    """A file in the format of OnlineNewsPopularity.csv, with blanks before column names."""
     rng = np.random.default_rng(0)
     names = ["url", *(f" n{i}" for i in range(12)), *(f" data_channel_is_{i}" for i in range(6)),
              *(f" m{i}" for i in range(12)), *(f" weekday_is_{i}" for i in range(8)),
@@ -101,11 +101,11 @@ def small_news(monkeypatch):
 
 def test_first_download_is_recorded_and_later_ones_must_agree(server, tmp_path, small_news):
     server.files["x.zip"] = zipped({"OnlineNewsPopularity/OnlineNewsPopularity.csv": news()})
-    said = []
-    out = fetch("news", tmp_path, f"{server.url}/x.zip", say=said.append)
+    messages = []
+    out = fetch("news", tmp_path, f"{server.url}/x.zip", say=messages.append)
     record = json.loads((out / "checksums.json").read_text())
-    assert any("trusted" in line for line in said)
-    assert any(record["archive_sha256"] in line for line in said)
+    assert any("trusted" in line for line in messages)
+    assert any(record["archive_sha256"] in line for line in messages)
     train = pd.read_csv(out / "train.csv.gz")
     schema = yaml.safe_load((out / "schema.yaml").read_text())
     assert len(schema["numerical"]) == 45
@@ -116,15 +116,15 @@ def test_first_download_is_recorded_and_later_ones_must_agree(server, tmp_path, 
     assert train["weekday"].tolist() == (order[:54] % 8).tolist()
 
     requests = len(server.seen)
-    fetch("news", tmp_path, f"{server.url}/x.zip", say=said.append)
+    fetch("news", tmp_path, f"{server.url}/x.zip", say=messages.append)
     assert len(server.seen) == requests, "a finished set was downloaded again"
-    fetch("news", tmp_path, f"{server.url}/x.zip", force=True, say=said.append)
+    fetch("news", tmp_path, f"{server.url}/x.zip", force=True, say=messages.append)
     server.files["x.zip"] = zipped({"OnlineNewsPopularity.csv": news().replace(b"0.126", b"0.127", 1)})
     with pytest.raises(ValueError, match="first download"):
-        fetch("news", tmp_path, f"{server.url}/x.zip", force=True, say=said.append)
+        fetch("news", tmp_path, f"{server.url}/x.zip", force=True, say=messages.append)
     (out / "train.csv.gz").write_bytes((out / "test.csv.gz").read_bytes())
     with pytest.raises(ValueError, match="does not hold what was downloaded"):
-        fetch("news", tmp_path, f"{server.url}/x.zip", say=said.append)
+        fetch("news", tmp_path, f"{server.url}/x.zip", say=messages.append)
 
 
 def test_default_preparation():
@@ -137,7 +137,7 @@ def test_default_preparation():
     assert train["SEX"].iloc[0] == "1"
 
 
-def test_resumes_where_it_broke_off(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     data = np.random.default_rng(0).bytes(300_000)
     server.files["f"], server.broken["f"] = data, [100_000]
     with pytest.raises(ValueError, match="broke off after 100000 of 300000 bytes"):
@@ -148,7 +148,7 @@ def test_resumes_where_it_broke_off(server, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["no ranges", "another file"])
-def test_starts_again_where_resuming_would_mix_files(server, tmp_path, case):
+def test_download_restarts_if_the_file_on_the_server_changed(server, tmp_path, case):
     old, new = b"a" * 200_000, b"b" * 150_000
     server.files["f"], server.broken["f"] = old, [100_000]
     with pytest.raises(ValueError):
@@ -175,7 +175,7 @@ def link() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"<html>", "not a valid zip archive"),
         (zipped({"magic04.data": b"1,2\n" * 99})[:100], "not a valid zip archive"),
@@ -191,9 +191,9 @@ def link() -> bytes:
     ],
     ids=[str(i) for i in range(11)],  # archives hold the time, which ids must not
 )
-def test_bad_archives(server, tmp_path, data, words):
+def test_bad_archives(server, tmp_path, data, message):
     server.files["x.zip"] = data
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         fetch("magic", tmp_path / "out", f"{server.url}/x.zip", say=lambda line: None)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out" / "magic").iterdir())

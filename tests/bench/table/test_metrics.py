@@ -107,8 +107,8 @@ def golden_baselines():
 
 
 @pytest.mark.parametrize("name", ["adult", "shoppers", "magic", "beijing"])
-def test_test_rows_score_as_with_the_official_code(real_table, name):
-    """No randomness: the held-out rows against the training rows, to the three decimals that are known."""
+def test_scores_of_test_rows_equal_the_official_ones(real_table, name):
+    """Held-out rows against training rows, to the three published decimals."""
     train, test, roles = real_table(name)
     expected = published_baselines(name)["real_test_rows"]
     got = density(train, test, roles)
@@ -136,7 +136,7 @@ def test_resampled_adult_matches_the_baselines(real_table):
 
 
 @pytest.mark.parametrize("name", ["adult", "shoppers"])
-def test_lower_baselines(real_table, name):
+def test_order_of_the_baselines(real_table, name):
     train, _, roles = real_table(name)
     rng = np.random.default_rng(0)
     expected = published_baselines(name)
@@ -150,7 +150,7 @@ def test_lower_baselines(real_table, name):
         )
 
 
-def test_packaged_baselines_are_the_golden_ones(golden_baselines):
+def test_packaged_baselines_equal_the_golden_ones(golden_baselines):
     assert {name: published_baselines(name) for name in golden_baselines["datasets"]} == golden_baselines["datasets"]
 
 
@@ -192,7 +192,7 @@ def test_precision_and_recall(mixed):
 
 
 def test_precision_and_recall_by_hand():
-    """Two numbers, three rows: every ball worked out on paper."""
+    """Two numerical columns, three rows: every ball computed by hand."""
     roles = Roles(("x",), ())
     real = pd.DataFrame({"x": [0.0, 1.0, 2.0]})  # quantiles 1/6, 1/2, 5/6; centre 1/2; radii from 0 to 1/3
     got = precision_recall(real, real, roles, levels=3)  # levels 0, ½, 1
@@ -201,7 +201,7 @@ def test_precision_and_recall_by_hand():
     assert got.beta_recall == pytest.approx(1 - (1 / 3 + 1 / 2) / 1.5)
 
 
-def test_nearest_is_exact(mixed, monkeypatch):
+def test_nearest_rows_equal_brute_force(mixed, monkeypatch):
     """Against all distances at once, in blocks that do not divide the rows, duplicates included."""
     monkeypatch.setattr(table_metrics, "BLOCK", 64)
     real = pd.concat([mixed(150, 0), mixed(150, 0)[:20]], ignore_index=True)
@@ -226,7 +226,7 @@ def test_distance_between_rows():
     assert np.linalg.norm(points[0] - points[2]) == pytest.approx(1.0)
 
 
-def test_distances_are_flat_in_memory():
+def test_memory_of_nearest_rows():
     """4,000 × 4,000 rows would need 128 MB at once."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": rng.normal(size=4000), "k": rng.integers(0, 300, 4000).astype(str)})
@@ -262,7 +262,7 @@ def test_privacy_separates_copies_from_fresh_rows(mixed):
 
 
 def test_adult_holdout_copies(real_table):
-    """23 of the 16,281 test rows also stand in train, says the data's own schema."""
+    """23 of the 16,281 test rows are also training rows, according to the data's schema."""
     train, test, roles = real_table("adult")
     assert copied(train, test, roles) == pytest.approx(23 / 16281)
 
@@ -316,7 +316,7 @@ def test_pairs_cover_the_table(mixed):
     assert density(real, real, roles).trend == pytest.approx(1.0)
 
 
-def test_missing_empty_and_zero_bytes_are_three_things():
+def test_missing_empty_and_zero_byte_strings_are_distinct():
     """pandas compares strings only up to a zero byte; a missing value is not the empty string."""
     table = pd.DataFrame({"k": ["", None, "\0", "\0a", "\0b"]})
     roles = Roles((), ("k",))

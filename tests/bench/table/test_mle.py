@@ -1,4 +1,4 @@
-"""Machine-learning efficiency: the grid, both rules of selection, and the official scores of baselines."""
+"""Machine-learning efficiency: the grid, both selection rules, and the official scores of baselines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_the_grid_is_the_official_one():
     assert np.prod([len(v) for v in GRID.values()]) == 36
 
 
-def test_first_trees_are_the_smaller_forest():
-    """36 settings from 12 fits: ten trees of a hundred equal a forest of ten."""
+def test_first_trees_equal_a_smaller_model():
+    """36 settings from 12 fits: the first ten of a hundred trees equal a fit with ten trees."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(800, 5)).astype(np.float32)
     y = (x[:, 0] * x[:, 1] + rng.normal(0, 0.3, 800) > 0).astype(int)
@@ -52,8 +52,8 @@ def test_criteria_equal_scikit_learn():
     assert auc(three, shares) == pytest.approx(roc_auc_score(three, shares, multi_class="ovr"))
 
 
-def test_official_pick_may_look_at_the_test_rows(monkeypatch):
-    """With made-up predictions: `score` is the test score of the best validation AUC."""
+def test_official_selection_uses_the_test_rows(monkeypatch):
+    """With invented predictions: `score` is the test score of the best validation AUC."""
     rng = np.random.default_rng(0)
     n = 900
     table = pd.DataFrame({"x": rng.normal(size=n), "y": np.where(rng.random(n) < 0.3, "b", "a")})
@@ -115,7 +115,7 @@ def test_regression_on_a_logarithmic_scale(mixed):
     assert mle(train, test, roles, "fast", log_target=False).score > 1
 
 
-def test_official_scaling_is_fitted_apart_only_where_it_matters(mixed):
+def test_separate_fits_for_the_official_scaling(mixed):
     """A first column from 10,000 up turns every number into a logarithm and merges all that is negative."""
     train, test = (mixed(1200, 0), mixed(400, 1))
     for table in (train, test):

@@ -72,7 +72,7 @@ def test_runs_resumes_and_prints(data, tmp_path):
         assert part in text
 
 
-def test_cells():
+def test_cells_of_the_tables():
     rows = [
         QualityResult("adult", "r", s, "official", 0.9, t, 0.9, 0.91, "AUC", 0, 0, 70_194, 50, 1.0)
         for s, t in enumerate((0.98, 0.99, 0.985))
@@ -83,8 +83,8 @@ def test_cells():
     assert len(tables(rows)) == 2
 
 
-def test_numbers_of_others_are_those_of_the_paper():
-    """Row by row against tables.md, where it is at hand."""
+def test_published_numbers_equal_those_of_the_paper():
+    """Row by row against tables.md, if that file is present."""
     for kind in ("trend", "mle"):
         assert all(len(row["scores"]) == len(published()["sets"]) for row in published()[kind]["rows"])
     if not TABLES_MD.is_file():

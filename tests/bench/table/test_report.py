@@ -15,7 +15,7 @@ N = 60
 
 
 def check(page: str) -> None:
-    """One self-contained, well-formed page: every address is data, every tag closed, nothing not-a-number."""
+    """A self-contained, well-formed page: all URLs are data URLs, all tags are closed, no NaN."""
     from html.parser import HTMLParser
 
     for address in re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', page):
@@ -114,8 +114,8 @@ def test_renders(tmp_path, name):
         assert "No MLE" in page
 
 
-def test_from_files_and_known_set(real_table, tmp_path):
-    """Adult is recognized: official baselines beside the scores, and copies of training rows are called out."""
+def test_a_published_set_is_recognized(real_table, tmp_path):
+    """Adult is recognized: the official baselines are shown, with a warning about copies of training rows."""
     train, test, _ = real_table("adult")
     train.to_csv(tmp_path / "real.csv", index=False)
     test[:3000].to_csv(tmp_path / "test.csv", index=False)
@@ -131,7 +131,7 @@ def test_from_files_and_known_set(real_table, tmp_path):
     assert page.count("⚠</td>") == 3
 
 
-def test_fresh_rows_do_not_warn(mixed, tmp_path):
+def test_no_warning_for_fresh_rows(mixed, tmp_path):
     tables = (mixed(600, 0), mixed(600, 1), mixed(400, 2))
     scores = report(*tables, tmp_path / "r.html", target="label", fast=True)
     page = (tmp_path / "r.html").read_text()
@@ -140,8 +140,8 @@ def test_fresh_rows_do_not_warn(mixed, tmp_path):
     assert (tmp_path / "r.html").read_text() == page, "the same tables gave another page"
 
 
-def test_baselines_of_a_part_of_a_set_are_measured_here(real_table, tmp_path):
-    """A schema that says adult does not make a few hundred rows the set that was measured."""
+def test_baselines_are_measured_for_a_part_of_a_set(real_table, tmp_path):
+    """Published baselines are used for all rows of adult only, not for a few hundred rows with its schema."""
     train, _, roles = real_table("adult")
     schema = {"name": "adult", "numerical": list(roles.numerical), "categorical": list(roles.categorical[:-1]),
               "target": "income", "task": "binclass"}  # fmt: skip
@@ -152,7 +152,7 @@ def test_baselines_of_a_part_of_a_set_are_measured_here(real_table, tmp_path):
 
 
 def test_schema_rules(mixed, tmp_path):
-    """A schema's roles are used, and a part of a set says so."""
+    """A schema's roles are used; the page notes that the rows are a part of a set."""
     schema = {"name": "mine", "numerical": ["size"], "categorical": ["count"], "partial": True}
     scores = report(mixed(), mixed(600, 1), None, tmp_path / "r.html", schema=schema)
     page = (tmp_path / "r.html").read_text()

@@ -21,15 +21,15 @@ ROLES = Roles(("x", "y"), ("kind", "label"), "label", "binclass")
 
 
 def table(n: int, seed: int) -> pd.DataFrame:
-    """y is twice x but for noise, label follows kind."""
+    """y is 2x plus noise, label depends on kind."""
     r = np.random.default_rng(seed)
     x, kind = r.standard_normal(n), r.choice(["a", "b", "c"], n, p=[0.5, 0.45, 0.05])
     label = np.where(r.random(n) < np.select([kind == "a", kind == "b"], [0.9, 0.2], 0.5), "yes", "no")
     return pd.DataFrame({"x": x, "y": 2 * x + 0.1 * r.standard_normal(n), "kind": kind, "label": label})
 
 
-class Known:
-    """Draws from the truth; under a condition with another chance of yes if `wrong`."""
+class OracleModel:
+    """Samples from the true distribution; with `wrong`, conditional samples have another probability of yes."""
 
     feature_names_in_ = tuple(table(1, 0))
 
@@ -55,7 +55,7 @@ class Known:
 
 def test_exact_conditional_rows_are_as_good_as_filtered_ones_and_wrong_ones_worse():
     real = table(20_000, 0)
-    good, bad = (conditional(Known(w), real, ["kind"], "label", table(6000, 100), 400) for w in (0.0, 0.4))
+    good, bad = (conditional(OracleModel(w), real, ["kind"], "label", table(6000, 100), 400) for w in (0.0, 0.4))
     assert [c.given for c in good] == [("a",), ("b",), ("c",)]
     for c in good:
         assert c.filtered == pytest.approx(6000 * c.share, rel=0.2)
@@ -68,11 +68,11 @@ def test_exact_conditional_rows_are_as_good_as_filtered_ones_and_wrong_ones_wors
     assert rows[-1]["n"] == 1
     assert rows[1]["ours"] == pytest.approx(np.average([c.ours for c in bad], weights=[c.real for c in bad]))
     with pytest.raises(ValueError, match="unknown column 'colour'"):
-        conditional(Known(), real, ["colour"], "label", real)
+        conditional(OracleModel(), real, ["colour"], "label", real)
 
 
 def test_an_empty_filter_counts_as_distance_one():
-    found = conditional(Known(), table(20_000, 0), ["kind"], "label", table(3, 100), 50)
+    found = conditional(OracleModel(), table(20_000, 0), ["kind"], "label", table(3, 100), 50)
     rare = found[2]
     assert np.isnan(rare.theirs) or rare.filtered > 0
     assert all(np.isfinite(row["theirs"]) for row in summary(found))
@@ -80,7 +80,7 @@ def test_an_empty_filter_counts_as_distance_one():
 
 def test_scores_of_exact_imputation_and_of_baselines():
     train, test = table(2000, 0), table(1000, 1)
-    rows = imputation(train, test, ROLES, lambda holes: Known().impute(holes, "", 0, 0)[0], one_hot_rows=500)
+    rows = imputation(train, test, ROLES, lambda holes: OracleModel().impute(holes, "", 0, 0)[0], one_hot_rows=500)
     score = {(r.column, r.filler): r.score for r in rows}
     assert score["y", "anystate"] == pytest.approx(np.sqrt(0.2 + 0.8 * 0.05**2), abs=0.08)  # x is gone in a fifth
     assert score["x", "mean/mode"] == pytest.approx(1.0, abs=0.05)
@@ -107,7 +107,7 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch):
 
     def fit(train, schema, recipe, seed):
         fits.append((schema.name, recipe, seed))
-        return Known()
+        return OracleModel()
 
     console = Console(file=io.StringIO(), width=200)
     tasks = Tasks(["toy"], range(2), "default", fit, tmp_path / "out", tmp_path / "tabular", console)

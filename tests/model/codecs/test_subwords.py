@@ -62,7 +62,7 @@ def test_a_tokenizer_beyond_the_vocabulary(bpe):
         TokenizerCodec(bpe, 8, 260).encode(["a"])
 
 
-def test_its_json_is_a_tokenizer(bpe, tmp_path):
+def test_tokenizer_from_json(bpe, tmp_path):
     codec = codec_of(bpe)
     (tmp_path / "copy.json").write_text(codec.json())
     copy = codec_of(tmp_path / "copy.json")

@@ -84,13 +84,13 @@ def outputs(net, space, golden):
     return out["image"], out["text"].values()
 
 
-def test_the_imported_network_is_the_official_one(golden, run, close):
+def test_outputs_of_the_imported_network_equal_the_golden_ones(golden, run, close):
     """The raw weights give the golden outputs, the EMA weights others."""
     pipeline = Pipeline.from_pretrained(run, "raw")
     image, _ = outputs(pipeline.net, golden.official_space(), golden)
     close(image, golden["precond/out_cont"], 1e-4, "image")
-    averaged, _ = outputs(Pipeline.from_pretrained(run).net, golden.official_space(), golden)
-    assert (averaged - image).abs().max() > 1e-3
+    ema, _ = outputs(Pipeline.from_pretrained(run).net, golden.official_space(), golden)
+    assert (ema - image).abs().max() > 1e-3
 
 
 def test_the_config_describes_the_official_processes(golden, run):
@@ -123,7 +123,7 @@ def test_the_report_lists_used_and_unused_tensors(state, options, tmp_path, caps
     assert all(f"not used: {key}" in printed for key in extra)
 
 
-def test_published_safetensors_hold_one_of_two_names(golden, state, options, tmp_path, close, call):
+def test_shared_tensors_with_one_of_two_names(golden, state, options, tmp_path, close, call):
     """`save_model`, which the hub's mixin calls, drops the second name of a shared tensor."""
 
     class Shared(torch.nn.Module):

@@ -90,7 +90,7 @@ def default_target(golden) -> str | None:
     return "cat" if golden.config["model"]["two_time"] else None
 
 
-def test_official_weights_map_into_ours_and_back_without_rest(table):
+def test_official_weights_round_trip(table):
     case = Case(table, default_target(table))
     official, back = table.below("weights/"), to_official(case.model)
     assert case.unused == []
@@ -178,12 +178,12 @@ def test_optimizer_steps(table, tolerance, close):
     if "optim/loss" not in table:
         pytest.skip("these vectors have no optimizer steps")
     case, g, recipe = Case(table, default_target(table)), table.below("optim/"), table.config["recipe"]["adamw"]
-    averages = {key.split("/")[0] for key in g if key.startswith("ema_")}
+    decays = {key.split("/")[0] for key in g if key.startswith("ema_")}
     optimizer = torch.optim.AdamW(
         case.model.parameters(), recipe["lr"], recipe["betas"], weight_decay=recipe["weight_decay"]
     )
     x0 = case.split(table["loss/x_num"], table["loss/x_cat"])
-    ema = {name: {key: v.clone() for key, v in to_official(case.model).items()} for name in averages}
+    ema = {name: {key: v.clone() for key, v in to_official(case.model).items()} for name in decays}
     for i, lr in enumerate(g["lr"].tolist()):
         optimizer.param_groups[0]["lr"] = lr
         t = {m: g["t"][i].double() for m in case.model.groups}

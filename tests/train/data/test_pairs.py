@@ -55,7 +55,7 @@ def test_an_epoch_shows_every_row_once(data):
     assert rows != later
 
 
-def test_parts_of_a_batch_are_the_whole(data):
+def test_parts_of_a_batch_make_up_the_batch(data):
     whole = data[0].batch(7, 3, range(12), 12)
     parts = [data[0].batch(7, 3, range(i, i + 4), 12) for i in (0, 4, 8)]
     for m, value in whole.items():
@@ -63,7 +63,7 @@ def test_parts_of_a_batch_are_the_whole(data):
 
 
 def test_all_captions_of_an_image_are_used(data):
-    """With four captions, 40 epochs of one row miss one of them with probability 4·0.75⁴⁰ = 4e-5."""
+    """40 epochs of one row with four captions miss one of them with probability 4·0.75⁴⁰ = 4e-5."""
     one = Pairs(data[0].images[:1], data[0].captions[:1])
     seen = {tuple(one.batch(0, step, range(1), 1)["text"][0].tolist()) for step in range(40)}
     assert len(seen) == len(digits.TEMPLATES)

@@ -214,7 +214,7 @@ def load_packed(
 
 
 def _image_section(image: Image) -> dict:
-    """What `dataset.yaml` must contain for an image modality of a config."""
+    """The required entries of `dataset.yaml` for an image modality of a config."""
     section = {"kind": "latents" if image.latents else "pixels", "channels": image.channels, "size": image.size}
     if image.latents:
         section["scale"] = image.latents.scale
@@ -224,7 +224,7 @@ def _image_section(image: Image) -> dict:
 
 
 def _text_section(text: Text) -> dict:
-    """What `dataset.yaml` must contain for a text modality of a config."""
+    """The required entries of `dataset.yaml` for a text modality of a config."""
     section = {"length": text.length, "states": text.states, "pad": text.pad}
     if text.tokenizer is None:
         section["alphabet"] = text.alphabet

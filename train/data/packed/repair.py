@@ -63,7 +63,7 @@ class Repair:
         )
 
     def problem(self, image: np.ndarray | None, tokens: np.ndarray | None) -> str | None:
-        """What is wrong with a sample, or None."""
+        """The fault of a sample, or None."""
         if image is None or tokens is None:
             return f"its {'image' if image is None else 'tokens'} cannot be read"
         if image.shape != self.shape or image.dtype != self.dtype:
@@ -144,5 +144,5 @@ def _stack_if_uniform(arrays: np.ndarray | list) -> np.ndarray | list:
 
 
 def max_bad_samples(share: float, samples: int) -> int:
-    """How many bad samples a share allows: at least one, unless the share is 0."""
+    """The number of bad samples that a share allows: at least one, unless the share is 0."""
     return 0 if share == 0 else max(1, int(share * samples))

@@ -27,7 +27,7 @@ from .stores import LatentStore, Moments, PixelStore, text_codec, text_section
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to pack a source; the settings of a data set cannot be changed once its packing has begun.
+    """Settings of packing a source; the settings of a data set cannot be changed once its packing has begun.
 
     Args:
         size: side of the images in pixels; None: that of the first image.

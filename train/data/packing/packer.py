@@ -175,7 +175,7 @@ class SkipCounter:
 
 
 def read_record(out: Path, job: Job) -> dict:
-    """What a finished job wrote about its shards."""
+    """The record that a finished job wrote about its shards."""
     return json.loads((out / STATE / f"{job.name}.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""What `anystate data pack` reads: images with captions from an .npz or a folder.
+"""Sources of `anystate data pack`: images with captions from an .npz or a folder.
 
 Tables are in `caption_tables`, lists of links in `links`. A source divides its samples into jobs, each of which becomes
 one shard per split, and reads one job at a time.
@@ -80,7 +80,7 @@ class Job:
 
 
 class RawSource:
-    """Where raw samples come from. `note` shows a short status text to the user; the packer sets it."""
+    """A source of raw samples. `note` shows a short status text to the user; the packer sets it."""
 
     name: str
     work: Path  # folder for files needed only while packing, set by `prepare`

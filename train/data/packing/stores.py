@@ -1,4 +1,4 @@
-"""How a packed data set stores images and captions, and how these are computed from raw samples."""
+"""Storage formats of images and captions in a packed data set, computed from raw samples."""
 
 from __future__ import annotations
 

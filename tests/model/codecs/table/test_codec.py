@@ -82,7 +82,7 @@ def companion(values: pd.Series) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_column_comes_back_as_it_was(name):
+def test_columns_round_trip(name):
     table = companion(NASTY[name])
     codec = codec_of(table)
     codec = TableCodec.from_json(json.loads(json.dumps(codec.to_json())))
@@ -129,7 +129,7 @@ def test_z_of_a_skewed_column_is_normal():
 
 @pytest.mark.parametrize("tail_rows", [2.0, 6.0])
 def test_generated_numbers_reach_both_ends_as_often_as_configured(tail_rows):
-    """Of standard normal z, 50 tables at once; an encoded table is not changed."""
+    """From standard normal z, in 50 tables; an encoded table is not changed."""
     n = 1000
     table = companion(pd.Series(np.exp(R.standard_normal(n))))
     codec = codec_of(table, tail_rows=tail_rows)
@@ -153,7 +153,7 @@ def test_kinds_are_inferred():
     assert {kinds[c] for c in ("id", "key")} == {"identifier"}
 
 
-def test_identifiers_go_on_and_repeat_nothing():
+def test_identifiers_continue_without_repetition():
     table = pd.DataFrame({"id": np.arange(N), "key": [f"k{i}" for i in range(N)], "x": NASTY["int"]})
     back = (codec := codec_of(table)).decode(*codec.encode(table))
     assert not set(back["id"]) & set(table["id"])
@@ -161,7 +161,7 @@ def test_identifiers_go_on_and_repeat_nothing():
     assert back["key"].is_unique
 
 
-def test_schema_goes_through_yaml_and_edits_count(tmp_path):
+def test_schema_round_trip_through_yaml_with_edits(tmp_path):
     table = pd.DataFrame({**NASTY, "id": np.arange(N)})
     schema = infer(table)
     (tmp_path / "s.yaml").write_text(schema.dump(), encoding="utf-8")
@@ -179,7 +179,7 @@ def test_frequent_values_are_split_off():
     assert codec_of(table, max_discrete_values=0).numerical == ["it"]
 
 
-def test_rare_categories_are_pooled_and_come_back_by_frequency():
+def test_rare_categories_are_pooled_and_decoded_by_frequency():
     values = pd.Series([f"c{i}" for i in range(1000) for _ in range(1 + (i < 20) * 50)])
     table = companion(values)
     codec = codec_of(table, max_categories=64)
@@ -202,7 +202,7 @@ def test_rare_categories_are_pooled_and_come_back_by_frequency():
         (pd.DataFrame({"a": [f"k{i}" for i in range(30)]}), "nothing to model"),
     ],
 )
-def test_tables_that_cannot_be_modelled_say_why(table, message):
+def test_errors_of_tables_that_cannot_be_modelled(table, message):
     with pytest.raises(ValueError, match=message):
         codec_of(table)
 
@@ -311,7 +311,7 @@ def test_csv_keeps_spellings_and_fills_only_empty_cells():
         ("", "is empty"),
     ],
 )
-def test_malformed_csv_says_where(text, message):
+def test_errors_of_malformed_csv_name_the_place(text, message):
     with pytest.raises(ValueError, match=message):
         parse_csv(text, "t.csv")
 
@@ -321,7 +321,7 @@ def test_old_line_ends_and_long_cells_are_read():
     assert len(parse_csv(f"a,b\n{'x' * 200_000},1\n", "t.csv")["a"][0]) == 200_000
 
 
-def test_parquet_says_what_it_cannot_hold_or_read(tmp_path):
+def test_errors_of_parquet_files(tmp_path):
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     mixed = pd.DataFrame({"a": [1.5, "x"] * 9})
     with pytest.raises(ValueError, match="column 'a' mixes float and str, which Parquet cannot hold"):

@@ -95,7 +95,7 @@ def test_the_next_run_resumes_a_failed_download(work, server):
     check_all_there(work)
 
 
-def test_a_dead_link_is_named_and_can_be_left_out(work, server):
+def test_a_dead_link_is_named_and_can_be_skipped(work, server):
     del server.files["sa_1.tar"]
     with pytest.raises(ValueError, match=r"sa_1.tar: 404"):
         run(work)

@@ -98,7 +98,7 @@ def test_packing_again_does_only_what_is_missing(source, tmp_path, monkeypatch):
     assert all(p.stat().st_mtime_ns == times[p] for p in (out / "train").iterdir() if "00002" not in p.name)
 
 
-def test_a_killed_run_goes_on_and_leaves_no_half_shard(source, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_without_incomplete_shards(source, tmp_path, monkeypatch):
     out, settings = tmp_path / "set", Settings(shard_size=16)
     real, calls = packer.encode_captions, []
 
@@ -147,7 +147,7 @@ def torchrun(*args, ranks=2):
     return done.stdout
 
 
-def test_two_ranks_write_what_one_writes(source, packed, tmp_path):
+def test_two_ranks_write_the_same_shards_as_one(source, packed, tmp_path):
     torchrun("data", "pack", source, "--out", tmp_path / "set", "--shard-size", 16)
     one, two = ({p.name: p.read_bytes() for p in sorted((f / "train").iterdir())} for f in (packed, tmp_path / "set"))
     assert one == two
@@ -196,7 +196,7 @@ def test_bpe_tokens(source, tmp_path):
     assert (pairs.captions != 0).sum(-1).max() == about["length"]
 
 
-def test_a_clip_tokenizer_that_is_none(source, tmp_path):
+def test_a_file_that_is_not_a_clip_tokenizer(source, tmp_path):
     train_bpe(["a b"], 260).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="not a CLIP tokenizer"):
         packed_of(source, tmp_path / "set", Settings(text="clip", tokenizer=str(tmp_path / "tokenizer.json")))
@@ -293,7 +293,7 @@ def test_faults_of_a_folder_are_skipped_counted_and_named(call, refused, image_f
     }  # fmt: skip
 
 
-def test_one_bad_image_is_always_allowed(image_folder, tmp_path):
+def test_one_broken_image_is_always_allowed(image_folder, tmp_path):
     captions_json(image_folder)
     (image_folder / "p4.png").unlink()
     assert packed_of(image_folder, tmp_path / "set").skipped == {"total": 1, "image is broken": 1}
@@ -353,7 +353,7 @@ def test_long_captions_are_truncated_and_counted(source, tmp_path):
 
 
 @pytest.mark.parametrize("size", [4, 3])
-def test_size_asked_for(source, tmp_path, size):
+def test_requested_size(source, tmp_path, size):
     packed_of(source, tmp_path / "set", Settings(size=size))
     assert pairs_of(tmp_path / "set").images.shape == (60, 3, size, size)
 
@@ -412,7 +412,7 @@ def check_packed_table(source, out):
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 @pytest.mark.parametrize("write", [write_arrow, write_parquet])
-def test_tables(tmp_path, write):
+def test_packing_tables(tmp_path, write):
     write(tmp_path / "tables")
     check_packed_table(tmp_path / "tables", tmp_path / "set")
 
@@ -431,7 +431,7 @@ def test_tables_that_cannot_be_packed(tmp_path):
 
 
 def test_a_data_set_of_the_datasets_library(tmp_path, monkeypatch):
-    """What `load_dataset` gives for a hub id, here made from a local Parquet file by the same function."""
+    """`load_dataset` is called with a local Parquet file in place of a hub id."""
     datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
     write_parquet(tmp_path / "tables")
     real, files = datasets.load_dataset, {s: str(tmp_path / f"tables/{s}-*.parquet") for s in ("train", "validation")}
