@@ -57,6 +57,8 @@ def sample(
         x0_before: dict[str, Tensor] = {}  # of dpmpp_2m
 
         for k in range(steps):
+            if set(hits) == set(generated) and not any(bool((group == k).any()) for _, group in hits.values()):
+                continue  # nothing is unmasked in this update
             t = t_condition | {m: times[m][k] for m in generated}
             active = [m for m in guided if w.is_active(m, float(grid[m][k]))]
             out, uncond = predict(net, space, w, guiding, active, x, t, rng.at(2 * k))

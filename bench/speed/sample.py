@@ -97,7 +97,7 @@ def calls(
     pairs = synthetic_pairs(pipeline.config, device)
     data = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
     flops = sample_flops(pipeline)
-    if device.type == "cpu":
+    if implementation == "fast" and device.type == "cpu":
         keep_memory()
     if implementation == "fast" and compile != "never":
         compile_net(net, device, demanded=True, dynamic=True)
