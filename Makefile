@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 lint: style types
 

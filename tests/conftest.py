@@ -24,6 +24,14 @@ from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
 
 
+LONGEST = ("test_window.py", "test_text_image.py", "test_distributed.py", "test_in_use.py", "test_compiled.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 class Golden:
     """Vectors computed by official code: `golden["net/masked/tokens"]`, hyper-parameters in `golden.config`."""
 

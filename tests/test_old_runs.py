@@ -77,8 +77,14 @@ def test_digits_resumes(run):
 def test_table_resumes(run):
     folder, (table, _) = run("table"), load_bundled()
     config = shutil.copy(folder / "config.yaml", folder.with_suffix(".yaml"))
-    TableSynthesizer(config, device="cpu", out=folder).fit(table.iloc[:200])
+    TableSynthesizer(config, device="cpu", out=folder).fit(as_in_pandas_2(table.iloc[:200]))
     same_training(folder, "table")
+
+
+def as_in_pandas_2(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with text of dtype object, as the run was made; pandas 3 has a dtype for text."""
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.astype(dict.fromkeys(text, object))
 
 
 def same_training(folder: Path, name: str) -> None:
