@@ -8,13 +8,17 @@ SEED ?= 0
 
 TYPED := $(foreach folder,configs kernels diffusion model sample train bench,-p anystate.$(folder)) -m anystate.cli
 
-.PHONY: demo test lint style types pages bench clean
+.PHONY: demo test dry-run lint style types pages bench clean
 
 demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not dry_run" $(PYTEST_OPTIONS)
+
+# the GPU scripts at tiny sizes, without a GPU
+dry-run: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench/gpu -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
 
 lint: style types
 
