@@ -62,7 +62,25 @@ def modernize(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
             raise ValueError(f"{place}{key} and {place}{name} are the old and the new name of one setting: keep one")
         inner = f"{place}{name}."
         out[name] = modernize(value, inner) if isinstance(value, dict) else _value(values, value)
-    return _balanced(out, place)
+    return out
+
+
+def split_balanced(raw: dict[str, Any]) -> dict[str, Any]:
+    """A whole config with the earlier `loss_on: balanced` as `loss.weighting: balanced` on masked positions.
+
+    Raises:
+        ValueError: the loss has another weighting as well.
+    """
+    section = raw.get("categorical")
+    if not isinstance(section, dict) or section.get("loss_on") != "balanced":
+        return raw
+    loss = section.get("loss") or {}
+    if loss.get("weighting", "none") not in ("none", "balanced"):
+        raise ValueError(
+            "categorical.loss_on: balanced weighs by itself: set categorical.loss.weighting: balanced instead"
+        )
+    loss = {**loss, "weighting": "balanced"}
+    return {**raw, "categorical": {**section, "loss_on": "masked", "loss": loss}}
 
 
 def _today(place: str, key: str) -> tuple[str, dict[Any, Any]]:
@@ -74,11 +92,3 @@ def _today(place: str, key: str) -> tuple[str, dict[Any, Any]]:
 
 def _value(values: dict[Any, Any], value: Any) -> Any:
     return values.get(value, value) if isinstance(value, str) else value
-
-
-def _balanced(section: dict[str, Any], place: str) -> dict[str, Any]:
-    """`counted: balanced` was what is now `loss_on: masked` with `loss.weighting: balanced`."""
-    if place == "categorical." and section.get("loss_on") == "balanced":
-        loss = section.get("loss") or {}
-        section = {**section, "loss_on": "masked", "loss": {**loss, "weighting": "balanced"}}
-    return section

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .aliases import modernize
+from .aliases import modernize, split_balanced
 from .config import Config, Image, Latents, Loss, SamplerConfig, Schedule, Section, StreamConfig, Text, Tokenizer
 
 HERE = Path(__file__).parent
@@ -78,10 +78,13 @@ def find_config(source: str | Path) -> Path:
 
 def parse_config(raw: dict[str, Any], where: str, model: type[Section] = Config):
     """A config from plain data, under today's names of settings or earlier ones; `where` names its origin in errors."""
+    raw = _modernize(raw, where)
     try:
-        return model.model_validate(_modernize(raw, where))
+        return model.model_validate(split_balanced(raw))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def dump_config(config: BaseModel) -> str:

@@ -52,7 +52,7 @@ class TrainState:
     bf16: bool
     step: int = 0
     grad_norm: Tensor | float = 0.0
-    finite: Tensor = None
+    finite: Tensor = dataclasses.field(init=False)
 
     def __post_init__(self):
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import anystate
-from anystate.configs.load import load_config
+from anystate.configs.load import ConfigError, load_config
 from anystate.configs.runs import CheckpointError, resolve
 from anystate.configs.table import EncodingConfig, TableConfig
 from anystate.kernels import Rng
@@ -391,8 +391,16 @@ def test_a_run_written_before_a_setting_existed_loads_unchanged(tmp_path):
 
 
 def test_balanced_weighting_and_its_old_name():
-    config = load_config("table/default", ["categorical.loss_on=balanced"], TableConfig)
+    config = load_config(
+        "table/default", ["tokens.counted=balanced", "tokens.loss.weighting=none", "tokens.loss.scale=0.5"], TableConfig
+    )
+    assert config.categorical.loss.scale == 0.5
     assert (config.categorical.loss_on, config.categorical.loss.weighting) == ("masked", "balanced")
+
+
+def test_balanced_positions_take_no_further_weight():
+    with pytest.raises(ConfigError, match="balanced weighs by itself"):
+        load_config("table/default", ["tokens.counted=balanced", "tokens.loss.weighting=elbo"], TableConfig)
 
 
 def test_the_papers_config_has_the_papers_size_and_sampler():
