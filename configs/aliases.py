@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 # old path: (new name of its last part, {old value: new value}); * stands for any name
@@ -45,6 +46,9 @@ RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
     "draws": ("noise", {"independent": "iid"}),
 }
 REMOVED = ("engine",)  # fast or plain; both drew the same random numbers
+KINDS = {"gaussian": "image", "masked": "text", "uniform": "text"}  # of a process, before modalities said their kind
+TABLE = ("encoding", "numerical", "categorical", "conditioning_prob", "noise", "missing")  # once at the top of a file
+TABLE_BASE, TABLE_MODALITY = "table/base", "row"  # what a file of a table implied, and the name of its modality
 
 
 def modernize(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
@@ -65,22 +69,67 @@ def modernize(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
     return out
 
 
-def split_balanced(raw: dict[str, Any]) -> dict[str, Any]:
-    """A whole config with the earlier `loss_on: balanced` as `loss.weighting: balanced` on masked positions.
+def upgrade(raw: dict[str, Any], table_base: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A whole config of an earlier version as one of today's.
+
+    Args:
+        table_base: the content of `TABLE_BASE`, over which the settings of a table are laid.
 
     Raises:
-        ValueError: the loss has another weighting as well.
+        ValueError: `loss_on: balanced` with another weighting as well.
     """
-    section = raw.get("categorical")
+    raw = dict(raw)
+    table = {key: raw.pop(key) for key in TABLE if key in raw and len(raw.get("modalities") or "1") == 1}
+    if table:
+        if "modalities" not in raw:
+            raw = merge(table_base(), raw)
+        name = next(iter(raw["modalities"]), TABLE_MODALITY)
+        raw = merge(raw, {"modalities": {name: _split_balanced(table)}})
+    if isinstance(raw.get("data"), dict):
+        raw["data"] = _upgrade_data(dict(raw["data"]))
+    if isinstance(raw.get("modalities"), dict):
+        raw["modalities"] = {m: _with_kind(section) for m, section in raw["modalities"].items()}
+    return raw
+
+
+def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, section by section."""
+    both = {k: merge(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **both}
+
+
+def _upgrade_data(data: dict[str, Any]) -> dict[str, Any]:
+    """`source` for the earlier `name` and `path`."""
+    name, path = data.pop("name", None), data.pop("path", None)
+    if path is not None:
+        data["source"] = path
+    elif name not in (None, "npz", "packed"):
+        data["source"] = name
+    return data
+
+
+def _with_kind(section: Any) -> Any:
+    """A modality's section with its kind, which its process told earlier."""
+    if not isinstance(section, dict):
+        return section
+    kind = section.get("kind") or KINDS.get(section.get("process"))
+    if section.get("process") == "gaussian":
+        section = {key: value for key, value in section.items() if key != "process"}
+    return section if kind is None else {"kind": kind, **section}
+
+
+def _split_balanced(table: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a table with the earlier `loss_on: balanced` as `loss.weighting: balanced` on masked positions."""
+    section = table.get("categorical")
     if not isinstance(section, dict) or section.get("loss_on") != "balanced":
-        return raw
+        return table
     loss = section.get("loss") or {}
     if loss.get("weighting", "none") not in ("none", "balanced"):
         raise ValueError(
             "categorical.loss_on: balanced weighs by itself: set categorical.loss.weighting: balanced instead"
         )
     loss = {**loss, "weighting": "balanced"}
-    return {**raw, "categorical": {**section, "loss_on": "masked", "loss": loss}}
+    return {**table, "categorical": {**section, "loss_on": "masked", "loss": loss}}
 
 
 def _today(place: str, key: str) -> tuple[str, dict[Any, Any]]:

@@ -1,14 +1,16 @@
 """Every setting of a run, typed and documented; unknown keys are refused.
 
 A config is a YAML file of these models plus `key=value` overrides, read by `configs.load`. The resolved config is
-written beside every checkpoint and builds the same space, network and codecs again.
+written beside every checkpoint and builds the same space, network and codecs again. The sections of modalities are
+kinds, one a file in `model/modalities/`, or the user's own (see `configs.kinds`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 
 class Section(BaseModel):
@@ -44,110 +46,63 @@ class Loss(Section):
 class StreamConfig(Section):
     """The stream of a modality in the network."""
 
-    width: int = Field(gt=0, description="features of a position")
+    width: int | None = Field(None, gt=0, description="features of a position; required unless `share` is set")
     cond: int | None = Field(None, gt=0, description="width of the time conditioning; default the stream's width")
     single_stream_depth: int = Field(0, ge=0, description="blocks of its own after the joint trunk")
     output: bool = Field(True, description="false: a pure condition, never predicted")
-    patch: int = Field(2, gt=0, description="side of a patch, images only")
-
-
-class Latents(Section):
-    """Images are diffused in the latent space of a variational autoencoder (`diffusers.AutoencoderKL`)."""
-
-    vae: str = Field("stabilityai/sd-vae-ft-mse", description="local folder or Hugging Face id")
-    scale: float = Field(0.18215, gt=0, description="factor that brings latents to about unit variance")
-
-
-class Image(Section):
-    """An image under Gaussian diffusion: pixel values scaled to [−1, 1], or latents."""
-
-    process: Literal["gaussian"] = Field(description="gaussian")
-    channels: int = Field(gt=0, description="of what is diffused: 4 for the usual latents")
-    size: int = Field(gt=0, description="side of what is diffused: 32 for latents of images of 256 pixels")
-    pixel_max: float = Field(255.0, gt=0, description="raw pixels lie in [0, pixel_max]")
-    latents: Latents | None = Field(None, description="null: pixels")
-    schedule: Schedule = Field(Schedule(), description="the noise schedule")
-    t_min: float = Field(1e-3, gt=0, lt=1, description="smallest time; 0 is clean data")
-    time_conditioning: Literal["sigma", "time", "log_snr"] = Field(
-        "sigma", description="the network's input for the time"
+    patch: int | None = Field(
+        None, gt=0, description="image: side of a patch; series: frames of a token; vector: features of a token"
     )
-    prediction_type: Literal["epsilon", "v_prediction"] = Field(
-        "epsilon", description="what the network predicts (see `diffusion.Gaussian`)"
+    share: str | None = Field(None, description="name of the modality whose stream this one joins")
+    aligned: bool = Field(
+        False, description="with share: its positions are added to those of that modality, instead of following them"
     )
-    loss: Loss = Field(Loss(), description="the loss")
-    sampler: SamplerConfig = Field(SamplerConfig(), description="the sampler")
-    stream: StreamConfig = Field(description="part of the network")
-
-
-class Tokenizer(Section):
-    """A vocabulary in the format of the `tokenizers` library."""
-
-    kind: Literal["bpe", "clip"] = Field(description="byte-level BPE, or CLIP's")
-    path: str = Field(description="tokenizer.json, a folder that holds it, or a Hugging Face id")
-    states: int = Field(gt=1, description="real states: every id the tokenizer gives, the pad included")
-    pad: int = Field(ge=0, description="id that fills a caption up to its length; official CLIP: 49407")
-    start: int | None = Field(None, ge=0, description="id put before every caption; official CLIP: 49406")
-    end: int | None = Field(None, ge=0, description="id put after every caption; official CLIP: 49407")
 
     @model_validator(mode="after")
-    def _inside(self):
-        for name in ("pad", "start", "end"):
-            if (value := getattr(self, name)) is not None and value >= self.states:
-                raise ValueError(f"{name} = {value} lies outside the {self.states} states")
+    def _width_or_share(self):
+        if (self.width is None) == (self.share is None):
+            raise ValueError("a stream has a width of its own, or shares that of another modality: set one of the two")
         return self
 
 
-class Text(Section):
-    """A caption under masked or uniform diffusion: characters (state 0 is the pad, then the alphabet) or tokens."""
+class MMDiTConfig(Section):
+    """The MMDiT, for any modalities (see `model.mmdit`)."""
 
-    process: Literal["masked", "uniform"] = Field(description="masked or uniform diffusion")
-    alphabet: str | None = Field(
-        None, min_length=1, description="the characters, in the order of their token ids 1, 2, …"
-    )
-    tokenizer: Tokenizer | None = Field(None, description="instead of an alphabet")
-    length: int = Field(gt=0, description="tokens of a caption, pads included")
-    mask_logit: Literal["ignored"] | None = Field(
-        None, description="ignored: the head has a logit for the mask, which sampling leaves out (official)"
-    )
-    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
-    t_min: float = Field(1e-3, gt=0, lt=1, description="smallest time; 0 is clean data")
-    loss_on: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
-    attend_pads: bool = Field(True, description="false: attention skips keys whose current token is the pad")
-    loss: Loss = Field(Loss(), description="the loss")
-    sampler: SamplerConfig = Field(SamplerConfig(), description="the sampler")
-    stream: StreamConfig = Field(description="part of the network")
-
-    @property
-    def states(self) -> int:
-        """Real states K, the pad included."""
-        return self.tokenizer.states if self.tokenizer else len(self.alphabet or "") + 1
-
-    @property
-    def pad(self) -> int:
-        """The token that fills a caption up to its length."""
-        return self.tokenizer.pad if self.tokenizer else 0
-
-    @model_validator(mode="after")
-    def _one_vocabulary(self):
-        if (self.alphabet is None) == (self.tokenizer is None):
-            raise ValueError("a text needs an alphabet or a tokenizer, one of the two")
-        if self.alphabet and len(set(self.alphabet)) < len(self.alphabet):
-            raise ValueError("alphabet repeats a character")
-        if self.mask_logit and self.process == "uniform":
-            raise ValueError("mask_logit is for the masked process")
-        return self
-
-
-Modality = Annotated[Image | Text, Field(discriminator="process")]
-
-
-class Network(Section):
-    """The MMDiT (see `model.mmdit`)."""
-
+    kind: Literal["mmdit"] = Field("mmdit", description="which network")
     depth: int = Field(gt=0, description="joint blocks")
     heads: int = Field(gt=0, description="of the attention")
     head_dim: int = Field(gt=0, description="features of an attention head")
     time_scale: float = Field(1.0, gt=0, description="factor on the time before its sinusoids; official 1")
+    qk_norm: bool = Field(True, description="RMS norm of queries and keys; some official checkpoints have none")
+
+
+class TableDiTConfig(Section):
+    """The TableDiT, for one modality of table columns (see `model.table_dit`)."""
+
+    kind: Literal["table_dit"] = Field("table_dit", description="which network")
+    width: int = Field(gt=0, description="features of a cell")
+    depth: int = Field(gt=0, description="blocks")
+    heads: int = Field(gt=0, description="of the attention")
+    mlp: int = Field(4, gt=0, description="factor of the feed-forward width")
+    deep_heads: bool = Field(True, description="three layers per categorical column (official) instead of one")
+    time_conditioning: list[Literal["num", "cat"]] = Field(
+        ["num"],
+        min_length=1,
+        description="groups of columns whose times condition the network, as far as the table has them",
+    )
+    time_scale: float = Field(1.0, gt=0, description="factor on times before their sinusoids; official 1")
+    sinusoids: int = Field(
+        0, ge=0, description="learned sinusoids of a number per column; 0: an MLP of its value (official)"
+    )
+
+
+def _network_kind(value: Any) -> str:
+    return value.get("kind", "mmdit") if isinstance(value, dict) else getattr(value, "kind", "")
+
+
+Network = Annotated[
+    Annotated[MMDiTConfig, Tag("mmdit")] | Annotated[TableDiTConfig, Tag("table_dit")], Discriminator(_network_kind)
+]
 
 
 class TimesConfig(Section):
@@ -159,22 +114,34 @@ class TimesConfig(Section):
         {}, description="s >= 1 per modality: t = 1 - (1 - u)^s has more noisy times than t = u"
     )
     condition_prob: dict[str, float] = Field(
-        {}, description="share of samples in which a modality is a clean condition; {text: 1} is the official stage 1"
+        {},
+        description="share of samples in which a modality, or all of several (image+text), is a clean condition; "
+        "{text: 1} is the official stage 1",
+    )
+    subset_prob: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of samples in which a random part of the modalities, each with probability 1/2, is a clean "
+        "condition; at least one is not",
     )
 
 
 class Data(Section):
     """The data set."""
 
-    name: Literal["digits", "npz", "packed"] = Field(
-        description="digits: scikit-learn's; npz: arrays images, captions[, split]; packed: made by anystate data pack"
+    source: str = Field(
+        description="digits or adult, which come with the package; an .npz, CSV or Parquet file; a folder of files; a "
+        "folder made by anystate data pack; a Hugging Face data set; or package.module:function, which returns "
+        "data sets. Relative paths are also looked up in $ANYSTATE_DATA"
     )
-    path: str | None = Field(
-        None, description="the .npz file or packed folder; relative paths are also looked up in $ANYSTATE_DATA"
+    fields: dict[str, str] = Field(
+        {}, description="array or column of the source per modality, where it is not the modality's name"
     )
+    options: dict[str, Any] = Field({}, description="keyword arguments of a function")
     test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
     split_seed: int = Field(0, description="seed of that split")
-    held_out: int = Field(5000, gt=0, description="packed: at most so many held-out pairs are kept in memory")
+    held_out: int = Field(5000, gt=0, description="packed: at most so many held-out examples are kept in memory")
     loader: Literal["auto", "dali", "webdataset"] = Field("auto", description="packed: auto is DALI where installed")
     flip: bool = Field(False, description="packed: half of the images mirrored")
     bad_share: float = Field(0.01, ge=0, le=1, description="packed: a larger share of unreadable samples stops the run")
@@ -244,7 +211,9 @@ class Sampling(Section):
     steps: int = Field(50, gt=0, description="updates of every generated modality")
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="guidance by conditions")
     joint_guidance: GuidanceConfig | None = Field(None, description="guidance in joint sampling; default the same")
-    batch_size: int | None = Field(128, gt=0, description="samples per batch")
+    batch_size: int | None = Field(
+        128, gt=0, description="samples per batch; null, for tables: 4,096, on a GPU up to 65,536"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the network; auto: bf16 autocast on a GPU unless train.precision=fp32, else fp32"
     )
@@ -254,14 +223,17 @@ Compile = Literal["auto", "always", "never"]
 COMPILE: Any = Field("auto", description="torch.compile; auto: where a run takes a few times as long as the compiler")
 
 
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a modality: names files and modules of the network
+
+
 class Config(Section):
-    """A run on images and text."""
+    """A run."""
 
     name: str = Field(description="of the run; default folder runs/NAME")
     seed: int = Field(0, description="of weights, data order, training and samples")
     compile: Compile = COMPILE
-    data: Data = Field(description="the data set")
-    modalities: dict[str, Modality] = Field(min_length=1, description="{name: modality}")
+    data: Data | None = Field(None, description="the data set; null where the program brings its own, as for tables")
+    modalities: dict[str, SerializeAsAny[Section]] = Field(min_length=1, description="{name: modality}")
     network: Network = Field(description="the network")
     times: TimesConfig = Field(TimesConfig(), description="training times")
     init: Init | None = Field(None, description="null: fresh weights")
@@ -269,7 +241,29 @@ class Config(Section):
     sample: Sampling = Field(Sampling(), description="sampling")
 
     @model_validator(mode="after")
-    def _freeze_known(self):
+    def _known_names(self):
+        names = ", ".join(self.modalities)
+        for m in self.modalities:
+            if not NAME.fullmatch(m) or m == "joint":
+                raise ValueError(f"modality {m!r}: a name has letters, digits and _, and is not joint")
         if unknown := sorted(set(self.train.freeze) - {"joint", *self.modalities}):
-            raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {', '.join(self.modalities)}")
+            raise ValueError(f"train.freeze names {unknown[0]!r}; allowed: joint, {names}")
+        for key, given in (("condition_prob", self.times.condition_prob), ("time_skew", self.times.time_skew)):
+            for m in [part for subset in given for part in subset.split("+")]:
+                if m not in self.modalities:
+                    raise ValueError(f"times.{key} names unknown modality {m!r}; there are {names}")
+        if self.data and (unknown := sorted(set(self.data.fields) - set(self.modalities))):
+            raise ValueError(f"data.fields names unknown modality {unknown[0]!r}; there are {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_network(self):
+        if isinstance(self.network, MMDiTConfig):
+            return self
+        if self.train.freeze or self.train.activation_checkpointing:
+            raise ValueError("train.freeze and train.activation_checkpointing are for network.kind: mmdit")
+        if self.train.precision == "fp8" or self.sample.precision == "bf16":
+            raise ValueError("train.precision=fp8 and sample.precision=bf16 are for network.kind: mmdit, whose layers are wide")
+        if len(self.modalities) > 1:
+            raise ValueError("network.kind: table_dit takes one modality of table columns; mmdit takes any mix")
         return self

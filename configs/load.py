@@ -8,30 +8,21 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .aliases import modernize, split_balanced
-from .config import Config, Image, Latents, Loss, SamplerConfig, Schedule, Section, StreamConfig, Text, Tokenizer
+from .aliases import TABLE_BASE, merge, modernize, upgrade
+from .config import Config, Section
+from .kinds import find_kind
 
 HERE = Path(__file__).parent
-MODALITY_SECTIONS: dict[str, type[Section]] = {
-    "schedule": Schedule,
-    "sampler": SamplerConfig,
-    "loss": Loss,
-    "stream": StreamConfig,
-    "latents": Latents,
-    "tokenizer": Tokenizer,
-}
 
 
 class ConfigError(ValueError):
     """A setting is wrong; the message is one line for the user."""
 
 
-def load_config(source: str | Path, overrides: list[str] | None = None, model: type[Section] = Config):
+def load_config(source: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML config (a path, or the name of one shipped in `configs/`) and apply `key.key=value` overrides.
 
     A file may say `base: OTHER`, a file beside it or a shipped name: it is then OTHER with its own keys put over it.
-
-    model: what it describes, a `Config` or another top-level section.
 
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
@@ -40,7 +31,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None, model: t
     raw = _read(path)
     for override in overrides or []:
         raw = _override(raw, override)
-    return parse_config(raw, str(path), model)
+    return parse_config(raw, str(path))
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -58,13 +49,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path}: base leads back to this file")
     beside = path.parent / base
-    return _merge(_read(beside if beside.is_file() else find_config(base), (*seen, path)), raw)
-
-
-def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `base`, section by section."""
-    both = {k: _merge(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return {**base, **own, **both}
+    return merge(_read(beside if beside.is_file() else find_config(base), (*seen, path)), raw)
 
 
 def find_config(source: str | Path) -> Path:
@@ -76,15 +61,46 @@ def find_config(source: str | Path) -> Path:
     raise ConfigError(f"config {str(source)!r} not found; shipped configs: {shipped}")
 
 
-def parse_config(raw: dict[str, Any], where: str, model: type[Section] = Config):
-    """A config from plain data, under today's names of settings or earlier ones; `where` names its origin in errors."""
+def parse_config(raw: dict[str, Any], where: str) -> Config:
+    """A config from plain data, under today's names of settings or earlier ones; `where` names its origin in errors.
+
+    The modalities come last: their kinds may need torch, and other errors should appear at once.
+    """
     raw = _modernize(raw, where)
     try:
-        return model.model_validate(split_balanced(raw))
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
+        raw = upgrade(raw, lambda: _read(find_config(TABLE_BASE)))
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+    modalities = raw.get("modalities")
+    names = dict.fromkeys(modalities, Section()) if isinstance(modalities, dict) else modalities
+    settings = _validate(Config, {**raw, "modalities": names} if names is not None else raw, where, "")
+    sections = {m: _parse_modality(m, section, where) for m, section in (modalities or {}).items()}
+    return settings.model_copy(update={"modalities": sections})
+
+
+def _parse_modality(m: str, section: Any, where: str) -> Section:
+    """The section of a modality as its kind reads it."""
+    place = f"modalities.{m}"
+    if isinstance(section, Section):
+        return section
+    if not isinstance(section, dict):
+        raise ConfigError(f"{where}: {place} = {section!r}: expected a section with a kind")
+    if "kind" not in section:
+        raise ConfigError(f"{where}: missing key '{place}.kind'")
+    try:
+        kind = find_kind(section["kind"])
+    except ValueError as error:
+        raise ConfigError(f"{where}: {place}: {error}") from None
+    return _validate(kind, section, where, place)
+
+
+def _validate(model: type[Section], raw: Any, where: str, place: str) -> Any:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error, model, place)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {place}{': ' if place else ''}{error}") from None
 
 
 def dump_config(config: BaseModel) -> str:
@@ -129,32 +145,33 @@ def _replace(raw: dict[str, Any], new: dict[str, Any], depth: int) -> dict[str, 
     return out
 
 
-def _first_problem(error: ValidationError, model: type[Section]) -> str:
-    """One line: which key, its value, what is allowed."""
+def _first_problem(error: ValidationError, model: type[Section], place: str) -> str:
+    """One line: which key, its value, what is allowed; place: of the model in the file."""
     problem = error.errors(include_url=False)[0]
-    tags = {"gaussian", "masked", "uniform"}  # pydantic puts the chosen union member into the path
+    tags = {"mmdit", "table_dit"}  # pydantic puts the chosen union member into the path
     path = [str(part) for part in problem["loc"] if part not in tags]
-    key = ".".join(path) or "config"
+    key = ".".join([*([place] if place else []), *path]) or "config"
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1], model)
+        known = _fields_at(path[:-1], model, problem["loc"])
         return f"unknown key {key!r}" + (f"; allowed here: {', '.join(known)}" if known else "")
     if problem["type"] == "missing":
         return f"missing key {key!r}"
     return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _fields_at(path: list[str], model: type[Section]) -> list[str]:
+def _fields_at(path: list[str], model: type[Section], loc: tuple) -> list[str]:
     """The keys allowed in the section at `path`, as far as the models tell."""
-    if path[:1] == ["modalities"]:
-        if path[-1] in MODALITY_SECTIONS:
-            return list(MODALITY_SECTIONS[path[-1]].model_fields)
-        return sorted({*Image.model_fields, *Text.model_fields})
     node: type[BaseModel] = model
     for key in path:
-        annotation = node.model_fields[key].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        sections = _sections_in(node.model_fields[key].annotation)
         if not sections:
             return []
-        node = sections[0]
+        node = next((s for s in sections if getattr(s.model_fields.get("kind"), "default", None) in loc), sections[0])
     return list(node.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in getattr(annotation, "__args__", ()) for section in _sections_in(inner)]

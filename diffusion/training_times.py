@@ -24,14 +24,19 @@ class TimeSampler:
         low_discrepancy: spread the times of a batch evenly over [t_min, 1] per modality and jointly, which lowers the
             variance of the gradient; else independent uniforms.
         time_skew: {modality: s ≥ 1}: t = 1 − (1 − u)ˢ instead of t = u; a larger s draws more noisy times.
-        condition_prob: {modality: probability that it is a clean condition of a sample, at time t_min}.
-            At most one modality of a sample is one, so the probabilities sum to at most 1.
+        condition_prob: {modality, or several joined by +: probability that it is, or they are, clean conditions of a
+            sample, at time t_min}. At most one of these applies to a sample, so the probabilities sum to at most 1.
+        subset_prob: probability that a random part of the modalities are clean conditions of a sample: each with
+            probability 1/2, at least one not. Draws from the samples to which no `condition_prob` applies.
+        groups: the modalities of which a random part is drawn, each a list of processes; default every process alone.
     """
 
     draw: str = "decoupled"
     low_discrepancy: bool = True
     time_skew: dict[str, float] = dataclasses.field(default_factory=dict)
     condition_prob: dict[str, float] = dataclasses.field(default_factory=dict)
+    subset_prob: float = 0.0
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self):
         if any(s < 1.0 for s in self.time_skew.values()):
@@ -39,12 +44,26 @@ class TimeSampler:
         if self.draw not in DRAWS:
             raise ValueError(f"times.draw must be one of {', '.join(DRAWS)}, got {self.draw!r}")
         probs = self.condition_prob.values()
-        if any(p < 0 for p in probs) or sum(probs) > 1.0 + 1e-9:
-            raise ValueError(f"times.condition_prob must be >= 0 and sum to at most 1, got {self.condition_prob}")
+        if any(p < 0 for p in probs) or sum(probs) + self.subset_prob > 1.0 + 1e-9:
+            more = f" and subset_prob {self.subset_prob}" if self.subset_prob else ""
+            raise ValueError(
+                f"times.condition_prob must be >= 0 and sum to at most 1, got {self.condition_prob}{more}"
+            )
+
+    def without_conditions(self) -> TimeSampler:
+        """The same, with no modality a clean condition."""
+        return dataclasses.replace(self, condition_prob={}, subset_prob=0.0)
+
+    def condition_share(self, name: str, count: int) -> float:
+        """The share of samples in which a process is a clean condition; count: number of processes in the space."""
+        share = sum(p for subset, p in self.condition_prob.items() if name in subset.split("+"))
+        n = len(self.groups) or count
+        return share + self.subset_prob * (2 ** (n - 1) - 1) / max(2**n - 1, 1)
 
     def __call__(self, space: Mapping[str, Process], rng: Rng) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(times {modality: (B,) float64}, loss masks {modality: (B,) float32, 0 where it is a condition, else 1})."""
-        for what, names in (("condition_prob", self.condition_prob), ("time_skew", self.time_skew)):
+        conditions = [name for subset in self.condition_prob for name in subset.split("+")]
+        for what, names in (("condition_prob", conditions), ("time_skew", self.time_skew)):
             if unknown := sorted(set(names) - set(space)):
                 raise ValueError(f"times.{what} names unknown modality {unknown[0]!r}; there are {', '.join(space)}")
         u = self._uniforms(space, rng)
@@ -80,14 +99,30 @@ class TimeSampler:
         return out
 
     def _conditioned(self, names: Iterable[str], rng: Rng) -> dict[str, Tensor]:
-        """{modality: (B,) bool, whether it is a clean condition}, at most one in each sample."""
+        """{modality: (B,) bool, whether it is a clean condition}."""
+        names = list(names)
         u = kernels.uniform(rng.keys("all", Draw.CONDITIONED), 1)[:, 0].double()
-        conditioned, low = {}, 0.0
-        for name in names:
-            high = low + self.condition_prob.get(name, 0.0)
-            conditioned[name] = (u > low) & (u <= high)
+        conditioned, low = {name: torch.zeros_like(u, dtype=torch.bool) for name in names}, 0.0
+        alone = [name for name in names if name in self.condition_prob]
+        for subset in [*alone, *(s for s in self.condition_prob if "+" in s)]:
+            high = low + self.condition_prob[subset]
+            for name in subset.split("+"):
+                conditioned[name] = conditioned[name] | ((u > low) & (u <= high))
             low = high
+        if self.subset_prob:
+            applies = (u > low) & (u <= low + self.subset_prob)
+            groups = self.groups or tuple((name,) for name in names)
+            chosen = self._random_subset(len(groups), rng)
+            for i, group in enumerate(groups):
+                for name in group:
+                    conditioned[name] = conditioned[name] | (applies & chosen[:, i])
         return conditioned
+
+    def _random_subset(self, n: int, rng: Rng) -> Tensor:
+        """(B, n) bool: a subset drawn uniformly from all but the whole set."""
+        u = kernels.uniform(rng.keys("subset", Draw.CONDITIONED), 1)[:, 0].double()
+        number = (u * (2**n - 1)).long().clamp(max=2**n - 2)  # the number whose bits are all 1 is left out
+        return (number[:, None] >> torch.arange(n, device=number.device)) & 1 == 1
 
 
 def _golden_ratio(dims: int) -> float:

@@ -35,7 +35,7 @@ filled, spread = model.impute(holes, "expected")
 for name in ("education", "income", "age"):
     empty = holes[name].isna()
     right, truth = filled[name][empty], test[name].head(1000)[empty]
-    if model.pipeline_.codec.columns[name].is_numerical:
+    if model.columns_.columns[name].is_numerical:
         print(f"{name}: RMSE {np.sqrt(((right - truth) ** 2).mean()):.2f}, standard deviation {truth.std():.2f}")
     else:
         print(

@@ -1,91 +1,181 @@
-"""From a config to its network, with weights drawn from the config's seed, and to its codecs."""
+"""From a config to codecs, space and network, the last with weights drawn from the config's seed.
+
+Names: a modality with one process gives it its own name. The parts of a modality with several are named
+MODALITY_PART, or PART where the config has no other modality.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from ..configs.config import Config, Image, Text
-from ..configs.locate import locate
-from ..configs.table import TableConfig
-from .codecs.characters import CharCodec
-from .codecs.pixels import PixelCodec
-from .codecs.subwords import TokenizerCodec
-from .codecs.table.codec import TableCodec
-from .codecs.vae import LatentCodec
-from .mmdit import MMDiT, Patches, Tokens
+from ..configs.config import Config, Loss, MMDiTConfig, SamplerConfig, TableDiTConfig
+from ..diffusion import Process, Space
+from .codecs.base import Codec, require_fitted
+from .codecs.table.rows import RowCodec
+from .mmdit import MMDiT
+from .modalities.base import Modality
+from .streams import Stream
 from .table_dit import Categorical, Numerical, TableDiT
 
-Codec = PixelCodec | LatentCodec | CharCodec | TokenizerCodec
-TOKENIZER = "{}.tokenizer.json"  # a modality's vocabulary inside a checkpoint
+Codecs = dict[str, Codec]
+Names = dict[str, dict[str, str]]  # {modality: {part: name of its process}}
+OLD_FILES = ("codec.json",)  # files of the only modality of a model without its name before them, in earlier checkpoints
 
 
-def build_network(config: Config) -> MMDiT:
-    """The MMDiT of a config."""
-    n = config.network
-    streams = {name: _stream(c) for name, c in config.modalities.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return MMDiT(streams, n.depth, n.heads, n.head_dim, n.time_scale)
+def modalities_of(config: Config) -> dict[str, Modality]:
+    """{name: modality}."""
+    return cast("dict[str, Modality]", config.modalities)
 
 
-def build_codecs(config: Config, folder: Path | None = None) -> dict[str, Codec]:
+def build_codecs(config: Config, folder: Path | None = None) -> Codecs:
     """{modality: its codec}.
 
-    folder: a checkpoint that holds its tokenizers (see `codec_files`); default: they are where the config says.
+    folder: a checkpoint, or a packed data set, that holds files of the codecs.
+
+    Raises:
+        ValueError: such a file is damaged; names the modality.
     """
-    return {name: _codec(name, c, folder) for name, c in config.modalities.items()}
+    codecs = {}
+    for m, modality in modalities_of(config).items():
+        try:
+            codecs[m] = modality.build_codec(_saved_files(m, folder, len(config.modalities) == 1))
+        except ValueError as error:
+            where = f"{folder}: " if folder else ""
+            raise ValueError(f"{where}{m}: {error}") from None
+    return codecs
 
 
-def codec_files(codecs: dict[str, Codec]) -> dict[str, bytes]:
-    """{name: content} of the files that checkpoints need for their codecs: the vocabularies."""
-    subwords = {name: codec for name, codec in codecs.items() if isinstance(codec, TokenizerCodec)}
-    return {TOKENIZER.format(name): codec.json().encode() for name, codec in subwords.items()}
+def codec_files(codecs: Mapping[str, Codec]) -> dict[str, bytes]:
+    """{name: content} of the files that checkpoints keep of their codecs."""
+    return {f"{m}.{name}": content for m, codec in codecs.items() for name, content in codec.files().items()}
 
 
-def build_table_network(config: TableConfig, codec: TableCodec) -> TableDiT:
-    """The TableDiT of a config for the columns of a codec."""
-    groups: dict[str, Numerical | Categorical] = {}
-    if codec.numerical:
-        groups["num"] = Numerical(len(codec.numerical))
-    if codec.categorical:
-        groups["cat"] = Categorical(tuple(codec.states))
-    n = config.network
-    time_conditioning: list[str] = [m for m in n.time_conditioning if m in groups] or list(groups)
+def _saved_files(m: str, folder: Path | None, alone: bool) -> dict[str, bytes]:
+    if folder is None:
+        return {}
+    files = {name: (folder / name).read_bytes() for name in OLD_FILES if alone and (folder / name).is_file()}
+    return files | {path.name.removeprefix(f"{m}."): path.read_bytes() for path in folder.glob(f"{m}.*")}
+
+
+def part_names(config: Config, codecs: Codecs) -> Names:
+    """{modality: {part: name of its process}}."""
+    return {m: {part: _name(config, m, part) for part in _processes(config, codecs, m)} for m in config.modalities}
+
+
+def build_space(config: Config, codecs: Codecs) -> Space:
+    """The product of the processes of a config's modalities.
+
+    Raises:
+        NotFitted: a codec must be fitted first.
+    """
+    processes: dict[str, Process] = {}
+    for m in config.modalities:
+        for part, process in _processes(config, codecs, m).items():
+            name = _name(config, m, part)
+            if name in processes:
+                raise ValueError(f"modalities.{m}: its part {part} is named {name}, like another modality: rename one")
+            processes[name] = process
+    return Space(processes)
+
+
+def build_losses(config: Config, space: Space, names: Names) -> dict[str, Loss]:
+    """{process: its loss}."""
+    losses = {}
+    for m, modality in modalities_of(config).items():
+        own = modality.losses({part: space[name] for part, name in names[m].items()})
+        losses |= {name: own[part] for part, name in names[m].items()}
+    return losses
+
+
+def build_samplers(config: Config, names: Names) -> dict[str, SamplerConfig]:
+    """{process: settings of its sampler}."""
+    samplers = {}
+    for m, modality in modalities_of(config).items():
+        own = modality.samplers()
+        samplers |= {name: own[part] for part, name in names[m].items()}
+    return samplers
+
+
+def build_network(config: Config, codecs: Codecs) -> MMDiT | TableDiT:
+    """The network of a config.
+
+    Raises:
+        NotFitted: a codec must be fitted first.
+        ValueError: a modality that the network cannot take.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return TableDiT(
-            groups,
-            n.width,
-            n.depth,
-            n.heads,
-            time_conditioning[:1] if config.times.draw == "unified" else time_conditioning,
-            n.mlp,
-            n.deep_heads,
-            config.categorical.mask_logit is not None,
-            config.conditioning_prob > 0,
-            n.time_scale,
-            n.sinusoids,
-        )
+        if isinstance(config.network, TableDiTConfig):
+            return _table_dit(config, config.network, codecs)
+        return _mmdit(config, config.network, codecs)
 
 
-def _stream(c: Image | Text) -> Patches | Tokens:
-    s = c.stream
-    if isinstance(c, Image):
-        return Patches(c.channels, c.size, s.patch, s.width, s.cond, s.single_stream_depth, s.output)
-    columns = c.states + 1 if c.mask_logit else None
-    return Tokens(c.length, c.states, s.width, columns, s.cond, s.single_stream_depth, s.output)
+def _mmdit(config: Config, n: MMDiTConfig, codecs: Codecs) -> MMDiT:
+    streams: dict[str, Stream] = {}
+    for m, modality in modalities_of(config).items():
+        require_fitted(codecs[m], m)
+        own = modality.build_stream(codecs[m])
+        parts = own if isinstance(own, dict) else {"": own}
+        for part, stream in parts.items():
+            if stream.share in parts:
+                stream = dataclasses.replace(stream, share=_name(config, m, stream.share))
+            elif stream.share is not None:
+                stream = _shared(stream, streams, m)
+            streams[_name(config, m, part)] = stream
+    return MMDiT(streams, n.depth, n.heads, n.head_dim, n.time_scale, n.qk_norm)
 
 
-def _codec(name: str, c: Image | Text, folder: Path | None) -> Codec:
-    if isinstance(c, Image):
-        if c.latents:
-            return LatentCodec(c.latents.vae, c.latents.scale, c.channels, c.size)
-        return PixelCodec(c.channels, c.size, c.pixel_max)
-    if c.tokenizer is None:
-        assert c.alphabet is not None  # a config has one of the two
-        return CharCodec(c.alphabet, c.length)
-    t, kept = c.tokenizer, folder and folder / TOKENIZER.format(name)
-    path = kept if kept and kept.is_file() else locate(t.path) or t.path
-    return TokenizerCodec(path, c.length, t.states, t.pad, t.start, t.end)
+def _shared(stream: Stream, streams: Mapping[str, Stream], m: str) -> Stream:
+    """The stream of a modality that joins the one of another, which comes before it in the config."""
+    parts = [name for name in streams if name.startswith(f"{stream.share}_")]
+    owner = stream.share if stream.share in streams else next(iter(parts), None)
+    if owner is None:
+        raise ValueError(f"modalities.{m}.stream.share names {stream.share!r}: no modality of that name before {m}")
+    first = streams[owner]
+    sizes = {name: getattr(first, name) for name in ("width", "cond", "single_stream_depth")}
+    return dataclasses.replace(stream, share=first.share or owner, **sizes)
+
+
+def _table_dit(config: Config, n: TableDiTConfig, codecs: Codecs) -> TableDiT:
+    ((m, modality),) = modalities_of(config).items()
+    codec = codecs[m]
+    require_fitted(codec, m)
+    if not isinstance(codec, RowCodec):
+        raise ValueError(f"network.kind: table_dit takes a modality of table columns, {m} is none: use mmdit")
+    groups: dict[str, Numerical | Categorical] = {}
+    if codec.table.numerical:
+        groups["num"] = Numerical(len(codec.table.numerical))
+    if codec.table.categorical:
+        groups["cat"] = Categorical(tuple(codec.table.states))
+    time_conditioning: list[str] = [g for g in n.time_conditioning if g in groups] or list(groups)
+    return TableDiT(
+        groups,
+        n.width,
+        n.depth,
+        n.heads,
+        time_conditioning[:1] if config.times.draw == "unified" else time_conditioning,
+        n.mlp,
+        n.deep_heads,
+        modality.categorical.mask_logit is not None,
+        modality.conditioning_prob > 0,
+        n.time_scale,
+        n.sinusoids,
+    )
+
+
+def _processes(config: Config, codecs: Codecs, m: str) -> dict[str, Process]:
+    """{part: process} of a modality."""
+    require_fitted(codecs[m], m)
+    own = modalities_of(config)[m].build_process(codecs[m])
+    return own if isinstance(own, dict) else {"": own}
+
+
+def _name(config: Config, m: str, part: str) -> str:
+    if not part:
+        return m
+    return part if len(config.modalities) == 1 else f"{m}_{part}"

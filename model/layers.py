@@ -47,6 +47,21 @@ class PatchEmbedding(nn.Module):
         return self.proj(patches) + self.position
 
 
+class FrameEmbedding(nn.Module):
+    """(B, channels, T), or (B, T) for channels None, → (B, T/p, D): a linear map per piece plus a learned position."""
+
+    def __init__(self, channels: int | None, steps: int, patch: int, width: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear((channels or 1) * patch, width)
+        self.position = nn.Embedding(steps // patch, width)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None] if x.ndim == 2 else x
+        return self.proj(rearrange(x, "b c (l p) -> b l (c p)", p=self.patch)) + self.position.weight
+
+
 class TokenEmbedding(nn.Module):
     """(B, L) int64, mask token included → (B, L, D): a table of states plus a learned position."""
 
@@ -94,6 +109,22 @@ class PatchHead(nn.Module):
         return rearrange(out, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=self.grid, p1=p, p2=p)
 
 
+class FrameHead(nn.Module):
+    """(B, T/p, D) → (B, channels, T), or (B, T) for channels None."""
+
+    def __init__(self, channels: int | None, steps: int, patch: int, width: int, cond: int):
+        super().__init__()
+        self.channels, self.patch = channels, patch
+        self.modulate = Modulate(width, cond)
+        self.linear = nn.Linear(width, (channels or 1) * patch)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        out = rearrange(self.linear(self.modulate(x, c)), "b l (c p) -> b c (l p)", p=self.patch)
+        return out[:, 0] if self.channels is None else out
+
+
 class TokenHead(nn.Module):
     """(B, L, D) → `LazyLogits` over `columns` states."""
 
@@ -113,16 +144,16 @@ class StreamBlock(nn.Module):
     """One modality's weights in one joint block.
 
     `modulation` makes six vectors of SiLU(c): γ, β and gate of the attention branch, γ, β and gate of the
-    feed-forward branch.
+    feed-forward branch. qk_norm: RMS norm of queries and keys.
     """
 
-    def __init__(self, width: int, cond: int, heads: int, head_dim: int, expand: int = 4):
+    def __init__(self, width: int, cond: int, heads: int, head_dim: int, expand: int = 4, qk_norm: bool = True):
         super().__init__()
         inner = heads * head_dim
         self.modulation = nn.Linear(cond, 6 * width)
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
-        self.q_gamma = nn.Parameter(torch.ones(heads, head_dim))
-        self.k_gamma = nn.Parameter(torch.ones(heads, head_dim))
+        self.q_gamma = nn.Parameter(torch.ones(heads, head_dim)) if qk_norm else None
+        self.k_gamma = nn.Parameter(torch.ones(heads, head_dim)) if qk_norm else None
         self.out = nn.Linear(inner, width, bias=False)
         self.ff = nn.Sequential(nn.Linear(width, expand * width), nn.GELU(), nn.Linear(expand * width, width))
         nn.init.zeros_(self.modulation.weight)
@@ -180,9 +211,11 @@ class JointBlock(nn.Module):
         return stream.residuals(x, branch, *(part[samples] for part in mods[2:]))
 
     def _qkv(self, x: dict[str, Tensor], mods: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalized queries and keys, and values, of the joint sequence, (B, ΣL, H, Dh) each."""
+        """Normalized (with `qk_norm`) queries and keys, and values, of the joint sequence, (B, ΣL, H, Dh) each."""
         qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in x]
         gammas = [self.streams[m].q_gamma for m in x], [self.streams[m].k_gamma for m in x]
+        if gammas[0][0] is None:
+            return torch.cat(qkv, 1).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return kernels.qk_norm_pack(qkv, *gammas, self.heads)
 
 

@@ -12,14 +12,13 @@ B rows, C columns of a group or of all, D width, K states of a column.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .. import kernels
+from .column_layers import CategoricalHead, Mlp, NumericalFeatures, TanhGelu
 from .layers import TimeEmbedding
 
 
@@ -39,95 +38,6 @@ class Categorical:
     @property
     def columns(self) -> int:
         return len(self.states)
-
-
-class Mlp(nn.Sequential):
-    """Linear layers of the given widths with an activation between them."""
-
-    def __init__(self, *widths: int, act: type[nn.Module] = nn.SiLU):
-        layers = []
-        for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            layers += [nn.Linear(a, b), act()] if i < len(widths) - 2 else [nn.Linear(a, b)]
-        super().__init__(*layers)
-
-
-class TanhGelu(nn.Module):
-    """GELU with the tanh approximation (official); when compiled, tanh is written as a sigmoid, which is faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return x * torch.sigmoid(x * (1.5957691216057308 + 0.0713548162726009 * x * x))  # 2√(2/π) (1, 0.044715)
-        return nn.functional.gelu(x, approximate="tanh")
-
-
-class ColumnLinear(nn.Module):
-    """One linear layer per column, computed as a batched matrix product: (B, C, in) → (B, C, out)."""
-
-    def __init__(self, columns: int, inputs: int, outputs: int):
-        super().__init__()
-        bound = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(columns, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(columns, outputs).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)
-
-
-class NumericalFeatures(nn.Module):
-    """Periodic features of numbers, (B, C, 1) → (B, C, D) (arXiv 2203.05556).
-
-    Per column, a linear layer of the value x and of cos(f x), sin(f x) for `sinusoids` learned frequencies f.
-    """
-
-    def __init__(self, columns: int, sinusoids: int, width: int):
-        super().__init__()
-        self.frequency = nn.Parameter(torch.randn(columns, sinusoids))
-        self.linear = ColumnLinear(columns, 1 + 2 * sinusoids, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        angle = x * self.frequency
-        return self.linear(torch.cat([x, torch.cos(angle), torch.sin(angle)], -1))
-
-
-class CategoricalHead(nn.Module):
-    """Logits of categorical columns, (B, C, D) → (B, C, largest K [+ 1]), −∞ beyond a column's own K.
-
-    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used.
-
-    Args:
-        deep: an MLP of three layers per column instead of one linear layer.
-        mask_logit: every column has one more output, for the mask; it comes last, after the padding.
-    """
-
-    def __init__(self, states: tuple[int, ...], width: int, deep: bool, mask_logit: bool):
-        super().__init__()
-        self.hidden = (
-            nn.Sequential(
-                ColumnLinear(len(states), width, width),
-                nn.SiLU(),
-                ColumnLinear(len(states), width, width),
-                nn.SiLU(),
-            )
-            if deep
-            else nn.Identity()
-        )
-        self.columns, self.outputs = len(states), max(states) + mask_logit
-        slots = []  # rows of the padded matrix that the rows of `weight` go to
-        for c, k in enumerate(states):
-            slots += [c * self.outputs + state for state in range(k)]
-            if mask_logit:
-                slots.append(c * self.outputs + max(states))
-        self.register_buffer("slots", torch.tensor(slots), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(len(slots), width))
-        self.bias = nn.Parameter(torch.zeros(len(slots)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        size, width = self.columns * self.outputs, x.shape[-1]
-        weight = self.weight.new_zeros(size, width).index_copy(0, self.slots, self.weight)
-        bias = self.bias.new_full((size,), -math.inf).index_copy(0, self.slots, self.bias)
-        weight = weight.view(self.columns, self.outputs, width).transpose(1, 2).to(x.dtype)
-        bias = bias.view(self.columns, 1, self.outputs).to(x.dtype)
-        return torch.baddbmm(bias, self.hidden(x).transpose(0, 1), weight).transpose(0, 1)
 
 
 class Block(nn.Module):
@@ -221,6 +131,13 @@ class TableDiT(nn.Module):
             self.head[m] = CategoricalHead(group.states, self.width, deep_heads, mask_logit)
         for name, values in (("starts", starts), ("sizes", states), ("masks", masks)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    narrow = True  # layers gain nothing from bf16, and their launches limit a GPU: training steps are CUDA graphs
+
+    @property
+    def outputs(self) -> list[str]:
+        """The modalities that the network predicts."""
+        return list(self.groups)
 
     @property
     def observes(self) -> list[str]:

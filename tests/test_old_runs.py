@@ -11,9 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anystate.configs.config import Config
 from anystate.configs.load import dump_config, load_config
-from anystate.configs.table import TableConfig
 from anystate.model.codecs.table.files import read_table
 from anystate.sample import Condition, Sampler
 from anystate.sample.pipeline import Pipeline
@@ -22,7 +20,6 @@ from anystate.train.synthesizer import TableSynthesizer
 from anystate.train.trainer import Trainer
 
 OLD = Path(__file__).parent / "old_runs"
-MODELS = {"digits": Config, "table": TableConfig}
 TOLERANCE = 1e-5
 KINDS = {
     "heun_tau_leap": {"image": Sampler("heun"), "text": Sampler("tau_leap")},
@@ -38,7 +35,7 @@ def run(request, tmp_path):
         folder = tmp_path / name
         shutil.copytree(OLD / name, folder)
         for file in folder.rglob("config.yaml") if request.param == "new names" else ():
-            file.write_text(dump_config(load_config(file, model=MODELS[name])))
+            file.write_text(dump_config(load_config(file)))
         return folder
 
     return copy

@@ -17,7 +17,7 @@ from ..model import distributed
 from ..sample import cuda_graphs
 from .checkpoint import init_optimizer_state
 from .data.epochs import batch_rows
-from .data.table_data import TableData
+from .data.examples import Examples
 from .state import TrainState
 from .step import backward, clip_and_step, ema_decay, learning_rate, set_learning_rate
 
@@ -32,7 +32,8 @@ def is_capturable(state: TrainState) -> bool:
     small = sum(p.numel() for p in state.parameters) <= MAX_PARAMETERS
     whole = settings.gradient_accumulation_steps == 1 and settings.on_nonfinite_grad == "stop"
     alone = distributed.world() == 1
-    return state.device.type in DEVICES and small and whole and alone and isinstance(state.data, TableData)
+    on_device = isinstance(state.data, Examples) and state.data.device.type == state.device.type
+    return state.device.type in DEVICES and small and whole and alone and on_device and state.net.narrow
 
 
 def with_graph_optimizer(state: TrainState) -> None:
@@ -46,7 +47,7 @@ class GraphStep:
     """`training_step` of a state as a graph; see `graph_step`."""
 
     def __init__(self, state: TrainState):
-        assert isinstance(state.data, TableData)  # see `is_capturable`
+        assert isinstance(state.data, Examples)  # see `is_capturable`
         self.state, self.data, device = state, state.data, state.device
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = torch.arange(state.rows.start, state.rows.stop, device=device)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
-from ..configs.config import Config
+from ..configs.config import Loss
 from ..diffusion import Space, Weighting
 from ..kernels import Rng
 
@@ -41,7 +41,6 @@ class Objective(nn.Module):
         return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
 
 
-def weightings(config: Config, space: Space) -> nn.ModuleDict:
-    """{modality: its configured weighting}."""
-    losses = {m: c.loss for m, c in config.modalities.items()}
+def weightings(losses: Mapping[str, Loss], space: Space) -> nn.ModuleDict:
+    """{process: the weighting of its loss}."""
     return nn.ModuleDict({m: Weighting(space[m], c.weighting, c.scale, c.gamma) for m, c in losses.items()})

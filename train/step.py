@@ -13,6 +13,7 @@ from ..configs.config import Train
 from ..kernels import Rng
 from ..model import distributed
 from . import sharded
+from .data.examples import presence
 from .state import TrainState
 
 
@@ -50,16 +51,25 @@ def backward(state: TrainState, x0: dict[str, Tensor], rows: range, rng: Rng | N
     """Add the gradients of these rows of the current batch; returns their parts of the mean losses."""
     batch = state.settings.batch
     x0 = {m: value.to(state.device, non_blocking=True) for m, value in x0.items()}
+    present = {m: x0.pop(presence(m)) for m in state.space if presence(m) in x0}
     rng = rng or Rng(state.seed, torch.arange(rows.start, rows.stop, device=state.device), state.step)
     t, loss_mask = state.times(state.space, rng)
+    for m, has in present.items():  # what an example lacks is pure noise to the network, and not learned
+        t[m], loss_mask[m] = torch.where(has, t[m], 1.0), loss_mask[m] * has
     with state.autocast():
         total, losses = state.objective(x0, t, loss_mask, rng)
     total = total / batch
     if state.settings.on_nonfinite_grad == "stop":
         state.finite &= torch.isfinite(total.detach())
     (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
-    expected = {m: batch * (1.0 - state.times.condition_prob.get(m, 0.0)) for m in losses}  # samples with a loss
-    return {m: (loss * loss_mask[m]).sum() / expected[m] for m, loss in losses.items() if expected[m] > 0}
+    expected = {m: batch * expected_share(state, m) for m in losses}  # samples with a loss
+    return {m: (loss * loss_mask[m]).sum() / expected[m] for m, loss in losses.items() if expected[m] > 1e-9}
+
+
+def expected_share(state: TrainState, name: str) -> float:
+    """The expected share of samples from which a process is learned."""
+    share = 1.0 - state.times.condition_share(name, len(state.space))
+    return share * getattr(state.data, "present_share", {}).get(name, 1.0)
 
 
 def zero_nonfinite_gradients(state: TrainState) -> None:

@@ -13,14 +13,17 @@ from sklearn.exceptions import NotFittedError
 
 from ..configs.load import load_config
 from ..configs.runs import resolve
-from ..configs.table import TableConfig
+from ..model.build import build_codecs
 from ..model.codecs.table.codec import TableCodec
+from ..model.codecs.table.rows import RowCodec
 from ..model.codecs.table.schema import Schema, check_columns, infer
 from ..model.storage import save_checkpoint
 from ..sample.table.imputation import expected
-from ..sample.table.pipeline import TablePipeline
-from ..sample.table.rows import TableSampler
-from .table_trainer import TableTrainer
+from ..sample.pipeline import Pipeline
+from ..sample.table.rows import TableSampler, columns_of
+from .data.dataset import InMemory
+from .data.examples import encode
+from .trainer import Trainer
 
 
 class TableSynthesizer(BaseEstimator):
@@ -38,7 +41,7 @@ class TableSynthesizer(BaseEstimator):
         verbose: show progress.
 
     Attributes:
-        pipeline_: the trained `TablePipeline`.
+        pipeline_: the trained `Pipeline`.
         schema_: the schema of the training table.
         n_features_in_, feature_names_in_: number and names of its columns.
     """
@@ -65,14 +68,19 @@ class TableSynthesizer(BaseEstimator):
         if not isinstance(table, pd.DataFrame):
             raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
         seed = [] if self.seed is None else [f"seed={self.seed}"]
-        config = load_config(self.config, [*self.overrides, *seed], TableConfig)
+        config = load_config(self.config, [*self.overrides, *seed])
         schema = infer(table, None if self.schema is None else Schema.load(self.schema))
-        codec = TableCodec.fit(table, schema, config.encoding, config.seed)
-        tokens, z = codec.encode(table, config.seed)
+        codecs = build_codecs(config)
+        ((modality, codec),) = codecs.items()
+        if not isinstance(codec, RowCodec):
+            raise ValueError(f"{self.config}: {modality} is no modality of table columns; use a config such as table/default")
+        codec.schema = schema
+        codec.fit(table, config.seed)
+        rows = encode(InMemory({modality: table}), config, codecs, "the table")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if self.out is None else self.out)
-            trainer = TableTrainer(config, folder, codec, tokens, z, device=self.device, quiet=not self.verbose)
-            self.pipeline_: TablePipeline = trainer.run()
+            trainer = Trainer(config, folder, self.device, (rows, rows), quiet=not self.verbose, codecs=codecs)
+            self.pipeline_: Pipeline = trainer.run()
             self._files = trainer.files()
         self.schema_, self.n_features_in_ = schema, len(schema.columns)
         self.feature_names_in_ = [column.name for column in schema.columns]
@@ -97,7 +105,7 @@ class TableSynthesizer(BaseEstimator):
         Raises:
             ValueError: an unknown column, or a condition that no value satisfies.
         """
-        n = self._fitted().codec.rows if n is None else n
+        n = self.columns_.rows if n is None else n
         return self._sampler(seed, steps).sample(n, where, balance)
 
     def impute(
@@ -120,7 +128,7 @@ class TableSynthesizer(BaseEstimator):
         """
         if how not in ("draw", "expected"):
             raise ValueError(f"how must be draw or expected, got {how!r}")
-        check_columns(table, list(self._fitted().codec.columns))
+        check_columns(table, list(self.columns_.columns))
         sampler = self._sampler(seed)
         count = (1 if how == "draw" else 20) if draws is None else draws
         if count < 1:
@@ -144,16 +152,26 @@ class TableSynthesizer(BaseEstimator):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = resolve(path)
         model = cls(device=device)
-        model.pipeline_ = TablePipeline.from_pretrained(folder, weights, device)
+        model.pipeline_ = Pipeline.from_pretrained(folder, weights, device)
         model._files = {
             str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
         }
-        model.schema_ = model.pipeline_.codec.schema
+        model.schema_ = model.columns_.schema
         model.feature_names_in_ = [column.name for column in model.schema_.columns]
         model.n_features_in_ = len(model.feature_names_in_)
         return model
 
-    def _fitted(self) -> TablePipeline:
+    @property
+    def columns_(self) -> TableCodec:
+        """The codec of the columns."""
+        return columns_of(self._fitted())
+
+    @property
+    def missing_(self) -> list[str]:
+        """The strings that mean a missing cell in a CSV."""
+        return next(iter(self._fitted().modalities.values())).missing
+
+    def _fitted(self) -> Pipeline:
         if not hasattr(self, "pipeline_"):
             raise NotFittedError("this TableSynthesizer is not fitted: call fit or load first")
         return self.pipeline_

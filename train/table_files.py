@@ -67,8 +67,8 @@ def impute_file(
         expected: fill with the mean of numbers and the most probable category instead of draws.
         spread: with `expected`, write standard deviations and probabilities of other values to this CSV.
     """
-    codec = model.pipeline_.codec
-    file = TableFile.read(source, codec, model.pipeline_.config.missing)
+    codec = model.columns_
+    file = TableFile.read(source, codec, model.missing_)
     modelled = file.table[[name for name in file.table.columns if name in codec.columns]]
     written = []
     if expected:

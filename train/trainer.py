@@ -21,21 +21,20 @@ from torch.nn.parallel import DistributedDataParallel
 from ..configs.config import Config
 from ..configs.load import dump_config, load_config
 from ..configs.runs import CheckpointError, latest
-from ..configs.table import TableConfig
 from ..diffusion import TimeSampler
+from ..kernels import Rng
 from ..model import distributed, float8
+from ..model.build import Codecs, build_codecs, build_losses
 from ..model.compilation import compile_net, should_compile
 from ..model.cpu_memory import keep_memory
 from ..model.storage import save_checkpoint
 from ..sample.cuda_graphs import release
 from ..sample.pipeline import Pipeline, build_pipeline, sample_flops
-from ..sample.table.pipeline import TablePipeline
 from . import sharded
 from .checkpoint import checkpoint_files, init_from, resume, state_tensors, whole_tensors
-from .data.load import load_data
-from .data.packed.packed import Packed
-from .data.pairs import Pairs
-from .data.table_data import TableData
+from .data.dataset import Dataset
+from .data.examples import Examples
+from .data.load import TrainingData, encode_split, load_data
 from .graph_step import graph_step, is_capturable, with_graph_optimizer
 from .metric_log import MetricLog, NullLog
 from .objective import Objective, weightings
@@ -56,33 +55,32 @@ class Trainer:
     data depend on the row's index in the batch alone, so the number of ranks changes nothing but rounding.
 
     Args:
-        data: training and held-out data; default what the config names.
+        data: training and held-out data sets, or already encoded; default what the config names. Codecs that must be
+            fitted are fitted on the former.
         on_sample, on_evaluate: called on the main rank every `sample_every` / `eval_every` steps with the trainer;
             what an evaluation returns is logged (see `bench.quality.hooks`).
+        codecs: {modality: codec}; default new ones.
     """
-
-    config: Config | TableConfig
-    pipeline: Pipeline | TablePipeline
-    train_data: Pairs | Packed | TableData
-    test_data: Pairs | TableData
 
     def __init__(
         self,
-        config: Config | TableConfig,
+        config: Config,
         out: Path,
         device: torch.device | str | None = None,
-        data: tuple[Pairs | Packed, Pairs] | tuple[TableData, TableData] | None = None,
+        data: tuple[Dataset, Dataset] | tuple[TrainingData, Examples] | None = None,
         on_sample: Hook | None = None,
         on_evaluate: Hook | None = None,
         quiet: bool = False,
+        codecs: Codecs | None = None,
     ):
         self.config, self.out, self.quiet = config, Path(out), quiet
         self.device = distributed.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cpu":
             keep_memory()
         rows = self._own_rows()
+        self.codecs = build_codecs(config) if codecs is None else codecs
+        self.train_data, self.test_data = self._load(data)
         self.pipeline = self.build()
-        self.train_data, self.test_data = data or load_data(self.pipeline, self.out / "bad_samples.jsonl")
         net = self.pipeline.net.to(self.device).train()
         ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.sharded = config.train.parallel == "fsdp" and distributed.world() > 1
@@ -96,7 +94,7 @@ class Trainer:
             seed=config.seed,
             device=self.device,
             space=self.pipeline.space,
-            times=TimeSampler(**config.times.model_dump()),
+            times=self._times(),
             net=net,
             ema=ema,
             module=module,
@@ -123,29 +121,41 @@ class Trainer:
             self.check_same_run(folder)
             self.seconds = resume(self.state, folder, self.sharded)
 
-    def build(self) -> Pipeline | TablePipeline:
+    def build(self) -> Pipeline:
         """A new pipeline of the config."""
-        return build_pipeline(self.config)
+        return build_pipeline(self.config, self.codecs)
 
     def objective(self, net: nn.Module) -> Objective:
         """The loss of the config."""
-        space = self.pipeline.space
-        return Objective(net, weightings(self.config, space), space, self.learned())
+        pipeline = self.pipeline
+        losses = build_losses(self.config, pipeline.space, pipeline.names)
+        weighting = weightings(losses, pipeline.space)
+        return Objective(net, weighting, pipeline.space, self.learned(), self.draw_observed)
 
     def learned(self) -> list[str]:
-        """The modalities that have a head and a loss."""
-        return [m for m in self.pipeline.net.head if self.config.modalities[m].loss.scale > 0]
+        """The processes that have a head and a loss."""
+        losses = build_losses(self.config, self.pipeline.space, self.pipeline.names)
+        return [k for k in self.pipeline.net.outputs if losses[k].scale > 0]
+
+    def draw_observed(self, rng: Rng) -> dict[str, Tensor]:
+        """{process: bool of its shape}: elements that are clean conditions of a batch."""
+        observed = {}
+        for m, modality in self.pipeline.modalities.items():
+            prefix = "" if len(self.pipeline.names) == 1 else f"{m} "
+            own = modality.draw_observed(self.codecs[m], rng, prefix)
+            observed |= {self.pipeline.names[m][part]: mask for part, mask in own.items()}
+        return observed
 
     def in_bf16(self) -> bool:
-        """Whether the network's matrix products are computed in bfloat16; train.precision=auto: on a GPU."""
-        setting = self.config.train.precision
-        return setting in ("bf16", "fp8") or (setting == "auto" and self.device.type == "cuda")
+        """Whether the network's matrix products are computed in bfloat16; train.precision=auto: wide ones on a GPU."""
+        setting, narrow = self.config.train.precision, self.pipeline.net.narrow
+        return setting in ("bf16", "fp8") or (setting == "auto" and self.device.type == "cuda" and not narrow)
 
     def flops(self) -> float:
         """FLOPs of the whole run; a backward pass takes two forward ones."""
         return 3.0 * sample_flops(self.pipeline) * self.config.train.batch * self.config.train.steps
 
-    def run(self, stop: int | None = None) -> Pipeline | TablePipeline:
+    def run(self, stop: int | None = None) -> Pipeline:
         """Train up to step `stop` (default: the configured number) and return the pipeline with its EMA weights.
 
         Raises:
@@ -190,7 +200,7 @@ class Trainer:
         files = checkpoint_files(self.state, self.sharded, self.seconds)
         return files and {**files, **self.pipeline.files(), "config.yaml": dump_config(self.config).encode()}
 
-    def ema_pipeline(self) -> Pipeline | TablePipeline:
+    def ema_pipeline(self) -> Pipeline:
         """The pipeline with the EMA weights, for sampling; with sharded weights every rank must call this."""
         if self.sharded and self._gathered is None:
             net = self.build().net.to(self.device).eval().requires_grad_(False)
@@ -199,13 +209,38 @@ class Trainer:
         return dataclasses.replace(self.pipeline, net=self._gathered or self.state.ema)
 
     def check_same_run(self, folder: Path) -> None:
-        """CheckpointError unless the checkpoint is of this config; `train`, `sample` and `compile` may differ."""
-        saved = load_config(folder / "config.yaml", model=type(self.config)).model_dump(mode="json")
+        """CheckpointError unless the checkpoint is of this config and data; some settings may differ."""
+        saved = load_config(folder / "config.yaml").model_dump(mode="json")
         for key, value in self.config.model_dump(mode="json").items():
             if key not in ("train", "sample", "compile") and value != saved[key]:
                 raise CheckpointError(
                     f"{self.out} holds a run with another {key!r}: choose another --out, or delete it to start anew"
                 )
+        own = self.pipeline.files()
+        for m, codec in build_codecs(self.config, folder).items():
+            if codec.is_fitted and any(own.get(f"{m}.{name}") != content for name, content in codec.files().items()):
+                raise CheckpointError(f"{self.out} holds a run on other data (its {m} differs): choose another --out")
+
+    def _load(self, data: tuple | None) -> tuple[TrainingData, Examples]:
+        """Training and held-out data, encoded."""
+        if data is None:
+            train, test = load_data(self.config, self.codecs, self.out / "bad_samples.jsonl")
+        elif isinstance(data[0], Dataset):
+            train, test = encode_split(*data, self.config, self.codecs, "the data")
+        else:
+            train, test = data
+        return (train.to(self.device) if isinstance(train, Examples) else train), test
+
+    def _times(self) -> TimeSampler:
+        """The training times of the config, by process."""
+        times, pipeline = self.config.times, self.pipeline
+        names = {m: list(parts.values()) for m, parts in pipeline.names.items()}
+        subsets = {
+            "+".join(k for m in subset.split("+") for k in names[m]): p for subset, p in times.condition_prob.items()
+        }
+        groups = tuple(tuple(parts) for parts in names.values())
+        skew = pipeline.of_processes(times.time_skew)
+        return TimeSampler(times.draw, times.low_discrepancy, skew, subsets, times.subset_prob, groups)
 
     def _timed_update(self) -> dict[str, Tensor]:
         began = time.perf_counter()
@@ -245,8 +280,9 @@ class Trainer:
         """Freeze parts, convert to fp8 and compile, as configured; before the weights are sharded."""
         config, settings = self.config, self.config.train
         for name in settings.freeze:
-            for module in net.part(name):
-                module.requires_grad_(False)
+            for k in self.pipeline.names[name].values() if name in self.pipeline.names else [name]:
+                for module in net.part(k):
+                    module.requires_grad_(False)
         net.activation_checkpointing = settings.activation_checkpointing
         compiles = should_compile(config.compile, self.device, self.flops)
         if settings.precision == "fp8":

@@ -14,15 +14,13 @@ from pathlib import Path
 import torch
 
 from ...configs.load import load_config
-from ...configs.table import TableConfig
 from ...diffusion import Space
-from ...model.codecs.table.codec import TableCodec
-from ...model.codecs.table.schema import infer
 from ...model.compilation import compile_net
 from ...sample import Sampler, sample
 from ...sample.table.rows import TableSampler
 from ...train.data.bundled import load_bundled
-from ...train.table_trainer import TableTrainer
+from ...train.data.dataset import InMemory
+from ...train.trainer import Trainer
 from ..reference import sample as reference
 from .results import ResultLog
 from .systems import randomize_weights
@@ -64,13 +62,13 @@ def training(
     measure(f"table {recipe}: train", trainer, (recipe, [f"compile={compile}"]), device, log, steps, trace)
 
 
-def trainer(device: torch.device, settings: list[str], recipe: str, folder: Path | None = None) -> TableTrainer:
+def trainer(device: torch.device, settings: list[str], recipe: str, folder: Path | None = None) -> Trainer:
     """A trainer on the bundled training rows of Adult; folder: of its run, default a temporary one."""
     table, _ = load_bundled()
-    config = load_config(f"table/{recipe}", settings, TableConfig)
-    codec = TableCodec.fit(table, infer(table), config.encoding, config.seed)
+    config = load_config(f"table/{recipe}", settings)
+    data = InMemory({next(iter(config.modalities)): table})
     folder = folder or Path(tempfile.mkdtemp(prefix="anystate-bench-"))  # stays empty: these steps write no checkpoint
-    return TableTrainer(config, folder, codec, *codec.encode(table, config.seed), device=device, quiet=True)
+    return Trainer(config, folder, device, (data, data), quiet=True)
 
 
 def sampling(

@@ -78,7 +78,6 @@ def fit(
 ) -> None:
     """Train a model of a table; run the same command again to resume."""
     from ...configs.load import dump_config, load_config
-    from ...configs.table import TableConfig
     from ...train.data.bundled import find_table
 
     overrides = list(override or [])
@@ -87,13 +86,13 @@ def fit(
     if seed is not None:
         overrides.append(f"seed={seed}")
     require_path("--schema:", schema)
-    resolved = load_config(config, overrides, TableConfig)
+    resolved = load_config(config, overrides)
     path = find_table(source)
     from ...model.codecs.table.files import describe, read_table
     from ...model.codecs.table.schema import Schema, infer
     from ...train.synthesizer import TableSynthesizer
 
-    table = read_table(path, resolved.missing)
+    table = read_table(path, missing or [""])
     columns = infer(table, None if schema is None else Schema.load(schema))
     if dry_run:
         console.print(columns.dump() + dump_config(resolved), markup=False, highlight=False, end="")
@@ -136,8 +135,8 @@ def sample(
     from ...sample.table.where import parse_where
 
     began = time.perf_counter()
-    table = model.sample(n, parse_where(model.pipeline_.codec, pairs), balance, seed, steps)
-    write_table(table, out, model.pipeline_.config.missing[0])
+    table = model.sample(n, parse_where(model.columns_, pairs), balance, seed, steps)
+    write_table(table, out, model.missing_[0])
     console.print(f"wrote {len(table):,} rows to {out} in {time.perf_counter() - began:.1f} seconds")
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .base import Codec
+
 PAD = 0
 MASKED = "▯"  # how a masked position of a partly noised caption is shown
 
 
 @dataclasses.dataclass(frozen=True)
-class CharCodec:
+class CharCodec(Codec):
     """Captions ↔ int64 (N, length): one token per character of the alphabet, then pads (token 0)."""
 
     alphabet: str
@@ -25,13 +27,13 @@ class CharCodec:
         """Number of tokens, the pad included."""
         return len(self.alphabet) + 1
 
-    def encode(self, captions: Sequence[str]) -> Tensor:
+    def encode(self, values: Sequence[str]) -> Tensor:
         """Captions → tokens.
 
         Raises:
             ValueError: a caption is too long or has a character outside the alphabet.
         """
-        return self._encode(captions, {})
+        return self._encode(values, {})
 
     def encode_masked(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens, where the sign ▯ becomes the mask token."""
@@ -49,8 +51,8 @@ class CharCodec:
             tokens[row, : len(caption)] = torch.tensor([index[c] for c in caption], dtype=torch.int64)
         return tokens
 
-    def decode(self, tokens: Tensor) -> list[str]:
+    def decode(self, x: Tensor) -> list[str]:
         """Tokens → captions; pads at the end are dropped, pads elsewhere are shown as "_", masked positions as ▯."""
         symbols = np.array(["_", *self.alphabet, MASKED])
-        text = ["".join(symbols[row]) for row in tokens.cpu().numpy()]
+        text = ["".join(symbols[row]) for row in x.cpu().numpy()]
         return [caption.rstrip("_") for caption in text]

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .vae import check_size, read_image
+from .base import Codec
+from .vae import check_size, read_image, stack_masks
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelCodec:
+class PixelCodec(Codec):
     """Images with values in [0, pixel_max] ↔ float32 (N, channels, size, size) in [−1, 1]."""
 
     channels: int
     size: int
     pixel_max: float = 255.0
 
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, values: np.ndarray | Sequence) -> Tensor:
         """Scaled pixel values of images (N, size, size) or (N, size, size, channels) of any real dtype.
+
+        Pillow images and paths of image files also work; their values are scaled to pixel_max.
 
         Raises:
             ValueError: another size or number of channels, or values outside the range.
         """
-        images = np.asarray(images)
+        images = values if isinstance(values, np.ndarray) else self._stack(values)
         if images.ndim == 3:
             images = images[..., None]
         expected = (self.size, self.size, self.channels)
@@ -36,6 +42,17 @@ class PixelCodec:
             raise ValueError(f"pixel values must lie in [0, {self.pixel_max:g}]")
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
         return x * (2.0 / self.pixel_max) - 1.0
+
+    def _stack(self, values: Sequence) -> np.ndarray:
+        arrays = []
+        for value in values:
+            if not isinstance(value, np.ndarray):
+                value = read_image(value, self.channels).astype(np.float32) * (self.pixel_max / 255.0)
+            arrays.append(value[..., None] if value.ndim == 2 else value)
+        if len({a.shape for a in arrays}) > 1:
+            other = next(a.shape for a in arrays if a.shape != arrays[0].shape)
+            raise ValueError(f"images differ in shape: {arrays[0].shape} and {other}")
+        return np.stack(arrays) if arrays else np.zeros((0, self.size, self.size, self.channels))
 
     def decode(self, x: Tensor) -> np.ndarray:
         """uint8 (N, S, S, C) in 0 … 255 from (N, C, S, S); values outside [−1, 1] are clipped."""
@@ -56,4 +73,20 @@ class PixelCodec:
         """(1, 1, S, S) bool from a black and white image of exactly this size, True where it is white."""
         pixels = read_image(path, 1)
         check_size(path, pixels, self.size)
-        return torch.from_numpy(pixels[..., 0] > 127)[None, None]
+        return self.encode_mask([pixels[..., 0] > 127])
+
+    def encode_mask(self, masks: Sequence) -> Tensor:
+        """(N, 1, S, S) bool of N masks (S, S).
+
+        Raises:
+            ValueError: a mask of another size.
+        """
+        return stack_masks(masks, self.size)[:, None]
+
+
+def to_pil(image: Any) -> Image.Image:
+    """A decoded image, uint8 (S, S, C), as a Pillow image."""
+    if isinstance(image, Image.Image):
+        return image
+    pixels = np.asarray(image)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .base import Codec
 from .characters import MASKED
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerCodec:
+class TokenizerCodec(Codec):
     """Captions ↔ int64 (N, length): [start] subwords [end], then pads.
 
     Longer captions are truncated before the end token, as with CLIP; `encode_with_lengths` also gives the full lengths.
@@ -28,6 +29,7 @@ class TokenizerCodec:
         path: a `tokenizer.json`, a folder with one (or with CLIP's vocab.json and merges.txt), or a hub id.
         states: number of tokens without the mask token, whose index it is.
         pad, start, end: token ids; start and end may be None. CLIP pads with its end token.
+        content: of a `tokenizer.json`, as checkpoints keep it, instead of the file at `path`.
     """
 
     path: str | Path
@@ -36,6 +38,7 @@ class TokenizerCodec:
     pad: int = 0
     start: int | None = None
     end: int | None = None
+    content: str | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -44,15 +47,15 @@ class TokenizerCodec:
         Raises:
             ValueError: it cannot be loaded, or has more than `states` tokens.
         """
-        tokenizer = open_tokenizer(self.path)
+        tokenizer = open_tokenizer(self.path, self.content)
         size = tokenizer.get_vocab_size()
         if size > self.states:
             raise ValueError(f"{self.path}: the tokenizer has {size} tokens, beyond the vocabulary of {self.states}")
         return tokenizer
 
-    def encode(self, captions: Sequence[str]) -> Tensor:
+    def encode(self, values: Sequence[str]) -> Tensor:
         """Captions → tokens."""
-        return self.encode_with_lengths(captions)[0]
+        return self.encode_with_lengths(values)[0]
 
     def encode_masked(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens, where the sign ▯ becomes the mask token."""
@@ -83,9 +86,9 @@ class TokenizerCodec:
             lengths.append(len(prefix) + len(subwords) + len(suffix))
         return torch.from_numpy(tokens), lengths
 
-    def decode(self, tokens: Tensor) -> list[str]:
+    def decode(self, x: Tensor) -> list[str]:
         """Tokens → captions: up to the end token, without pads; masked positions are shown as ▯."""
-        return [self._decode_row(row) for row in tokens.cpu().tolist()]
+        return [self._decode_row(row) for row in x.cpu().tolist()]
 
     def _decode_row(self, row: list[int]) -> str:
         if self.end is not None and self.end in row:
@@ -108,19 +111,22 @@ class TokenizerCodec:
         """The content of a `tokenizer.json`, for a copy stored with weights or data."""
         return self.tokenizer.to_str()
 
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self.json().encode()}
 
-def open_tokenizer(path: str | Path) -> Tokenizer:
-    """A `tokenizers.Tokenizer` without padding or truncation of its own.
+
+def open_tokenizer(path: str | Path, content: str | None = None) -> Tokenizer:
+    """A `tokenizers.Tokenizer` without padding or truncation of its own; content: instead of the file.
 
     Raises:
         ValueError: the library is missing, or there is no tokenizer at that path or hub id.
     """
     try:
-        import tokenizers  # noqa: F401
+        import tokenizers
     except ImportError:
         raise ValueError("subword tokens need tokenizers: pip install anystate[pairs]") from None
     try:
-        tokenizer = _load_tokenizer(Path(path), str(path))
+        tokenizer = _load_tokenizer(Path(path), str(path)) if content is None else tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the hub, the disk and the library raise their own exception types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

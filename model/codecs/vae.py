@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .base import Codec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -18,7 +22,7 @@ BATCH = 16  # images per call of the autoencoder
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentCodec:
+class LatentCodec(Codec):
     """RGB images ↔ float32 (N, channels, size, size), the latents of a variational autoencoder times `scale`.
 
     Args:
@@ -80,9 +84,12 @@ class LatentCodec:
             stds.append(posterior.std.float().cpu())
         return torch.cat(means), torch.cat(stds)
 
-    def encode(self, images: np.ndarray) -> Tensor:
-        """The scaled mean latents of uint8 images (N, P, P, 3)."""
-        return self.moments(images)[0] * self.scale
+    def encode(self, values: np.ndarray | Sequence) -> Tensor:
+        """The scaled mean latents of uint8 images (N, P, P, 3); others, and files, are cropped to their centre."""
+        if not isinstance(values, np.ndarray):
+            images = [value if isinstance(value, np.ndarray) else read_image(value, 3) for value in values]
+            values = np.stack([center_crop(image, self.image_size) for image in images])
+        return self.moments(values)[0] * self.scale
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
@@ -108,8 +115,12 @@ class LatentCodec:
         """
         pixels = read_image(path, 1)
         check_size(path, pixels, self.image_size)
-        blocks = torch.from_numpy(pixels[..., 0] > 127).view(self.size, self.factor, self.size, self.factor)
-        return blocks.all(3).all(1)[None, None]
+        return self.encode_mask([pixels[..., 0] > 127])
+
+    def encode_mask(self, masks: Sequence) -> Tensor:
+        """(N, 1, size, size) bool of N masks of the pixels' size."""
+        blocks = stack_masks(masks, self.image_size).view(-1, self.size, self.factor, self.size, self.factor)
+        return blocks.all(4).all(2)[:, None]
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,8 +144,8 @@ def load_vae(name: str, device: torch.device | str | None = None) -> Autoencoder
     return net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
 
 
-def read_image(source: str | Path | BinaryIO, channels: int) -> np.ndarray:
-    """uint8 (H, W, channels) from an image file (a path or an open file) in any format that Pillow reads.
+def read_image(source: Any, channels: int) -> np.ndarray:
+    """uint8 (H, W, channels) from an image file (a path, an open file or bytes), or from a Pillow image.
 
     Raises:
         ValueError: not found, not an image, or truncated.
@@ -142,12 +153,17 @@ def read_image(source: str | Path | BinaryIO, channels: int) -> np.ndarray:
     from PIL import Image
 
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    if isinstance(source, Image.Image):
+        pixels = np.asarray(source.convert(mode))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
     try:
         with Image.open(source) as image:
             pixels = np.asarray(image.convert(mode))
     except FileNotFoundError:
         raise ValueError(f"image {str(source)!r} not found") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for bad files
+    except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError) as error:  # Pillow's errors for bad files
         raise ValueError(f"{source}: not a readable image ({error})") from None
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -157,6 +173,18 @@ def check_size(path: str | Path, pixels: np.ndarray, size: int) -> None:
     height, width = pixels.shape[:2]
     if (height, width) != (size, size):
         raise ValueError(f"{path}: the model takes {size}x{size} images, this one is {width}x{height}")
+
+
+def stack_masks(masks: Sequence, size: int) -> Tensor:
+    """(N, size, size) bool.
+
+    Raises:
+        ValueError: a mask of another shape.
+    """
+    arrays = [np.asarray(mask) for mask in masks]
+    if wrong := [a.shape for a in arrays if a.shape != (size, size)]:
+        raise ValueError(f"a mask has shape {wrong[0]}, the model takes {(size, size)}")
+    return torch.from_numpy(np.stack(arrays).astype(bool))
 
 
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ...configs.load import load_config
 from ...configs.runs import latest
-from ...configs.table import TableConfig
-from ..build import build_table_network
+from ...configs.config import Config
+from ..build import Codecs, build_network, codec_files, modalities_of
 from ..codecs.table.codec import TableCodec
 from ..codecs.table.column import MISSING, sort_tags
 from ..codecs.table.files import read_table
 from ..codecs.table.quantiles import Quantiles
+from ..codecs.table.rows import RowCodec
 from ..codecs.table.schema import Column, Schema, infer_column
-from ..storage import check_shapes, pack_json
+from ..storage import check_shapes
 from .files import read_pt, save_imported, weight_sets
 from .table import HEADS, KINDS, TABLES, architecture, from_official, is_table, official_sizes
 
@@ -90,13 +91,14 @@ def import_table(
     config = describe(example, overrides)
     codec = official_codec(official, config)
     _check_sizes(source, example, official, codec)
-    net, ours, unused = build_table_network(config, codec), {}, []
+    codecs: Codecs = {next(iter(config.modalities)): RowCodec.of(codec)}
+    net, ours, unused = build_network(config, codecs), {}, []
     for kind, state in states.items():
         ours[kind], unused = from_official(net, reorder(state, official, codec))
         check_shapes(source, net.state_dict(), ours[kind])
     used = sorted(set(example) - set(unused))
     origin = {"file": str(source), "weights": sorted(states), "step": step, "used": used, "unused": unused}
-    folder = save_imported(out, step, ours, config, origin, {"codec.json": pack_json(codec.to_json())})
+    folder = save_imported(out, step, ours, config, origin, codec_files(codecs))
     sizes = {name: len(c.states) if name in official.categorical else None for name, c in codec.columns.items()}
     return TableReport(folder, sorted(states), used, unused, sizes)
 
@@ -154,16 +156,16 @@ def _read_info(file: Path) -> tuple[list[str], list[str], list[str], str]:
     return *columns, info["task_type"]
 
 
-def describe(state: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> TableConfig:
+def describe(state: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Config:
     """The official recipe with the sizes that a state dict shows."""
     net = architecture(state)
     sizes = [f"network.width={net.width}", f"network.depth={len(net.blocks)}", f"network.mlp={net.mlp}"]
     if len(net.time) == 2:  # the target has a time of its own; joint sampling uses both times
         sizes.append("times.draw=decoupled")
-    return load_config(RECIPE, [*sizes, *overrides], TableConfig)
+    return load_config(RECIPE, [*sizes, *overrides])
 
 
-def official_codec(table: OfficialTable, config: TableConfig) -> TableCodec:
+def official_codec(table: OfficialTable, config: Config) -> TableCodec:
     """The official encoding of a table: categories in sorted order, numbers by scikit-learn's quantile curve."""
     rows, columns = table.rows.copy(), []
     for name in rows.columns:
@@ -175,7 +177,8 @@ def official_codec(table: OfficialTable, config: TableConfig) -> TableCodec:
         elif name in table.categorical:
             dtype = str(rows[name].dtype)
             columns.append(Column(name=name, kind="categorical", dtype=dtype, missing=bool(rows[name].isna().any())))
-    codec = TableCodec.fit(rows, Schema(columns=columns), config.encoding, config.seed)
+    encoding = next(iter(modalities_of(config).values())).encoding
+    codec = TableCodec.fit(rows, Schema(columns=columns), encoding, config.seed)
     for name, column in codec.columns.items():
         if name in table.numerical:
             column.states = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...configs.config import Config
 from ...configs.load import load_config, parse_config
 from ...configs.runs import latest
-from ..build import Codec, build_codecs, build_network, codec_files
+from ..build import Codecs, build_codecs, build_network, codec_files
 from ..layers import sincos_2d
 from ..storage import check_shapes, sha256
 from .files import read_pt, read_safetensors, save_imported, weight_sets
@@ -58,12 +58,15 @@ class Report:
         return lines
 
 
-def import_official(source: str, out: Path, vae: str | None = None, tokenizer: str | None = None) -> Report:
+def import_official(
+    source: str, out: Path, vae: str | None = None, tokenizer: str | None = None, heads: int | None = None
+) -> Report:
     """Convert the official checkpoint `source` into a checkpoint in the run folder `out`.
 
     Args:
         source: a .pt snapshot, a .safetensors file, a folder with one of either, or a Hugging Face id.
         vae, tokenizer: the autoencoder and the CLIP tokenizer; default those of the config of the published model.
+        heads: of the attention, where the weights do not show them (`qk_rmsnorm: false`); default 8.
 
     Raises:
         ValueError: not found, a damaged file, one with pickled code, or another network; or `out` has a checkpoint.
@@ -80,9 +83,9 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
         states[kind], unused = from_official(state)
         _check_positions(state, snapshot.file)
     example = next(iter(snapshot.weights.values()))
-    config = describe(example, vae, tokenizer)
+    config = describe(example, vae, tokenizer, heads)
     with torch.device("meta"):  # only names and shapes are needed
-        network = build_network(config)
+        network = build_network(config, build_codecs(config))
     for state in states.values():
         check_shapes(snapshot.file, network.state_dict(), state)
     files, note = _tokenizer_files(build_codecs(config))
@@ -100,12 +103,14 @@ def import_official(source: str, out: Path, vae: str | None = None, tokenizer: s
     return Report(folder, sorted(states), used, unused, note)
 
 
-def describe(state: Mapping[str, Tensor], vae: str | None = None, tokenizer: str | None = None) -> Config:
+def describe(
+    state: Mapping[str, Tensor], vae: str | None = None, tokenizer: str | None = None, heads: int | None = None
+) -> Config:
     """A config of the published model with the sizes of a state dict."""
     raw = load_config(RECIPE).model_dump(mode="json")
     raw.update(name="official", init=None)
-    raw["data"]["path"] = None
-    parts, depth, heads, head_dim = streams(state)
+    raw["data"] = None
+    parts, depth, heads, head_dim, _, qk_norm = streams(state, heads)
     text, image = parts["text"], parts["image"]
     for m, part in parts.items():
         shape = {
@@ -121,7 +126,7 @@ def describe(state: Mapping[str, Tensor], vae: str | None = None, tokenizer: str
     # the last two tokens of a CLIP vocabulary are start and end; the end token is also the pad
     special = {"pad": text.states - 1, "start": text.states - 2, "end": text.states - 1}
     raw["modalities"]["text"]["tokenizer"].update(states=text.states, **special)
-    raw["network"].update(depth=depth, heads=heads, head_dim=head_dim)
+    raw["network"].update(depth=depth, heads=heads, head_dim=head_dim, qk_norm=qk_norm)
     if vae is not None:
         raw["modalities"]["image"]["latents"]["vae"] = vae
     if tokenizer is not None:
@@ -178,7 +183,7 @@ def _check_positions(state: Mapping[str, Tensor], file: Path) -> None:
         raise ValueError(f"{file}: {POSITION!r} is not the sine table of the official network")
 
 
-def _tokenizer_files(codecs: dict[str, Codec]) -> tuple[dict[str, bytes], str | None]:
+def _tokenizer_files(codecs: Codecs) -> tuple[dict[str, bytes], str | None]:
     """The tokenizer as a file of the checkpoint, or a note if it is not available now."""
     try:
         return codec_files(codecs), None

@@ -2,7 +2,8 @@
 
 In the official code, text is the first modality and image the second. The three conditioning layers of each stream of a
 block (attention LayerNorm, feed-forward LayerNorm, branch gains) are one layer here, and the patch convolution is a
-linear layer. With the official setting `text_depth: 0`, the network has no text head.
+linear layer. With the official setting `text_depth: 0`, the network has no text head; with `qk_rmsnorm: false`, queries
+and keys have no gammas, and the number of heads cannot be seen in the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor
 
-from ..mmdit import MMDiT, Patches, Tokens
+from ..mmdit import MMDiT
+from ..streams import Patches, Tokens
 
 
 def _key_map() -> dict[str, str]:
@@ -46,6 +48,7 @@ STREAM_KEYS = {  # of stream i of a block
     "feedforwards.{i}.ff.2.weight": "ff.2.weight",
     "feedforwards.{i}.ff.2.bias": "ff.2.bias",
 }
+HEADS = 8  # the official default
 PATCH_WEIGHT, POSITION = "image_embedder.proj.weight", "pos_embed"
 
 
@@ -113,6 +116,8 @@ def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
             ours[target] = official.take(key)
     for prefix, i, target in _block_prefixes(state):
         for key, name in STREAM_KEYS.items():
+            if name.endswith("gamma") and not has_qk_norm(state):
+                continue
             value = official.take(f"{prefix}.{key.format(i=i)}")
             ours[f"{target}.{name}"] = value.squeeze(1) if name.endswith("gamma") else value
         for kind in ("weight", "bias"):
@@ -122,6 +127,11 @@ def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
             parts = [official.take(attn), gains[0], official.take(ff), gains[1]]
             ours[f"{target}.modulation.{kind}"] = torch.cat(parts)
     return ours, sorted(set(state) - official.used)
+
+
+def has_qk_norm(state: Mapping[str, Tensor]) -> bool:
+    """Whether an official network normalizes queries and keys (`qk_rmsnorm: true`, its default)."""
+    return any("_rmsnorms." in key for key in state)
 
 
 def to_official(model: MMDiT) -> dict[str, Tensor]:
@@ -146,6 +156,8 @@ def _official_stream(ours: Mapping[str, Tensor], prefix: str, i: int, source: st
     """The official tensors of stream i of the block `prefix`, from those of `source` here."""
     official = {}
     for key, name in STREAM_KEYS.items():
+        if f"{source}.{name}" not in ours:
+            continue  # a network without qk_norm has no gammas
         value = ours[f"{source}.{name}"]
         official[f"{prefix}.{key.format(i=i)}"] = value[:, None] if name.endswith("gamma") else value
     for kind in ("weight", "bias"):
@@ -157,19 +169,25 @@ def _official_stream(ours: Mapping[str, Tensor], prefix: str, i: int, source: st
     return official
 
 
-def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], int, int, int]:
+def streams(
+    state: Mapping[str, Tensor], heads: int | None = None
+) -> tuple[dict[str, Patches | Tokens], int, int, int, float, bool]:
     """The architecture of an official state dict, as the arguments of MMDiT.
 
-    Returns {modality: stream}, depth of the joint trunk, number of heads and width of a head.
+    Returns {modality: stream}, depth of the joint trunk, number of heads, width of a head, scale of times (1), and
+    whether queries and keys are normalized.
+
+    Args:
+        heads: for a network without normalization of queries and keys, whose weights do not show it; default 8.
 
     Raises:
-        ValueError: a key that determines a size is missing.
+        ValueError: a key that determines a size is missing, or another number of heads than the weights show.
     """
     shape = _OfficialState(state).shape
     vocab, text_width = shape("text_embedder.weight")
     image_width, channels, patch, _ = shape(PATCH_WEIGHT)
     grid = round(shape(POSITION)[1] ** 0.5)
-    heads, _, head_dim = shape("joint_embedding.blocks.0.joint_attn.q_rmsnorms.0.gamma")
+    heads, head_dim = _heads(state, heads)
     depth = dict.fromkeys(("joint_embedding", "text_dit", "image_dit"), 0)
     for prefix, _, _ in _block_prefixes(state):
         stack, _, index = prefix.split(".")
@@ -192,17 +210,32 @@ def streams(state: Mapping[str, Tensor]) -> tuple[dict[str, Patches | Tokens], i
         single_stream_depth=depth["image_dit"],
         output="image_final_layer.linear.weight" in state,
     )
-    return {"text": text, "image": image}, depth["joint_embedding"], heads, head_dim
+    return {"text": text, "image": image}, depth["joint_embedding"], heads, head_dim, 1.0, has_qk_norm(state)
 
 
-def architecture(state: Mapping[str, Tensor]) -> MMDiT:
+def _heads(state: Mapping[str, Tensor], heads: int | None) -> tuple[int, int]:
+    """Number and width of the attention heads."""
+    shape = _OfficialState(state).shape
+    if has_qk_norm(state):
+        found, _, head_dim = shape("joint_embedding.blocks.0.joint_attn.q_rmsnorms.0.gamma")
+        if heads not in (None, found):
+            raise ValueError(f"--heads {heads}: the weights have {found} heads")
+        return found, head_dim
+    inner = shape("joint_embedding.blocks.0.joint_attn.to_qkv.0.weight")[0] // 3
+    heads = HEADS if heads is None else heads
+    if heads < 1 or inner % heads:
+        raise ValueError(f"--heads {heads} does not divide the {inner} features of the attention")
+    return heads, inner // heads
+
+
+def architecture(state: Mapping[str, Tensor], heads: int | None = None) -> MMDiT:
     """An MMDiT of the architecture of an official state dict, without its weights."""
-    return MMDiT(*streams(state))
+    return MMDiT(*streams(state, heads))
 
 
-def load_official(state: Mapping[str, Tensor]) -> tuple[MMDiT, list[str]]:
+def load_official(state: Mapping[str, Tensor], heads: int | None = None) -> tuple[MMDiT, list[str]]:
     """An MMDiT with the weights of an official state dict, and the official keys that were not used."""
-    model = architecture(state)
+    model = architecture(state, heads)
     ours, unused = from_official(state)
     model.load_state_dict(ours)
     return model, unused

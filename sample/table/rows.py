@@ -19,10 +19,13 @@ from torch import Tensor
 from ... import kernels
 from ...kernels import Draw, LazyLogits, Rng
 from ...model.codecs.table.column import MISSING, REGULAR, ColumnCodec
+from ...configs.runs import CheckpointError
+from ...model.codecs.table.codec import TableCodec
+from ...model.codecs.table.rows import RowCodec
 from ..condition import Condition
+from ..pipeline import Pipeline
 from ..sampler import sample
 from .constraints import ColumnCondition, RangeConstraint, allowed_states, is_single_number
-from .pipeline import TablePipeline
 
 BATCH_ROWS = 4096  # default batch size
 GPU_BATCH_ROWS = 65536  # on a GPU, where so small a network is limited by launches rather than by rows
@@ -64,13 +67,13 @@ class TableSampler:
         progress: show a bar.
     """
 
-    pipeline: TablePipeline
+    pipeline: Pipeline
     steps: int | None = None
     seed: int = 0
     progress: bool = False
 
     def __post_init__(self):
-        self.codec, self.space = self.pipeline.codec, self.pipeline.space
+        self.codec, self.space = columns_of(self.pipeline), self.pipeline.space
         self.device = next(self.pipeline.net.parameters()).device
 
     def sample(
@@ -192,20 +195,6 @@ class TableSampler:
         logits = len(self.codec.categorical) * max(self.codec.states, default=0)
         return min(GPU_BATCH_ROWS, max(BATCH_ROWS, GPU_LOGITS // max(logits, 1)), n)
 
-    def uniforms(self, start: int, n: int) -> dict[str, Tensor]:
-        """Uniform numbers of rows start, …, start + n − 1, {modality: (n, C) float64}, in place of independent noise.
-
-        They are rows of a scrambled Sobol sequence, a function of (seed, row): uniform each, and evenly spread over the
-        rows. Empty if the config wants independent noise.
-        """
-        if self.pipeline.config.noise != "sobol":
-            return {}
-        columns = [len(self.codec.numerical), len(self.codec.categorical)]
-        points = torch.quasirandom.SobolEngine(sum(columns), scramble=True, seed=self.seed).fast_forward(start)
-        # points are multiples of 2⁻³⁰; the middle of their interval is never 0
-        num, cat = (points.draw(n, dtype=torch.float64) + 2.0**-31).split(columns, 1)
-        return {m: u for m, u in (("num", num), ("cat", cat)) if m in self.space}
-
     def sample_batch(
         self,
         cells: ObservedCells,
@@ -215,9 +204,9 @@ class TableSampler:
     ) -> tuple[Tensor, Tensor]:
         """Tokens and z of one batch, rows start, … of a table.
 
-        z_uniforms: (n, C) float64 in (0, 1), which become the initial noise of z; default `uniforms`.
+        z_uniforms: (n, C) float64 in (0, 1), which become the initial noise of z; default `Pipeline.uniforms`.
         """
-        uniforms = self.uniforms(start, len(cells))
+        uniforms = self.pipeline.uniforms(self.seed, start, len(cells))
         if z_uniforms is not None and "num" in self.space:
             uniforms["num"] = z_uniforms
         out = sample(
@@ -330,3 +319,17 @@ def fill_cells(values: pd.Series, new: pd.Series) -> pd.Series:
     filled = values.copy() if values.notna().any() else values.astype(new.dtype)
     filled.loc[new.index] = new.to_numpy(dtype=object) if filled.dtype == object else new
     return filled
+
+
+def columns_of(pipeline: Pipeline) -> TableCodec:
+    """The codec of the columns of a model of a table and nothing else.
+
+    Raises:
+        CheckpointError: it is another model.
+    """
+    codec = next(iter(pipeline.codecs.values()))
+    if len(pipeline.codecs) > 1 or not isinstance(codec, RowCodec):
+        raise CheckpointError(
+            f"this model is not one of a table alone, it has {', '.join(pipeline.codecs)}: use anystate sample or Pipeline"
+        )
+    return codec.table

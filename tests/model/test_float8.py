@@ -33,8 +33,8 @@ def official() -> MMDiT:
     """The official network's widths on the meta device, one block each."""
     with torch.device("meta"):
         streams = {
-            "image": Patches(4, 32, 2, 1024, single_stream_depth=1),
-            "text": Tokens(120, 49408, 1024, single_stream_depth=1),
+            "image": Patches(channels=4, size=32, patch=2, width=1024, single_stream_depth=1),
+            "text": Tokens(length=120, states=49408, width=1024, single_stream_depth=1),
         }
         return MMDiT(streams, 1, 8, 64)
 
@@ -152,7 +152,7 @@ def test_unsuitable_settings(tiny, tmp_path, monkeypatch, settings, capability, 
             Trainer(config, tmp_path, "cpu", quiet=True)
     else:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        net = MMDiT({"image": Patches(1, 8, 4, 16), "text": Tokens(12, 31, 16)}, 1, 2, 8)
+        net = MMDiT({"image": Patches(channels=1, size=8, patch=4, width=16), "text": Tokens(length=12, states=31, width=16)}, 1, 2, 8)
         with pytest.raises(ValueError) as error:
             float8.convert(net, torch.device("cuda"), config.train.batch // config.train.gradient_accumulation_steps)
     assert message in str(error.value)

@@ -14,8 +14,8 @@ def noisy_net(depth: int, single_stream_depth: int) -> MMDiT:
     """A small network with noise on all weights, those that are initialized with zero included."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text = Tokens(LENGTH, STATES, 32, single_stream_depth=single_stream_depth)
-        net = MMDiT({"image": Patches(1, 4, 2, 32), "text": text}, depth, 2, 16)
+        text = Tokens(length=LENGTH, states=STATES, width=32, single_stream_depth=single_stream_depth)
+        net = MMDiT({"image": Patches(channels=1, size=4, patch=2, width=32), "text": text}, depth, 2, 16)
         with torch.no_grad():
             for p in net.parameters():
                 p.add_(0.1 * torch.randn_like(p))

@@ -22,8 +22,8 @@ def noisy_net(single_stream_depth: int) -> MMDiT:
     """A small network whose outputs depend on every input: noise on all weights, zero-initialized ones included."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        text = Tokens(LENGTH, STATES, 32, single_stream_depth=single_stream_depth)
-        model = MMDiT({"image": Patches(1, 4, 2, 32), "text": text}, 2, 2, 16, time_scale=10.0)
+        text = Tokens(length=LENGTH, states=STATES, width=32, single_stream_depth=single_stream_depth)
+        model = MMDiT({"image": Patches(channels=1, size=4, patch=2, width=32), "text": text}, 2, 2, 16, time_scale=10.0)
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.15 * torch.randn_like(p))

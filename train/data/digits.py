@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
-from .pairs import EncodeCaptions, EncodeImages, Pairs, split_rows
+from .dataset import InMemory
 
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("{article} {word}", "the digit {digit}", "number {word}", "{word}")
@@ -29,16 +26,10 @@ def digit_of(caption: str) -> int | None:
     return GRAMMAR.get(caption)
 
 
-def load(
-    encode_images: EncodeImages, encode_captions: EncodeCaptions, test_share: float, seed: int
-) -> tuple[Pairs, Pairs]:
-    """Training and held-out pairs, split by `seed`."""
+def load() -> InMemory:
+    """All digits: image, text (every caption of the grammar) and label, with the digit as annotation."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images = encode_images(data.images)
-    labels = torch.from_numpy(data.target.astype(np.int64))
-    captions = torch.stack([encode_captions(captions_of(digit)) for digit in range(10)])
-    pairs = Pairs(images, captions[labels], labels)
-    train, test = split_rows(len(images), test_share, seed)
-    return pairs.subset(train), pairs.subset(test)
+    captions = [captions_of(digit) for digit in data.target.tolist()]
+    return InMemory({"image": data.images, "text": captions, "label": data.target}, {"digit": data.target})

@@ -2,66 +2,90 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from typing import Any
 from pathlib import Path
 
-from ...configs.locate import locate, not_found
+from ...configs.config import Config, Data
+from ...configs.locate import locate
+from ...model.build import Codecs
 from ...sample.pipeline import Pipeline
-from . import digits, pairs
-from .packed.packed import Packed, load_packed
+from .dataset import Dataset, split_at_random
+from .examples import Examples, encode, fit_codecs
+from .packed.shards import MANIFEST
+from .sources import open_source
+
+TrainingData = Any  # Examples | Packed
 
 
-def load_data(pipeline: Pipeline, log: Path | None = None) -> tuple[pairs.Pairs | Packed, pairs.Pairs]:
-    """Training and held-out pairs of a pipeline with one image and one text modality.
+def load_data(config: Config, codecs: Codecs, log: Path | None = None) -> tuple[TrainingData, Examples]:
+    """Training and held-out examples of a config; codecs that are not fitted yet are fitted on the former.
 
     log: file that unreadable samples of a packed data set are named in.
 
     Raises:
         ValueError: no such data, or it does not fit the config.
     """
-    if len(pipeline.images) != 1 or len(pipeline.texts) != 1:
-        raise ValueError("image-text data needs exactly one image and one text modality in the config")
-    image, text = pipeline.images[0], pipeline.texts[0]
-    data, codecs = pipeline.config.data, pipeline.codecs
-    args = (codecs[image].encode, codecs[text].encode, data.test_share, data.split_seed)
-    if data.name == "digits":
-        loaded = digits.load(*args)
-    elif data.path is None:
-        raise ValueError(f"data.path: {data.name} data needs the path of its file or folder")
-    elif data.name == "packed":
-        return load_packed(pipeline.config, (image, text), codecs[text], log)
-    else:
-        loaded = pairs.load_npz(data.path, *args)
-    return tuple(dataclasses.replace(part, names=(image, text)) for part in loaded)
+    if config.data is None:
+        raise ValueError("data.source is not set: name the training data, e.g. data.source=digits")
+    folder = locate(config.data.source)
+    if folder is not None and (folder / MANIFEST).is_file():
+        from .packed.packed import load_packed
+        return load_packed(config, codecs, log)
+    train, test = load_raw(config)
+    return encode_split(train, test, config, codecs, config.data.source)
 
 
-def with_data(pipeline: Pipeline, data: str, **settings) -> Pipeline:
-    """The pipeline with another data set, split as its own would be; `settings` of `Data` besides.
+def encode_split(
+    train: Dataset, test: Dataset, config: Config, codecs: Codecs, what: str
+) -> tuple[Examples, Examples]:
+    """Both parts encoded, after fitting the codecs on the first; `what` names the data in errors."""
+    fit_codecs(train, codecs, config.seed, what)
+    return encode(train, config, codecs, what), encode(test, config, codecs, f"{what} (held out)")
 
-    data: digits, an .npz of pairs, or a folder made by `anystate data pack`.
+
+def load_raw(config: Config) -> tuple[Dataset, Dataset]:
+    """The training and held-out part of the data set that a config names, as raw values.
 
     Raises:
         ValueError: there is none.
     """
-    path = None if data == "digits" else locate(data)
-    if path is None and data != "digits":
-        raise ValueError(not_found("--data takes digits, an .npz file or a folder of anystate data pack:", data))
-    settings |= {"name": "digits" if path is None else "packed" if path.is_dir() else "npz", "path": path and data}
-    config = pipeline.config.model_copy(update={"data": pipeline.config.data.model_copy(update=settings)})
-    return dataclasses.replace(pipeline, config=config)
+    data = config.data
+    assert data is not None  # see `load_data`
+    opened = open_source(data, list(config.modalities))
+    if isinstance(opened, tuple):
+        return opened
+    train, test = split_at_random(opened, data.test_share, data.split_seed)
+    if not len(train) or not len(test):
+        raise ValueError(
+            f"{data.source}: {len(train)} training and {len(test)} held-out examples; both parts need at least one"
+        )
+    return train, test
 
 
-def read_rows(pipeline: Pipeline, data: str, split: str, limit: int | None) -> pairs.Pairs:
+def with_data(pipeline: Pipeline, source: str, **settings) -> Config:
+    """The pipeline's config with another data set, split as its own would be; `settings` of `Data` besides.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = pipeline.config.data
+    data = Data(source=source) if own is None else own
+    return pipeline.config.model_copy(update={"data": data.model_copy(update={"source": source, **settings})})
+
+
+def read_rows(pipeline: Pipeline, data: str, split: str, limit: int | None) -> Examples:
     """One split of a data set as the pipeline encodes it.
 
-    data: a folder made by `anystate data pack`, an .npz of pairs, or a bundled set's name.
+    data: as `data.source` of a config.
 
     Raises:
         ValueError: nothing there, no such split, or data that does not fit the model.
     """
     if split not in ("train", "test"):
         raise ValueError(f"--split must be train or test, got {split!r}")
-    other = with_data(pipeline, data, held_out=limit or sys.maxsize)
-    part = load_data(other)[("train", "test").index(split)]
-    return part if isinstance(part, pairs.Pairs) else part.pairs(limit)
+    config = with_data(pipeline, data, held_out=limit or sys.maxsize)
+    part = load_data(config, pipeline.codecs)[("train", "test").index(split)]
+    return part if isinstance(part, Examples) else part.examples(limit)
+
+

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ....configs.table import EncodingConfig
+from .encoding import EncodingConfig
 from .column import ColumnCodec
 from .quantiles import Quantiles
 from .schema import Column, Schema, check_columns

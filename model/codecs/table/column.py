@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ....configs.table import EncodingConfig
+from .encoding import EncodingConfig
 from .quantiles import Quantiles
 from .schema import NUMERICAL_KINDS, STEPS, TEXT, Column, dates
 

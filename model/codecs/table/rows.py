@@ -1,0 +1,151 @@
+"""The codec of rows as a modality: DataFrames ↔ z of the numerical columns and tokens of the categorical ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...storage import pack_json
+from ..base import Codec, Parts
+from .codec import TableCodec
+from .column import ColumnCodec, from_tag
+from .encoding import EncodingConfig
+from .schema import Schema, infer
+
+CODEC = "codec.json"
+
+
+class RowCodec(Codec):
+    """Rows, a DataFrame or mappings {column: value}, ↔ {"num": z (N, D), "cat": tokens (N, C)}, whichever there are.
+
+    Args:
+        schema: what the columns are, see `Schema`; the rest is inferred by `fit`.
+
+    Attributes:
+        columns: the `TableCodec`, None before `fit`.
+    """
+
+    def __init__(self, encoding: EncodingConfig, schema: Schema | Mapping | str | None = None):
+        self.encoding, self.schema = encoding, schema
+        self.columns: TableCodec | None = None
+        self.seed = 0
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> RowCodec:
+        """Raises ValueError if the file is damaged."""
+        try:
+            return cls.of(TableCodec.from_json(json.loads(files[CODEC])))
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+            raise ValueError(f"{CODEC} is truncated or damaged") from None
+
+    @classmethod
+    def of(cls, columns: TableCodec) -> RowCodec:
+        """The codec of fitted columns."""
+        codec = cls(EncodingConfig())
+        codec.columns = columns
+        return codec
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.columns is not None
+
+    @property
+    def table(self) -> TableCodec:
+        """The codec of the columns."""
+        assert self.columns is not None  # see `require_fitted`
+        return self.columns
+
+    def fit(self, values: Sequence | pd.DataFrame, seed: int = 0) -> None:
+        if self.columns is None:
+            self.seed = seed
+            table = as_table(values)
+            schema = infer(table, None if self.schema is None else Schema.load(self.schema))
+            self.columns = TableCodec.fit(table, schema, self.encoding, seed)
+
+    def encode(self, values: Sequence | pd.DataFrame) -> Parts:
+        """z is NaN where a cell is not regular (its token says why).
+
+        Raises:
+            ValueError: a cell without a code.
+        """
+        tokens, z = self.table.encode(as_table(values), self.seed)
+        if bool((tokens < 0).any()):
+            name = self.table.categorical[int((tokens < 0).any(0).nonzero()[0, 0])]
+            raise ValueError(f"column {name!r} has empty cells, and had none in training")
+        return self._parts(z, tokens)
+
+    def decode(self, x: Parts, seed: int = 0, start: int = 0) -> pd.DataFrame:
+        """`start` counts the rows made before, for identifiers."""
+        n = len(next(iter(x.values())))
+        tokens, z = x.get("cat", torch.zeros(n, 0, dtype=torch.int64)), x.get("num", torch.zeros(n, 0))
+        if len(self.table.numerical):
+            columns = zip(self.table.numerical, z.unbind(1), strict=True)
+            z = torch.stack([self.table.columns[name].quantiles.clip_tails(v) for name, v in columns], 1)
+        sizes = torch.tensor(self.table.states, dtype=torch.int64)
+        masked = tokens.cpu() >= sizes  # in states between the steps of a sampler
+        rows = self.table.decode(torch.where(masked, 0, tokens.cpu()), z, seed, start)
+        for c in masked.any(0).nonzero()[:, 0].tolist():
+            name = self.table.categorical[c]
+            rows[name] = rows[name].astype(object).mask(masked[:, c].numpy(), None)
+        return rows
+
+    def encode_cells(self, values: Sequence | pd.DataFrame) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """{part: (tensor, mask of the known cells)}; missing cells and columns that are left out are not known.
+
+        Raises:
+            ValueError: an unknown column, or a value that the column does not have.
+        """
+        rows, rng = as_table(values), np.random.default_rng(0)
+        if unknown := [name for name in rows if name not in self.table.columns]:
+            raise ValueError(f"unknown column {unknown[0]!r}; there are {', '.join(map(str, self.table.columns))}")
+        tokens = torch.zeros(len(rows), len(self.table.categorical), dtype=torch.int64)
+        z = torch.zeros(len(rows), len(self.table.numerical))
+        known = {"cat": torch.zeros(tokens.shape, dtype=torch.bool), "num": torch.zeros(z.shape, dtype=torch.bool)}
+        for name in rows:
+            column = self.table.columns[name]
+            own_tokens, own_z = column.encode(as_in_training(column, rows[name]), rng)
+            present = rows[name].notna().to_numpy()
+            if own_tokens is not None:
+                c = self.table.categorical.index(name)
+                tokens[:, c] = torch.from_numpy(np.where(present, own_tokens, 0))
+                known["cat"][:, c] = torch.from_numpy(present)
+            if own_z is not None:  # the token of a cell that is not regular says so; its number is free
+                regular = present & ~np.isnan(own_z)
+                d = self.table.numerical.index(name)
+                z[:, d] = torch.from_numpy(np.where(regular, own_z, 0.0))
+                known["num"][:, d] = torch.from_numpy(regular)
+        return {part: (x, known[part]) for part, x in self._parts(z, tokens).items()}
+
+    def files(self) -> dict[str, bytes]:
+        return {CODEC: pack_json(self.table.to_json())}
+
+    def _parts(self, z: Tensor, tokens: Tensor) -> Parts:
+        parts: dict[str, Tensor] = {}
+        if self.table.numerical:
+            parts["num"] = z
+        if self.table.categorical:
+            parts["cat"] = tokens
+        return parts
+
+
+def as_in_training(column: ColumnCodec, values: pd.Series) -> pd.Series:
+    """Values of a categorical column in which text stands for the category that is written so, say 1 for "1"."""
+    if column.is_numerical or not column.states:
+        return values
+    texts = {str(from_tag(tag)): from_tag(tag) for _, tag in column.value_states()}
+    texts |= {str(from_tag(tag)): from_tag(tag) for tag, _ in column.rare}
+    if unknown := [v for v in values.dropna() if str(v) not in texts]:
+        shown = ", ".join(list(texts)[:12]) + (", …" if len(texts) > 12 else "")
+        raise ValueError(f"column {column.name!r} has no value {unknown[0]!r}; it has {shown}")
+    return pd.Series([texts[str(v)] if pd.notna(v) else None for v in values], index=values.index, dtype=object)
+
+
+def as_table(values: Any) -> pd.DataFrame:
+    """Rows as a DataFrame."""
+    return values if isinstance(values, pd.DataFrame) else pd.DataFrame(list(values))

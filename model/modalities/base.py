@@ -1,0 +1,185 @@
+"""`Modality`: the base of all kinds of modalities. A kind is a section of the config with behaviour.
+
+It ties together a codec (raw values ↔ tensors), a process (how the tensors are noised) and a stream (its part of the
+network), and says how people see its values and how they are judged. A modality may have several processes that belong
+together, its parts: the numbers and the tokens of table columns, the elements and positions of atoms. Methods that
+build something then return {part: …}.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from ...configs.config import Loss, SamplerConfig, Schedule, Section, StreamConfig
+from ...diffusion.build import gaussian, masked
+from ...diffusion.processes import Gaussian, Masked, Process, Uniform
+from ...diffusion.schedules import LogLinear
+from ...kernels import Rng
+from ..codecs.base import Codec, Parts, as_parts
+from ..streams import Stream
+
+
+class Modality(Section, abc.ABC):
+    """A modality of a config. Kinds derive from this class, add their settings, and answer the questions below.
+
+    Attributes:
+        suffix: ending of the files that samples are written to.
+        joined: all samples are written into one file, by `lines`, instead of a file for each by `write`.
+        metrics: families of metrics that apply besides agreement with the other modalities (see `bench.quality`).
+        prompts: values are texts, to which --prompts, --context-limit and --repeat-text apply (see `Text`).
+    """
+
+    suffix: ClassVar[str] = ".npy"
+    joined: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = ("elbo",)
+    prompts: ClassVar[bool] = False
+
+    kind: str = Field(description="name of the kind, or package.module:Class")
+    stream: StreamConfig = Field(description="part of the network")
+
+    # how raw data becomes tensors, how these are noised, and what part of the network they are
+
+    @abc.abstractmethod
+    def build_codec(self, files: Mapping[str, bytes]) -> Codec:
+        """The codec; `files` is what `Codec.files` returned when the checkpoint was saved, empty for a new model."""
+
+    @abc.abstractmethod
+    def build_process(self, codec: Codec) -> Process | dict[str, Process]:
+        """The process, or {part: process}, for a fitted codec."""
+
+    @abc.abstractmethod
+    def build_stream(self, codec: Codec) -> Stream | dict[str, Stream]:
+        """The stream, or {part: stream}, of the MMDiT (see `model.streams`)."""
+
+    # losses and samplers of its parts, and what is known of an example in training
+
+    @abc.abstractmethod
+    def losses(self, processes: Mapping[str, Process]) -> dict[str, Loss]:
+        """{part: its loss}."""
+
+    @abc.abstractmethod
+    def samplers(self) -> dict[str, SamplerConfig]:
+        """{part: its sampler}."""
+
+    def draw_observed(self, codec: Codec, rng: Rng, prefix: str) -> Parts:
+        """{part: (B, *shape) bool}: elements that are clean conditions of a training batch; {} for none.
+
+        prefix: put before the names of random streams, so that modalities differ.
+        """
+        return {}
+
+    def draw_uniforms(self, codec: Codec, seed: int, start: int, n: int) -> Parts:
+        """{part: (n, *shape) float64 in (0, 1)} of samples start, …, in place of independent noise; {} for none."""
+        return {}
+
+    # what people see
+
+    def read(self, text: str) -> Any:
+        """The raw value that a text of the command line means; by default an array from an .npy file.
+
+        Raises:
+            ValueError: it means none.
+        """
+        try:
+            return np.load(text, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{text!r} is not a readable .npy file ({error})") from None
+
+    def write(self, value: Any, path: Path) -> None:
+        """Write one decoded value to a file with the kind's suffix."""
+        np.save(path, np.asarray(value))
+
+    def lines(self, values: Sequence) -> list[str]:
+        """One line for each decoded value, for a kind that is `joined`."""
+        return [str(value) for value in values]
+
+    def header(self, codec: Codec) -> str | None:
+        """The line above `lines`, if any."""
+        return None
+
+    def as_raw(self, values: Sequence) -> Any:
+        """Decoded values as `Pipeline` returns them."""
+        return list(values)
+
+    def render(self, value: Any) -> Image.Image | str:
+        """A decoded value in a gallery: an image or a text."""
+        return " ".join(f"{v:.3g}" for v in np.asarray(value, dtype=np.float64).ravel()[:8])
+
+    # conditions that are known in part
+
+    def encode_condition(self, codec: Codec, values: Sequence) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """{part: (tensor, mask of the known elements; None: all)} of raw values that are conditions."""
+        return {part: (x, None) for part, x in as_parts(codec.encode(values)).items()}
+
+    def read_mask(self, codec: Codec, path: str) -> Tensor:
+        """(1, …) bool mask of the known elements from a file; by default a boolean array in an .npy file."""
+        return self.encode_mask(codec, [self.read(path)])
+
+    def encode_mask(self, codec: Codec, masks: Sequence) -> Tensor:
+        """(N, …) bool, broadcastable to what is diffused, of N masks in the shape of raw values."""
+        import torch
+
+        return torch.from_numpy(np.stack([np.asarray(mask) for mask in masks]).astype(bool))
+
+    # how its values are judged: `bench.quality.agreement` fits classifiers on real data
+
+    def features(self, codec: Codec, values: Sequence) -> np.ndarray:
+        """(N, D) numbers that a classifier reads off decoded values."""
+        return np.stack([np.asarray(value, dtype=np.float64).ravel() for value in values])
+
+    def attributes(self, codec: Codec, values: Sequence) -> dict[str, np.ndarray]:
+        """{name: (N,) classes} of decoded values, for kinds that hold classes; the name "" is the modality itself."""
+        return {}
+
+
+class OneProcess(Modality):
+    """Base of kinds with one process."""
+
+    loss: Loss = Field(Loss(), description="the loss")
+    sampler: SamplerConfig = Field(SamplerConfig(), description="the sampler")
+
+    def losses(self, processes):
+        return dict.fromkeys(processes, self.loss)
+
+    def samplers(self):
+        return {"": self.sampler}
+
+
+class GaussianModality(OneProcess):
+    """Base of kinds under Gaussian diffusion."""
+
+    schedule: Schedule = Field(Schedule(), description="the noise schedule")
+    t_min: float = Field(1e-3, gt=0, lt=1, description="smallest time; 0 is clean data")
+    time_conditioning: Literal["sigma", "time", "log_snr"] = Field(
+        "sigma", description="the network's input for the time"
+    )
+    prediction_type: Literal["epsilon", "v_prediction"] = Field(
+        "epsilon", description="what the network predicts (see `diffusion.Gaussian`)"
+    )
+
+    def gaussian(self, *shape: int) -> Gaussian:
+        """The process of samples of this shape."""
+        return gaussian(shape, self)
+
+
+class DiscreteModality(OneProcess):
+    """Base of kinds under masked or uniform diffusion."""
+
+    process: Literal["masked", "uniform"] = Field("masked", description="masked or uniform diffusion")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ of the log-linear schedule")
+    t_min: float = Field(1e-3, gt=0, lt=1, description="smallest time; 0 is clean data")
+    loss_on: Literal["all", "masked"] = Field("all", description="positions in the loss (masked process)")
+
+    def discrete(self, length: int, states: int, **options) -> Masked | Uniform:
+        """The process of sequences of `length` tokens; `options` of `Masked`."""
+        if self.process == "uniform":
+            return Uniform(length, states, LogLinear(self.delta), self.t_min)
+        return masked(length, states, self, **options)
