@@ -5,12 +5,20 @@ import importlib
 from .configs.version import __version__
 
 PUBLIC = {
+    "Codec": "model.codecs.base",
     "Condition": "sample.condition",
+    "DiscreteModality": "model.modalities.base",
+    "GaussianModality": "model.modalities.base",
     "Guidance": "diffusion.guidance",
+    "InMemory": "train.data.dataset",
+    "Modality": "model.modalities.base",
     "Pipeline": "sample.pipeline",
     "Sampler": "sample.steppers",
     "Space": "diffusion.space",
     "TableSynthesizer": "train.synthesizer",
+    "Trainer": "train.trainer",
+    "load_config": "configs.load",
+    "parse_config": "configs.load",
 }
 __all__ = [*PUBLIC, "__version__"]  # noqa: PLE0604, RUF100
 

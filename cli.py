@@ -115,8 +115,9 @@ def sample(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE: value of a modality, a caption, in which ▯ is a masked token, or the path of an image; "
-            "repeat for several. NAME alone: taken from --data."
+            help="NAME=VALUE: value of a modality: a caption, in which ▯ is a masked token, a class, numbers, "
+            "column=value, …, or the path of an image or an .npy file; repeat for several. NAME alone: taken from "
+            "--data."
         ),
     ] = None,
     noise_level: Annotated[
@@ -125,11 +126,14 @@ def sample(
     ] = None,
     mask: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH: mask image; white pixels are the condition, black ones are sampled."),
+        typer.Option(
+            help="NAME=PATH: an image, or a boolean .npy file; white pixels, or true elements, are the condition, the "
+            "others are sampled."
+        ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help='JSON file of captions, {"text": ["…", …]}.')] = None,
     data: Annotated[
-        str | None, typer.Option(help="Packed data set, .npz of pairs, or digits, whose rows are conditions.")
+        str | None, typer.Option(help="Data set, as data.source of a config, whose rows are conditions.")
     ] = None,
     split: Annotated[Literal["train", "test"], typer.Option(help="Split of --data.")] = "test",
     limit: Annotated[
@@ -156,12 +160,15 @@ def sample(
 ) -> None:
     """Sample a trained model: jointly, any part from any other, or from partly noised conditions.
 
-    The same command resumes an interrupted one; under torchrun the ranks share the samples.
+    CHECKPOINT may also be the id of a model on the Hugging Face hub. The same command resumes an interrupted one; under
+    torchrun the ranks share the samples.
     """
+    from .configs.locate import is_on_hub
     from .configs.runs import resolve
 
     require_path("--prompts:", prompts)
-    resolve(checkpoint)
+    if not is_on_hub(str(checkpoint)):
+        resolve(checkpoint)
     conditions = parse_conditions("--condition", condition)
     noise_levels = dict(parse_pairs("--noise-level", noise_level))
     masks, samplers = dict(parse_pairs("--mask", mask)), dict(parse_pairs("--sampler", sampler))
@@ -219,10 +226,16 @@ def import_official(
     weights: Annotated[
         Literal["ema", "raw"] | None, typer.Option(help="With --table: use these as both EMA and raw weights.")
     ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads of a network with qk_rmsnorm: false, default 8; others show them."),
+    ] = None,
 ) -> None:
     """Convert weights of the official code to a run folder for `anystate sample` or `anystate table sample`."""
     if table is None and (override or weights is not None):
         raise ValueError("settings and --weights belong to --table")
+    if table is not None and heads is not None:
+        raise ValueError("--heads is for text and images; with --table, set network.heads=N")
     if table is not None:
         require_pandas()
         from .model.official.import_table import import_table
@@ -232,7 +245,7 @@ def import_official(
     else:
         from .model.official.import_text_image import import_official as import_text_image
 
-        report = import_text_image(source, out, vae, tokenizer)
+        report = import_text_image(source, out, vae, tokenizer, heads)
     for line in report.lines():
         console.print(line, markup=False, highlight=False)
 
@@ -241,11 +254,13 @@ def import_official(
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[
-        str | None, typer.Option(help="digits, an .npz, or a packed folder; default the run's own data.")
+        str | None, typer.Option(help="Data set, as data.source of a config; default the run's own data.")
     ] = None,
-    metrics: Annotated[str, typer.Option(help=f"Any of {','.join(METRICS)}.")] = "elbo,labels",
+    metrics: Annotated[
+        str, typer.Option(help=f"Any of {','.join(METRICS)}; auto: those that apply and need no download.")
+    ] = "auto",
     n: Annotated[
-        int | None, typer.Option("-n", "--n", min=2, help="Samples per direction; default one per held-out pair.")
+        int | None, typer.Option("-n", "--n", min=2, help="Samples per direction; default one per held-out example.")
     ] = None,
     steps: SamplingSteps = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of all directions; 1 is none.")] = None,
@@ -263,7 +278,7 @@ def evaluate(
     precision: Precision = None,
     weights: Weights = "ema",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Samples and results; default RUN/eval/STEP, reused.")
+        Path | None, typer.Option("-o", "--out", help="Samples, results, report.html; default RUN/eval/STEP, reused.")
     ] = None,
     json: Json = None,
     device: Device = None,
@@ -271,7 +286,7 @@ def evaluate(
     """Measure a trained model in every direction; the same command resumes an interrupted one."""
     from .configs.runs import resolve
 
-    families = parse_choices("--metrics", metrics, METRICS)
+    families = parse_choices("--metrics", metrics, (*METRICS, "auto"))
     resolve(checkpoint)
     from .bench.quality.evaluate import EvaluationRequest
     from .bench.quality.evaluate import evaluate as measure

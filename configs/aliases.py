@@ -80,7 +80,8 @@ def upgrade(raw: dict[str, Any], table_base: Callable[[], dict[str, Any]]) -> di
     """
     raw = dict(raw)
     table = {key: raw.pop(key) for key in TABLE if key in raw and len(raw.get("modalities") or "1") == 1}
-    if table:
+    network = raw.get("network")
+    if table or ("modalities" not in raw and isinstance(network, dict) and "width" in network):
         if "modalities" not in raw:
             raw = merge(table_base(), raw)
         name = next(iter(raw["modalities"]), TABLE_MODALITY)
@@ -119,7 +120,7 @@ def _with_kind(section: Any) -> Any:
 
 
 def _split_balanced(table: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a table with the earlier `loss_on: balanced` as `loss.weighting: balanced` on masked positions."""
+    """The settings of a table, the earlier `loss_on: balanced` as `loss.weighting: balanced` on masked positions."""
     section = table.get("categorical")
     if not isinstance(section, dict) or section.get("loss_on") != "balanced":
         return table

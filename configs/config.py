@@ -263,7 +263,9 @@ class Config(Section):
         if self.train.freeze or self.train.activation_checkpointing:
             raise ValueError("train.freeze and train.activation_checkpointing are for network.kind: mmdit")
         if self.train.precision == "fp8" or self.sample.precision == "bf16":
-            raise ValueError("train.precision=fp8 and sample.precision=bf16 are for network.kind: mmdit, whose layers are wide")
+            raise ValueError(
+                "train.precision=fp8 and sample.precision=bf16 are for network.kind: mmdit, whose layers are wide"
+            )
         if len(self.modalities) > 1:
             raise ValueError("network.kind: table_dit takes one modality of table columns; mmdit takes any mix")
         return self

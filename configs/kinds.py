@@ -30,22 +30,24 @@ def find_kind(name: str) -> type:
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"kind {name!r} is not a name; {_ways()}")
-    points = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
-    if name in shipped_kinds():
-        place = f"{PACKAGE}.model.modalities.{name}:{name.capitalize()}"
-    elif ":" in name:
-        place = name
-    elif name in points:
-        place = points[name]
-    else:
-        more = f" and the plug-ins {', '.join(sorted(points))}" if points else ""
-        raise ValueError(f"unknown kind {name!r}; there are {', '.join(shipped_kinds())}{more}, {_ways()}")
+    place = name if ":" in name else _registered(name)
     kind, base = import_object(place, "kind"), importlib.import_module(f"{PACKAGE}.model.modalities.base").Modality
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"kind {name!r} is not a class derived from anystate.Modality")
     if missing := sorted(kind.__abstractmethods__):
         raise ValueError(f"kind {name!r} lacks the method {missing[0]}; see docs/own-modality.md")
     return kind
+
+
+def _registered(name: str) -> str:
+    """`package.module:Class` of a shipped kind or of an entry point."""
+    if name in shipped_kinds():
+        return f"{PACKAGE}.model.modalities.{name}:{name.capitalize()}"
+    points = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+    if name in points:
+        return points[name]
+    more = f" and the plug-ins {', '.join(sorted(points))}" if points else ""
+    raise ValueError(f"unknown kind {name!r}; there are {', '.join(shipped_kinds())}{more}, {_ways()}")
 
 
 def import_object(place: str, what: str) -> object:

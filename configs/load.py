@@ -28,7 +28,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> Confi
         ConfigError: missing file, broken YAML, unknown key, wrong type or value; names the key and the way out.
     """
     path = find_config(source)
-    raw = _read(path)
+    raw = _upgrade(_read(path), str(path))
     for override in overrides or []:
         raw = _override(raw, override)
     return parse_config(raw, str(path))
@@ -66,11 +66,7 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
 
     The modalities come last: their kinds may need torch, and other errors should appear at once.
     """
-    raw = _modernize(raw, where)
-    try:
-        raw = upgrade(raw, lambda: _read(find_config(TABLE_BASE)))
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    raw = _upgrade(_modernize(raw, where), where)
     modalities = raw.get("modalities")
     names = dict.fromkeys(modalities, Section()) if isinstance(modalities, dict) else modalities
     settings = _validate(Config, {**raw, "modalities": names} if names is not None else raw, where, "")
@@ -111,6 +107,13 @@ def dump_config(config: BaseModel) -> str:
 def _modernize(raw: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         return modernize(raw)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _upgrade(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return upgrade(raw, lambda: _read(find_config(TABLE_BASE)))
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -156,6 +159,8 @@ def _first_problem(error: ValidationError, model: type[Section], place: str) -> 
         return f"unknown key {key!r}" + (f"; allowed here: {', '.join(known)}" if known else "")
     if problem["type"] == "missing":
         return f"missing key {key!r}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # of a whole section
+        return (f"{key}: " if key != "config" else "") + str(problem["ctx"]["error"])
     return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -21,3 +22,8 @@ def not_found(what: str, path: str | Path) -> str:
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form OWNER/NAME of the Hugging Face hub, without the ending of a file."""
     return name.count("/") == 1 and not Path(name).suffix
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name can only mean something on the hub: of the form OWNER/NAME, and there is no local folder OWNER."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).parent.exists()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 VAE, VAE_SCALE = "stabilityai/sd-vae-ft-mse", 0.18215
-METRICS = ("elbo", "labels", "fid", "clip")  # of `anystate eval`
+METRICS = ("elbo", "labels", "fid", "clip", "agreement")  # of `anystate eval`
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint folder.")]
 Override = Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value, e.g. train.lr=1e-3.")]

@@ -6,15 +6,15 @@ import json
 import re
 from pathlib import Path
 
-from .aliases import REMOVED, RENAMED
+from .aliases import REMOVED, RENAMED, TABLE, TABLE_MODALITY
 from .config import Config
-from .table import TableConfig
+from .kinds import find_kind, shipped_kinds
 
 PATH = Path(__file__).parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every key of a config file; `python -m anystate.configs.page` writes this page. A file for images and text is a
-`Config`, one for a table a `TableConfig`; the sections below follow in the order in which these hold them.
+Every key of a config file; `python -m anystate.configs.page` writes this page. The sections below follow in the order
+of a file; those of modalities, one for each kind, come last.
 `key.key=value` on the command line replaces a setting, `anystate train CONFIG --dry-run` prints all of them, and
 `base: OTHER` builds a file on another.
 """
@@ -25,10 +25,12 @@ LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 def page() -> str:
     """The text of the page."""
     sections, places = {}, {}
-    for model in (Config, TableConfig):
+    roots = {"": Config} | {f"modalities.NAME with kind: {name}": find_kind(name) for name in shipped_kinds()}
+    for path, model in roots.items():
         schema = model.model_json_schema()
         sections |= {model.__name__: schema, **schema["$defs"]}
-        find_sections(sections, model.__name__, "", places)
+        sections.pop("Section", None)  # of a modality in general
+        find_sections(sections, model.__name__, path, places)
     return "\n".join([HEAD, *(describe(name, sections[name], list(places[name])) for name in places), OLD, old_names()])
 
 
@@ -36,14 +38,15 @@ def find_sections(sections: dict[str, dict], name: str, path: str, places: dict[
     """Add to `places` where a section and those inside it occur in a config file, in the order of the file."""
     places.setdefault(name, {})[f"`{path}`" if path else "The whole file"] = None
     for key, field in sections[name]["properties"].items():
-        inner = f"{path}.{key}.NAME" if "additionalProperties" in field else f"{path}.{key}"
+        place = path.split(" with ")[0]
+        inner = f"{place}.{key}.NAME" if "additionalProperties" in field else f"{place}.{key}"
         for other in references(field):
             find_sections(sections, other, inner.lstrip("."), places)
 
 
 def references(field: dict) -> list[str]:
     """The sections that a field may hold."""
-    return list(dict.fromkeys(re.findall(r"#/\$defs/(\w+)", json.dumps(field))))
+    return [name for name in dict.fromkeys(re.findall(r"#/\$defs/(\w+)", json.dumps(field))) if name != "Section"]
 
 
 def describe(name: str, schema: dict, places: list[str]) -> str:
@@ -78,8 +81,12 @@ def values(field: dict) -> str:
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if field.get("type") in ("array", "object"):
-        inner = field.get("items") or field.get("additionalProperties") or field["prefixItems"][0]
+        inner = field.get("items") or field.get("additionalProperties") or (field.get("prefixItems") or [True])[0]
+        if inner is True:
+            return "list" if field["type"] == "array" else "names with values"
         return ("list of " if field["type"] == "array" else "names with ") + values(inner)
+    if "$ref" in field:
+        return "a section of a kind"
     limits = ", ".join(f"{sign} {field[key]:g}" for key, sign in LIMITS.items() if key in field)
     return f"{field.get('type', 'any')} {limits}".strip()
 
@@ -89,9 +96,10 @@ def old_names() -> str:
     rows = [
         [f"`{old}`", f"`{new}`", ", ".join(f"{a} → {b}" for a, b in v.items())] for old, (new, v) in RENAMED.items()
     ]
-    return table(
-        ["old", "new name of its last part", "values"], [*rows, *([f"`{old}`", "removed", ""] for old in REMOVED)]
-    )
+    removed = [[f"`{old}`", "removed", ""] for old in REMOVED]
+    moved = [[f"`{key}` at the top of a file", f"`modalities.{TABLE_MODALITY}.{key}`", ""] for key in TABLE]
+    moved += [["`data.name`, `data.path`", "`data.source`", ""], ["`modalities.*.process` alone", "`kind`", ""]]
+    return table(["old", "new name of its last part, or its place", "values"], [*rows, *removed, *moved])
 
 
 if __name__ == "__main__":

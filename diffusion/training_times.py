@@ -46,9 +46,7 @@ class TimeSampler:
         probs = self.condition_prob.values()
         if any(p < 0 for p in probs) or sum(probs) + self.subset_prob > 1.0 + 1e-9:
             more = f" and subset_prob {self.subset_prob}" if self.subset_prob else ""
-            raise ValueError(
-                f"times.condition_prob must be >= 0 and sum to at most 1, got {self.condition_prob}{more}"
-            )
+            raise ValueError(f"times.condition_prob must be >= 0 and sum to at most 1, got {self.condition_prob}{more}")
 
     def without_conditions(self) -> TimeSampler:
         """The same, with no modality a clean condition."""

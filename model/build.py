@@ -6,8 +6,9 @@ MODALITY_PART, or PART where the config has no other modality.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from .table_dit import Categorical, Numerical, TableDiT
 
 Codecs = dict[str, Codec]
 Names = dict[str, dict[str, str]]  # {modality: {part: name of its process}}
-OLD_FILES = ("codec.json",)  # files of the only modality of a model without its name before them, in earlier checkpoints
+OLD_FILES = ("codec.json",)  # in earlier checkpoints, of a model's only modality, without its name before them
 
 
 def modalities_of(config: Config) -> dict[str, Modality]:
@@ -78,7 +79,7 @@ def build_space(config: Config, codecs: Codecs) -> Space:
         for part, process in _processes(config, codecs, m).items():
             name = _name(config, m, part)
             if name in processes:
-                raise ValueError(f"modalities.{m}: its part {part} is named {name}, like another modality: rename one")
+                raise ValueError(f"modalities.{m}: its process {name} is named like one before it: rename a modality")
             processes[name] = process
     return Space(processes)
 
@@ -117,25 +118,26 @@ def build_network(config: Config, codecs: Codecs) -> MMDiT | TableDiT:
 
 def _mmdit(config: Config, n: MMDiTConfig, codecs: Codecs) -> MMDiT:
     streams: dict[str, Stream] = {}
+    first: dict[str, str] = {}  # {modality: its first process}
     for m, modality in modalities_of(config).items():
         require_fitted(codecs[m], m)
-        own = modality.build_stream(codecs[m])
+        with naming(m):
+            own = modality.build_stream(codecs[m])
         parts = own if isinstance(own, dict) else {"": own}
         for part, stream in parts.items():
-            if stream.share in parts:
-                stream = dataclasses.replace(stream, share=_name(config, m, stream.share))
-            elif stream.share is not None:
-                stream = _shared(stream, streams, m)
-            streams[_name(config, m, part)] = stream
+            owner = _name(config, m, stream.share) if stream.share in parts else first.get(stream.share or "")
+            if stream.share is not None and owner is None:
+                there = f"there are {', '.join(first)}" if first else f"{m} is the first"
+                raise ValueError(
+                    f"modalities.{m}.stream.share names {stream.share!r}, no modality that comes before {m}: {there}"
+                )
+            streams[_name(config, m, part)] = stream if owner is None else _joined(stream, streams, owner)
+        first[m] = _name(config, m, next(iter(parts)))
     return MMDiT(streams, n.depth, n.heads, n.head_dim, n.time_scale, n.qk_norm)
 
 
-def _shared(stream: Stream, streams: Mapping[str, Stream], m: str) -> Stream:
-    """The stream of a modality that joins the one of another, which comes before it in the config."""
-    parts = [name for name in streams if name.startswith(f"{stream.share}_")]
-    owner = stream.share if stream.share in streams else next(iter(parts), None)
-    if owner is None:
-        raise ValueError(f"modalities.{m}.stream.share names {stream.share!r}: no modality of that name before {m}")
+def _joined(stream: Stream, streams: Mapping[str, Stream], owner: str) -> Stream:
+    """The stream of a process that joins the one of another process, or the one that this has joined."""
     first = streams[owner]
     sizes = {name: getattr(first, name) for name in ("width", "cond", "single_stream_depth")}
     return dataclasses.replace(stream, share=first.share or owner, **sizes)
@@ -171,8 +173,18 @@ def _table_dit(config: Config, n: TableDiTConfig, codecs: Codecs) -> TableDiT:
 def _processes(config: Config, codecs: Codecs, m: str) -> dict[str, Process]:
     """{part: process} of a modality."""
     require_fitted(codecs[m], m)
-    own = modalities_of(config)[m].build_process(codecs[m])
+    with naming(m):
+        own = modalities_of(config)[m].build_process(codecs[m])
     return own if isinstance(own, dict) else {"": own}
+
+
+@contextlib.contextmanager
+def naming(m: str) -> Iterator[None]:
+    """Errors of a kind begin with the modality."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"modalities.{m}: {error}") from None
 
 
 def _name(config: Config, m: str, part: str) -> str:

@@ -49,7 +49,8 @@ class MMDiT(nn.Module):
     ):
         super().__init__()
         self.parts = dict(parts)
-        self.members = {m: [k for k, s in parts.items() if m in (k, s.share)] for m in parts if parts[m].share is None}
+        shared = {m: [k for k, s in parts.items() if s.share == m] for m in parts}
+        self.members = {m: [m, *shared[m]] for m in parts if parts[m].share is None}
         _check_shared(self.parts, self.members)
         streams = {m: parts[m] for m in self.members}
 
@@ -59,7 +60,7 @@ class MMDiT(nn.Module):
                 {m: StreamBlock(w, c, heads, head_dim, qk_norm=qk_norm) for m, (w, c) in sizes.items()}, heads
             )
 
-        built = {k: part.build() for k, part in parts.items()}
+        built = {k: _build(k, part) for k, part in parts.items()}
         self.embed = nn.ModuleDict({k: embed for k, (embed, _) in built.items()})
         self.time = nn.ModuleDict({k: TimeEmbedding(s.condition_width, time_scale) for k, s in parts.items()})
         self.trunk = nn.ModuleList([block(streams) for _ in range(depth)])
@@ -229,6 +230,13 @@ class MMDiT(nn.Module):
         return out | {k: out[first] for k in others if self.parts[k].aligned}
 
 
+def _build(name: str, part: Stream) -> tuple[nn.Module, nn.Module]:
+    try:
+        return part.build()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def _check_shared(parts: Mapping[str, Stream], members: Mapping[str, list[str]]) -> None:
     """Raise ValueError unless every shared stream exists and aligned processes have as many positions."""
     for k, part in parts.items():
@@ -238,15 +246,18 @@ def _check_shared(parts: Mapping[str, Stream], members: Mapping[str, list[str]])
             raise ValueError(f"{k}: stream.share names {part.share!r}, which has no stream of its own")
         owner = parts[part.share]
         if part.aligned and part.tokens != owner.tokens:
-            raise ValueError(f"{k} has {part.tokens} positions, {part.share} has {owner.tokens}: they cannot be aligned")
+            raise ValueError(
+                f"{k} has {part.tokens} positions, {part.share} has {owner.tokens}: they cannot be aligned"
+            )
         if (part.width, part.condition_width) != (owner.width, owner.condition_width):
-            raise ValueError(f"{k} shares the stream of {part.share}, so it has its width {owner.width}")
+            sizes = f"width {owner.width} and cond {owner.condition_width}"
+            raise ValueError(f"{k} shares the stream of {part.share}, so it has its {sizes}")
 
 
 def _most(wanted: Mapping[str, int | None], keys: Iterable[str]) -> int | None:
     """The most samples that a process of a stream is wanted for; None for all."""
     counts = [wanted[k] for k in keys if k in wanted]
-    return None if None in counts else max(counts)
+    return None if None in counts else max(n for n in counts if n is not None)
 
 
 def any_batch(x: Tensor) -> Tensor:

@@ -1,39 +1,41 @@
-"""Conditions from the command line: captions, images, masks, prompts from a file, rows of a data set."""
+"""Conditions from the command line: values, masks, prompts from a file, rows of a data set."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..diffusion import Masked
-from ..model.codecs.characters import MASKED, CharCodec
 from .condition import Condition
 from .pipeline import Pipeline
+from .raw_conditions import (
+    Conditions,
+    at_time,
+    check_conditions,
+    check_modality,
+    encode_condition,
+    exact,
+    inside,
+    require_condition,
+)
 
 
-class ImageTextRows(Protocol):
-    """Encoded rows of a data set, see `train.data.pairs.Pairs`: images (N, C, S, S) and captions (N, M, L)."""
+class Rows(Protocol):
+    """Encoded rows of a data set, see `train.data.examples.Examples`."""
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """The image and the text modality."""
-        ...
+    present: Mapping[str, Tensor]
 
-    @property
-    def images(self) -> Tensor: ...
+    def __len__(self) -> int: ...
 
-    @property
-    def captions(self) -> Tensor: ...
+    def first(self, index: Tensor) -> dict[str, Tensor]: ...
 
 
-ReadRows = Callable[[Pipeline, str, str, int | None], ImageTextRows]  # of (pipeline, data, split, limit)
+ReadRows = Callable[[Pipeline, str, str, int | None], Rows]  # of (pipeline, data, split, limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,11 @@ class ConditionSource:
     """The source of conditions; several values of one modality are several conditions.
 
     Args:
-        values: (modality, value): a caption, in which ▯ stands for a masked token, or the path of an image;
-            None takes it from `data`.
-        noise_level: {modality: noise time of the condition}, a number as text.
-        mask: {modality: path of a black and white image}: white pixels are the condition, black ones are sampled.
+        values: (modality, value as `Modality.read` takes it); None takes it from `data`.
+        noise_level: {modality or one of its processes: noise time of the condition}, a number as text.
+        mask: {modality: path that `Modality.read_mask` takes}: what is known of the condition; the rest is sampled.
         prompts: a JSON file {modality: [captions]}.
-        data, split: a packed data set (or an .npz, or the name of a bundled one) and which part of it.
+        data, split: a data set, as `data.source` of a config, and which part of it.
         limit: only so many of the prompts or rows.
         context_limit: at most so many tokens of a caption are used, the rest is padding.
         repeat_text: how often each caption is repeated in its context, as far as it fits.
@@ -67,28 +68,6 @@ class ConditionSource:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Conditions:
-    """{modality: R conditions} (empty: joint sampling), and how many samples each of the R gets."""
-
-    conditions: dict[str, Condition]
-    copies: int
-
-    @property
-    def total(self) -> int:
-        """Number of samples."""
-        return self.copies * (len(next(iter(self.conditions.values())).x) if self.conditions else 1)
-
-    def of_samples(self, samples: range) -> dict[str, Condition]:
-        """The conditions of these samples; sample i has condition i // copies."""
-        index = torch.arange(samples.start, samples.stop) // self.copies
-        return {m: c.map(lambda x: x[index]) for m, c in self.conditions.items()}
-
-    def digest(self) -> dict[str, str]:
-        """{modality: SHA-256 of its conditions}: differs between requests whose files have changed."""
-        return {m: _sha256(*([c.x] if c.mask is None else [c.x, c.mask])) for m, c in self.conditions.items()}
-
-
 def read_conditions(
     pipeline: Pipeline, source: ConditionSource, n: int | None, read_rows: ReadRows | None = None
 ) -> Conditions:
@@ -103,43 +82,75 @@ def read_conditions(
     n = (1 if many else 16) if n is None else n
     if n < 1:
         raise ValueError(f"-n must be at least 1, got {n}")
+    _check_options(source, many)
+    is_data = source.data is not None
+    values = {} if is_data else _values(pipeline, source)
+    conditions = _of_rows(pipeline, source, read_rows) if is_data else _encode(pipeline, source, values)
+    captions = [k for k in conditions if pipeline.modalities[pipeline.modality_of(k)].prompts]
+    if not captions and (source.context_limit is not None or source.repeat_text != 1):
+        raise ValueError("--context-limit and --repeat-text need a caption as a condition")
+    for m, path in source.mask.items():
+        conditions |= _with_mask(pipeline, conditions, m, path)
+    for name, text in source.noise_level.items():
+        conditions |= _noised(pipeline, conditions, name, text)
+    if len({len(c.x) for c in conditions.values()}) > 1:
+        raise ValueError("conditions of different modalities differ in number")
+    check_conditions(pipeline, conditions, "--condition {m}=…")
+    return Conditions(conditions, n, exact(pipeline, conditions, values, source.mask))
+
+
+def processes_of(pipeline: Pipeline, option: str, name: str) -> list[str]:
+    """The processes that an option NAME=… means: all of a modality, or the one of that name."""
+    if name not in pipeline.names and name in pipeline.space:
+        return [name]
+    check_modality(pipeline, option, name)
+    return list(pipeline.names[name].values())
+
+
+def _check_options(source: ConditionSource, many: bool) -> None:
+    """ValueError for options that do not go together."""
     if source.limit is not None and (source.limit < 1 or not many):
         raise ValueError("--limit counts prompts or rows of --data, and is at least 1")
     if source.prompts is not None and (source.data is not None or source.values):
         raise ValueError("--prompts, --data and --condition NAME=VALUE: one source of conditions at a time")
-    values = _values(pipeline, source)
-    if source.data is not None:
-        conditions = {m: Condition(x) for m, x in _rows(pipeline, source, read_rows).items()}
-    else:
-        conditions = _encode(pipeline, source, values)
-    captions = [m for m in conditions if m in pipeline.texts]
-    if not captions and (source.context_limit is not None or source.repeat_text != 1):
-        raise ValueError("--context-limit and --repeat-text need a caption as a condition")
-    for m, path in source.mask.items():
-        conditions[m] = _with_mask(pipeline, conditions, m, path)
-    for m, text in source.noise_level.items():
-        t = _time(pipeline, conditions, m, text)
-        conditions[m] = dataclasses.replace(conditions[m], t=t)
-    for m, condition in conditions.items():
-        condition.check(m, pipeline.space)
-    if len({len(c.x) for c in conditions.values()}) > 1:
-        raise ValueError("conditions of different modalities differ in number")
-    if set(conditions) == set(pipeline.space) and all(c.mask is None for c in conditions.values()):
-        raise ValueError("every modality is a condition: there is nothing to generate")
-    return Conditions(conditions, n)
+    if source.repeat_text < 1:
+        raise ValueError(f"--repeat-text must be at least 1, got {source.repeat_text}")
 
 
-def _values(pipeline: Pipeline, source: ConditionSource) -> dict[str, list[str]]:
-    """{modality: raw values} of --condition and --prompts."""
+def _values(pipeline: Pipeline, source: ConditionSource) -> dict[str, list]:
+    """{modality: raw values} of --condition NAME=VALUE and --prompts."""
+    values = {}
+    for m, texts in _texts(pipeline, source).items():
+        try:
+            values[m] = [pipeline.modalities[m].read(text) for text in texts]
+        except ValueError as error:
+            raise ValueError(f"{_option(source)} {m}: {error}") from None
+    return values
+
+
+def _encode(pipeline: Pipeline, source: ConditionSource, values: Mapping[str, list]) -> dict[str, Condition]:
+    """{process: R conditions} of raw values."""
+    conditions: dict[str, Condition] = {}
+    for m, raw in values.items():
+        is_text = pipeline.modalities[m].prompts
+        options = {"limit": source.context_limit, "repeat": source.repeat_text} if is_text else {}
+        conditions |= encode_condition(pipeline, m, raw, f"{_option(source)} {m}", **options)
+    return conditions
+
+
+def _option(source: ConditionSource) -> str:
+    return "--condition" if source.prompts is None else "--prompts"
+
+
+def _texts(pipeline: Pipeline, source: ConditionSource) -> dict[str, list[str]]:
+    """{modality: values as texts} of --condition and --prompts."""
     if source.prompts is not None:
         return _prompts(pipeline, source.prompts, source.limit)
     values: dict[str, list[str]] = {}
     for m, value in source.values:
         check_modality(pipeline, "--condition", m)
-        if source.data is None and value is None:
+        if value is None:
             raise ValueError(f"--condition {m!r} is not of the form NAME=VALUE (a name alone takes rows of --data)")
-        if source.data is not None and value is not None:
-            raise ValueError(f"--condition {m}={value}: with --data, give the name alone")
         values.setdefault(m, []).append(value)
     if len({len(v) for v in values.values()}) > 1:
         counts = ", ".join(f"{len(v)} of {m}" for m, v in values.items())
@@ -148,15 +159,18 @@ def _values(pipeline: Pipeline, source: ConditionSource) -> dict[str, list[str]]
 
 
 def _prompts(pipeline: Pipeline, path: Path, limit: int | None) -> dict[str, list[str]]:
-    """The captions of a JSON file, for the text modalities that it names; other keys are ignored."""
+    """The captions of a JSON file, for the modalities of captions that it names; other keys are ignored."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"--prompts: {str(path)!r} not found") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"--prompts: {path} is not readable JSON ({error})") from None
-    shape = f'{{"{(pipeline.texts or ["text"])[0]}": ["a caption", …]}}'
-    names = [m for m in pipeline.texts if isinstance(content, dict) and m in content]
+    captions = [m for m, modality in pipeline.modalities.items() if modality.prompts]
+    if not captions:
+        raise ValueError(f"--prompts: this model has no captions; it has {', '.join(pipeline.modalities)}")
+    shape = f'{{"{captions[0]}": ["a caption", …]}}'
+    names = [m for m in captions if isinstance(content, dict) and m in content]
     if not names:
         raise ValueError(f"--prompts: {path} should look like {shape}")
     values = {m: content[m] for m in names}
@@ -168,101 +182,56 @@ def _prompts(pipeline: Pipeline, path: Path, limit: int | None) -> dict[str, lis
     return {m: prompts[:limit] for m, prompts in values.items()}
 
 
-def _encode(pipeline: Pipeline, source: ConditionSource, values: dict[str, list[str]]) -> dict[str, Condition]:
-    """{modality: R conditions} of raw values."""
-    conditions = {}
-    for m, raw in values.items():
-        if m in pipeline.images:
-            conditions[m] = Condition(torch.cat([pipeline.codecs[m].read(path) for path in raw]))
-            continue
-        tokens = encode_captions(pipeline, m, raw, source.context_limit, source.repeat_text)
-        mask_token = pipeline.config.modalities[m].states
-        mask = tokens != mask_token if any(MASKED in caption for caption in raw) else None
-        if mask is not None and not isinstance(pipeline.space[m], Masked):
-            raise ValueError(f"--condition {m}: ▯ needs a modality under masked diffusion, {m!r} is not")
-        conditions[m] = Condition(tokens, mask=mask)
-    return conditions
-
-
-def encode_captions(
-    pipeline: Pipeline, m: str, captions: Sequence[str], limit: int | None = None, repeat: int = 1
-) -> Tensor:
-    """Captions → int64 (N, L): each repeated `repeat` times, cut after `limit` tokens, padded to the full length.
-
-    The sign ▯ becomes the mask token.
-    """
-    codec, settings = pipeline.codecs[m], pipeline.config.modalities[m]
-    if repeat < 1:
-        raise ValueError(f"--repeat-text must be at least 1, got {repeat}")
-    length = _limit(limit, settings.length)
-    if repeat > 1:
-        captions = [" ".join([caption] * repeat) for caption in captions]
-    if isinstance(codec, CharCodec) and (repeat > 1 or limit is not None):
-        captions = [caption[:length] for caption in captions]  # a TokenizerCodec truncates by itself
-    codec = dataclasses.replace(codec, length=length)
-    masked = any(MASKED in caption for caption in captions)
-    tokens = codec.encode_masked(captions) if masked else codec.encode(captions)
-    return torch.nn.functional.pad(tokens, (0, settings.length - length), value=settings.pad)
-
-
-def _rows(pipeline: Pipeline, source: ConditionSource, read_rows: ReadRows | None) -> dict[str, Tensor]:
-    """{modality: (R, *shape)} of the rows of a data set; of several captions the first."""
+def _of_rows(pipeline: Pipeline, source: ConditionSource, read_rows: ReadRows | None) -> dict[str, Condition]:
+    """{process: R conditions} of the rows of a data set that have these modalities; of several versions the first."""
+    for m, value in source.values:
+        check_modality(pipeline, "--condition", m)
+        if value is not None:
+            raise ValueError(f"--condition {m}={value}: with --data, give the name alone")
     names = list(dict.fromkeys(m for m, _ in source.values))
     if not names:
         raise ValueError("--data needs --condition NAME: which modality of its rows is the condition?")
     if source.repeat_text != 1:
         raise ValueError("--repeat-text works on captions, and the rows of --data are tokens: leave it out")
-    if read_rows is None:
+    if read_rows is None or source.data is None:
         raise ValueError("rows of a data set need a function that reads them (read_rows)")
-    part = read_rows(pipeline, source.data, source.split, source.limit)
-    image, text = part.names
-    rows = {image: part.images[: source.limit], text: part.captions[: source.limit, 0].clone()}
-    length = _limit(source.context_limit, rows[text].shape[1])
-    rows[text][:, length:] = pipeline.config.modalities[text].pad
-    return {m: rows[m] for m in names}
+    rows = read_rows(pipeline, source.data, source.split, source.limit)
+    has = torch.ones(len(rows), dtype=torch.bool)
+    for k in [k for m in names for k in pipeline.names[m].values() if k in rows.present]:
+        has &= rows.present[k].cpu()
+    if not has.any():
+        raise ValueError(f"--data {source.data}: no row of its {source.split} part has {' and '.join(names)}")
+    x = rows.first(has.nonzero()[: source.limit, 0])
+    processes = [(m, k) for m in names for k in pipeline.names[m].values()]
+    return {k: Condition(pipeline.modalities[m].shorten(_filled(x[k]), source.context_limit)) for m, k in processes}
 
 
-def check_modality(pipeline: Pipeline, option: str, m: str) -> None:
-    """ValueError, naming the option, unless the model has that modality."""
-    if m not in pipeline.space:
-        raise ValueError(f"{option}: this model has no modality {m!r}; it has {', '.join(pipeline.space)}")
+def _filled(x: Tensor) -> Tensor:
+    """Noise for elements without a value (NaN), as in training."""
+    if not x.is_floating_point():
+        return x
+    return torch.where(x.isnan(), torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), x)
 
 
-def _with_mask(pipeline: Pipeline, conditions: dict[str, Condition], m: str, path: str) -> Condition:
-    """The condition of an image inside the white part of a mask image."""
+def _with_mask(pipeline: Pipeline, conditions: dict[str, Condition], m: str, path: str) -> dict[str, Condition]:
+    """The conditions of a modality inside the mask of a file."""
     check_modality(pipeline, "--mask", m)
-    if m not in pipeline.images:
-        raise ValueError(f"--mask {m}: masks are for images; in a caption, write ▯ for every masked token")
-    if m not in conditions:
-        raise ValueError(f"--mask {m}: there is no condition of that modality, add --condition {m}=…")
-    mask = pipeline.codecs[m].read_mask(path)
-    if bool(mask.all()) or not bool(mask.any()):
-        raise ValueError(f"--mask {m}: {path} is all {'white' if mask.all() else 'black'}: leave the option out")
-    return dataclasses.replace(conditions[m], mask=mask.expand(conditions[m].x.shape))
-
-
-def _time(pipeline: Pipeline, conditions: dict[str, Condition], m: str, text: str) -> float:
-    """The time of --noise-level."""
-    check_modality(pipeline, "--noise-level", m)
-    if m not in conditions:
-        raise ValueError(f"--noise-level {m}: there is no condition of that modality, add --condition {m}=…")
+    require_condition(pipeline, conditions, m, f"--mask {m}", f"--condition {m}=…")
     try:
-        time = float(text)
-    except ValueError:
-        raise ValueError(f"--noise-level {m}: {text!r} is not a number") from None
-    if not 0.0 <= time <= 1.0:
-        raise ValueError(f"--noise-level {m}: a noise time is in [0, 1], got {text}")
-    return time
+        mask = pipeline.modalities[m].read_mask(pipeline.codecs[m], path)
+    except ValueError as error:
+        raise ValueError(f"--mask {m}: {error}") from None
+    parts = list(mask.values()) if isinstance(mask, dict) else [mask]
+    for what, value in (("all", True), ("nothing", False)):
+        if all(bool((part == value).all()) for part in parts):
+            raise ValueError(f"--mask {m}: {path} says that {what} is known (white or true): leave the option out")
+    return inside(pipeline, conditions, m, mask, f"--mask {m}")
 
 
-def _limit(limit: int | None, length: int) -> int:
-    if limit is not None and not 1 <= limit <= length:
-        raise ValueError(f"--context-limit must lie in 1 … {length}, got {limit}")
-    return length if limit is None else limit
-
-
-def _sha256(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for x in tensors:
-        digest.update(x.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _noised(pipeline: Pipeline, conditions: dict[str, Condition], name: str, text: str) -> dict[str, Condition]:
+    """The conditions of a modality, or of one of its processes, at a noise time."""
+    processes = processes_of(pipeline, "--noise-level", name)
+    if not set(processes) & set(conditions):
+        m = pipeline.modality_of(processes[0])
+        require_condition(pipeline, {}, m, f"--noise-level {name}", f"--condition {m}=…")
+    return at_time(conditions, processes, text, f"--noise-level {name}")

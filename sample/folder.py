@@ -1,7 +1,10 @@
 """The folder of samples that `anystate sample` writes, batch by batch; an interrupted run can be continued.
 
-image/000000.png …   text.txt (one caption per line)   sheet.png   manifest.json   trajectory/0000.png …
-.chunks/00000000.json: the batch that starts at sample 0 is written; deleted when all are
+Every modality is a folder of files, image/000000.png …, or one file with a line for each sample, text.txt or row.csv.
+
+sheet.png   manifest.json   trajectory/0000.png …
+.chunks/00000000.json: the batch that starts at sample 0 is written; .shown/image/000000.png …: the first samples as the
+contact sheet will show them; both are deleted when all batches are written
 """
 
 from __future__ import annotations
@@ -9,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ..model.storage import atomic_write
-from .contact_sheet import contact_sheet, enlarge
+from .contact_sheet import Shown, sheet_of
 from .pipeline import Pipeline
+from .raw_conditions import Conditions
 
 MANIFEST, BATCHES, SHEET, TRAJECTORY = "manifest.json", ".chunks", "sheet.png", "trajectory"
+SHOWN = ".shown"
 SHEET_SAMPLES = 64  # samples on a contact sheet
 
 
@@ -29,13 +34,17 @@ class SampleFolder:
     Args:
         request: all settings that determine the samples, as JSON values; a folder belongs to one request.
         about: further entries of the manifest.
-        total: number of samples.
+        conditions: of the samples, and how many there are.
         batch_size: number of samples written at a time.
     """
 
-    def __init__(self, out: Path, pipeline: Pipeline, request: dict, about: dict, total: int, batch_size: int):
-        self.out, self.pipeline, self.about, self.total, self.batch_size = out, pipeline, about, total, batch_size
+    def __init__(
+        self, out: Path, pipeline: Pipeline, request: dict, about: dict, conditions: Conditions, batch_size: int
+    ):
+        self.out, self.pipeline, self.about = out, pipeline, about
+        self.conditions, self.total, self.batch_size = conditions, conditions.total, batch_size
         self.request = json.loads(json.dumps(request))
+        self.joined = [m for m, modality in pipeline.modalities.items() if modality.joined]
 
     def begin(self, force: bool) -> None:
         """Create the folder, or prepare to continue in it. The main rank calls this before any other method.
@@ -75,12 +84,30 @@ class SampleFolder:
 
     def write(self, samples: range, values: dict[str, Tensor]) -> None:
         """Write a batch; it counts as written once all its files are complete."""
-        for m in self.pipeline.images:
+        decoded = self.pipeline.decode(values, seed=self.request["seed"], start=samples.start)
+        decoded = self.conditions.restore(self.pipeline, decoded, samples)
+        lines: dict[str, list[str]] = {}
+        for m, modality in self.pipeline.modalities.items():
+            if modality.joined:
+                lines[m] = modality.lines(decoded[m])
+                continue
             (self.out / m).mkdir(parents=True, exist_ok=True)
-            for i, pixels in zip(samples, self.pipeline.codecs[m].decode(values[m]), strict=True):
-                enlarge(pixels, pixels.shape[0]).save(self._image_file(m, i))
-        captions = {m: self.pipeline.codecs[m].decode(values[m]) for m in self.pipeline.texts}
-        atomic_write(self._record(samples), json.dumps(captions, ensure_ascii=False))
+            for i, value in zip(samples, modality.split(decoded[m]), strict=True):
+                modality.write(value, self._file(m, i))
+        texts = self._write_shown(samples, decoded)
+        atomic_write(self._record(samples), json.dumps({"lines": lines, "texts": texts}, ensure_ascii=False))
+
+    def _write_shown(self, samples: range, decoded: Mapping[str, Sequence]) -> dict[str, list[str]]:
+        """Write the images that the contact sheet will show of a batch; returns its texts."""
+        texts: dict[str, list[str]] = {}
+        for m, values in shown(self.pipeline, decoded, max(0, SHEET_SAMPLES - samples.start)).items():
+            for i, value in zip(samples, values, strict=False):
+                if isinstance(value, str):
+                    texts.setdefault(m, []).append(value)
+                else:
+                    self._shown_file(m, i).parent.mkdir(parents=True, exist_ok=True)
+                    value.save(self._shown_file(m, i))
+        return texts
 
     def write_trajectory(self, states: list[dict[str, Tensor]]) -> None:
         """A contact sheet of the first samples at each step of the sampling."""
@@ -89,43 +116,54 @@ class SampleFolder:
             write_sheet(self.pipeline, first, self.out / TRAJECTORY / f"{i:04d}.png")
 
     def finish(self) -> Path:
-        """Join the captions, draw the contact sheet and return its path. The main rank calls this at the end."""
+        """Join the lines, draw the contact sheet and return its path. The main rank calls this at the end."""
         sheet = self.out / SHEET
         if self._is_complete():
             return sheet
-        first_captions = self._join_captions()
-        captions = first_captions[self.pipeline.texts[0]] if self.pipeline.texts else None
-        contact_sheet(self._first_images(), captions).save(sheet)
+        texts = self._join_lines()
+        sheet_of([self._shown(texts, i) for i in range(min(SHEET_SAMPLES, self.total))]).save(sheet)
         self._write_manifest(complete=True)
-        shutil.rmtree(self.out / BATCHES)
+        for name in (BATCHES, SHOWN):
+            shutil.rmtree(self.out / name, ignore_errors=True)
         return sheet
 
-    def _join_captions(self) -> dict[str, list[str]]:
-        """Write the captions of all batches into one file per modality; returns those of the contact sheet."""
-        first: dict[str, list[str]] = {m: [] for m in self.pipeline.texts}
+    def _join_lines(self) -> dict[str, list[str]]:
+        """Write the lines of all batches into one file per modality; returns the texts of the contact sheet."""
+        texts: dict[str, list[str]] = {}
         with contextlib.ExitStack() as stack:
-            files = {}
-            for m in self.pipeline.texts:
-                files[m] = stack.enter_context(open(self.out / f"{m}.txt", "w", encoding="utf-8"))
+            files = {m: stack.enter_context(open(self._joined_file(m), "w", encoding="utf-8")) for m in self.joined}
+            for m, file in files.items():
+                if header := self.pipeline.modalities[m].header(self.pipeline.codecs[m]):
+                    file.write(header + "\n")
             for samples in self._batches():
-                for m, captions in json.loads(self._record(samples).read_text(encoding="utf-8")).items():
-                    lines = [" ".join(caption.splitlines()) for caption in captions]
-                    files[m].writelines(line + "\n" for line in lines)
-                    first[m] += lines[: SHEET_SAMPLES - len(first[m])]
-        return first
+                record = json.loads(self._record(samples).read_text(encoding="utf-8"))
+                for m, file in files.items():
+                    file.writelines(line + "\n" for line in record["lines"][m])
+                for m, values in record["texts"].items():
+                    texts.setdefault(m, []).extend(values)
+        return texts
 
-    def _first_images(self) -> np.ndarray:
-        n = min(SHEET_SAMPLES, self.total)
-        if not self.pipeline.images:
-            return _blank(n)
-        return np.stack([np.asarray(Image.open(self._image_file(self.pipeline.images[0], i))) for i in range(n)])
+    def _shown(self, texts: Mapping[str, list[str]], i: int) -> list[Shown]:
+        """Sample i as the contact sheet shows it."""
+        named = {m: texts[m][i] if m in texts else self._image(m, i) for m in self.pipeline.modalities}
+        return labelled(named)
+
+    def _image(self, m: str, i: int) -> Image.Image:
+        with Image.open(self._shown_file(m, i)) as image:
+            return image.copy()
 
     def _batches(self) -> list[range]:
         starts = range(0, self.total, self.batch_size)
         return [range(start, min(start + self.batch_size, self.total)) for start in starts]
 
-    def _image_file(self, m: str, i: int) -> Path:
-        return self.out / m / f"{i:06d}.png"
+    def _file(self, m: str, i: int) -> Path:
+        return self.out / m / f"{i:06d}{self.pipeline.modalities[m].suffix}"
+
+    def _joined_file(self, m: str) -> Path:
+        return self.out / f"{m}{self.pipeline.modalities[m].suffix}"
+
+    def _shown_file(self, m: str, i: int) -> Path:
+        return self.out / SHOWN / m / f"{i:06d}.png"
 
     def _record(self, samples: range) -> Path:
         return self.out / BATCHES / f"{samples.start:08d}.json"
@@ -141,43 +179,45 @@ class SampleFolder:
         return bool((self._manifest() or {}).get("complete"))
 
     def _write_manifest(self, complete: bool) -> None:
+        modalities = self.pipeline.modalities
+        files = {m: f"{m}{k.suffix}" if k.joined else f"{m}/*{k.suffix}" for m, k in modalities.items()}
         manifest = {
             "samples": self.total,
             "complete": complete,
             **self.about,
-            "pictures": self.pipeline.images,
-            "captions": self.pipeline.texts,
+            "modalities": files,
+            "pictures": [m for m, k in modalities.items() if not k.joined and k.suffix == ".png"],
+            "captions": [m for m, k in modalities.items() if k.prompts],
             "request": self.request,
         }
         atomic_write(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def _clear(self) -> None:
         """Remove what an earlier request wrote, and nothing else."""
-        for name in (BATCHES, TRAJECTORY, *self.pipeline.images):
+        for name in (BATCHES, SHOWN, TRAJECTORY, *(m for m in self.pipeline.modalities if m not in self.joined)):
             shutil.rmtree(self.out / name, ignore_errors=True)
-        for name in (SHEET, MANIFEST, *(f"{m}.txt" for m in self.pipeline.texts)):
-            (self.out / name).unlink(missing_ok=True)
+        for path in (self.out / SHEET, self.out / MANIFEST, *map(self._joined_file, self.joined)):
+            path.unlink(missing_ok=True)
 
 
 def write_sheet(pipeline: Pipeline, samples: dict[str, Tensor], path: Path) -> Path:
-    """Write a contact sheet of the first image and the first text modality; returns its path."""
-    captions = None
-    if pipeline.texts:
-        text = pipeline.texts[0]
-        captions = pipeline.codecs[text].decode(samples[text])
-    if pipeline.images:
-        image = pipeline.images[0]
-        images = pipeline.codecs[image].decode(samples[image])
-    else:
-        images = _blank(len(next(iter(samples.values()))))
+    """Write a contact sheet of samples {process: (N, …)}; returns its path."""
+    values = shown(pipeline, pipeline.decode(samples))
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(images, captions).save(path)
+    sheet_of([labelled(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]).save(path)
     return path
 
 
-def _blank(n: int) -> np.ndarray:
-    """White images, for captions alone."""
-    return np.full((n, 1, 1, 1), 255, np.uint8)
+def shown(pipeline: Pipeline, decoded: Mapping[str, Sequence], n: int | None = None) -> dict[str, list[Shown]]:
+    """{modality: its first n decoded values as images or texts}."""
+    modalities = pipeline.modalities
+    return {m: [modalities[m].render(v) for v in modalities[m].split(values[:n])] for m, values in decoded.items()}
+
+
+def labelled(sample: Mapping[str, Shown]) -> list[Shown]:
+    """The images and texts of a sample {modality: image or text}; several texts say what they are."""
+    texts = [m for m, value in sample.items() if isinstance(value, str)]
+    return [f"{m}: {value}" if m in texts and len(texts) > 1 else value for m, value in sample.items()]
 
 
 def _difference(old: dict, new: dict) -> str | None:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ..configs.runs import WEIGHTS, resolve
+from ..configs.runs import WEIGHTS
 from ..diffusion import Guidance
 from ..model import distributed
 from ..model.storage import sha256
 from .background import BackgroundWriter
-from .conditions import Conditions, ConditionSource, ReadRows, check_modality, read_conditions
+from .conditions import ConditionSource, ReadRows, processes_of, read_conditions
 from .folder import SampleFolder
-from .pipeline import Pipeline
+from .hub import find_checkpoint
+from .pipeline import BATCH_SIZE, Pipeline, weights_file
 from .progress import progress_bar
+from .raw_conditions import Conditions
 from .sampler import sample
 from .steppers import SAMPLERS, Sampler
 
@@ -27,7 +29,7 @@ class SampleRequest:
     Args:
         source: the conditions.
         n: samples of each condition (see `read_conditions`).
-        sampler: {modality: method}.
+        sampler: {modality or one of its processes: method}; of a modality, for those of its processes that have it.
         batch_size: samples per batch; decides rounding.
         trajectory: also write the intermediate states of the first batch.
     """
@@ -51,7 +53,7 @@ class SampleRequest:
 
 
 def generate(
-    checkpoint: Path,
+    checkpoint: str | Path,
     request: SampleRequest,
     out: Path,
     weights: str = "ema",
@@ -65,6 +67,7 @@ def generate(
     the same on any number of ranks.
 
     Args:
+        checkpoint: a run folder, a checkpoint folder, or the id of a model on the Hugging Face hub.
         read_rows: reads the rows of a data set whose rows are conditions, see `read_conditions`.
 
     Raises:
@@ -73,15 +76,12 @@ def generate(
     if weights not in WEIGHTS:
         raise ValueError(f"--weights must be ema or raw, got {weights!r}")
     device = distributed.start(device)
+    checkpoint = find_checkpoint(checkpoint)
     pipeline = Pipeline.from_pretrained(checkpoint, weights, device)
     conditions = read_conditions(pipeline, request.source, request.n, read_rows)
-    whole = [m for m, c in conditions.conditions.items() if c.mask is None]
-    if without_head := [m for m in pipeline.space if m not in whole and m not in pipeline.net.head]:
-        m = without_head[0]
-        raise ValueError(f"this model does not generate {m!r}: make it a condition, --condition {m}=…")
     settings = pipeline.config.sample
     steps = settings.steps if request.steps is None else request.steps
-    batch_size = settings.batch_size if request.batch_size is None else request.batch_size
+    batch_size = request.batch_size or settings.batch_size or min(BATCH_SIZE, conditions.total)
     options = {
         "steps": steps,
         "guidance": _guidance(pipeline, request, bool(conditions.conditions)),
@@ -94,9 +94,9 @@ def generate(
     folder = SampleFolder(
         out,
         pipeline,
-        _identity(resolve(checkpoint), weights, request, conditions, options),
-        {"checkpoint": str(resolve(checkpoint).resolve()), "weights": weights, "source": request.source.as_dict()},
-        conditions.total,
+        _identity(checkpoint, weights, request, conditions, options),
+        {"checkpoint": str(checkpoint.resolve()), "weights": weights, "source": request.source.as_dict()},
+        conditions,
         batch_size,
     )
     if distributed.is_main():
@@ -133,6 +133,7 @@ def _write(
                 conditions.of_samples(samples),
                 n=len(samples),
                 start_index=samples.start,
+                uniforms=pipeline.uniforms(options["seed"], samples.start, len(samples)),
                 trajectory=film,
                 progress=advance,
                 **options,
@@ -144,11 +145,10 @@ def _write(
 
 def _identity(path: Path, weights: str, request: SampleRequest, conditions: Conditions, options: dict) -> dict:
     """All settings that determine the samples, as JSON values with the keys of the manifest."""
-    files = (
-        {"weights": WEIGHTS[weights], "config": "config.yaml"} if distributed.is_main() else {}
-    )  # not used on other ranks
+    files = {"weights": weights_file(path, weights), "config": path / "config.yaml"}
+    files = files if distributed.is_main() else {}  # not used on other ranks
     return {
-        **{name: sha256(path / file) for name, file in files.items()},
+        **{name: sha256(file) for name, file in files.items()},
         "samples": conditions.total,
         "steps": options["steps"],
         "guidance": options["guidance"].model_dump(),
@@ -164,18 +164,19 @@ def _identity(path: Path, weights: str, request: SampleRequest, conditions: Cond
 
 def _guidance(pipeline: Pipeline, request: SampleRequest, conditional: bool) -> Guidance:
     """The configured guidance with what the request changes."""
-    changes = {"scale": request.guidance, "final_time": request.final_time, "interval": request.interval}
+    changes = {"final_time": request.final_time, "interval": request.interval}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return Guidance(**{**pipeline.guidance(conditional).model_dump(), **changes})
+    return Guidance(**{**pipeline.guidance(conditional, request.guidance).model_dump(), **changes})
 
 
 def _samplers(pipeline: Pipeline, methods: dict[str, str]) -> dict[str, Sampler]:
     """The configured samplers with other methods."""
     samplers = pipeline.samplers
-    for m, method in methods.items():
-        check_modality(pipeline, "--sampler", m)
-        allowed = SAMPLERS[type(pipeline.space[m])]
-        if method not in allowed:
-            raise ValueError(f"--sampler {m}: must be one of {', '.join(allowed)}, got {method!r}")
-        samplers[m] = dataclasses.replace(samplers[m], method=method)
+    for name, method in methods.items():
+        allowed = {k: SAMPLERS[type(pipeline.space[k])] for k in processes_of(pipeline, "--sampler", name)}
+        if not any(method in own for own in allowed.values()):
+            listed = dict.fromkeys(own for methods in allowed.values() for own in methods)
+            raise ValueError(f"--sampler {name}: must be one of {', '.join(listed)}, got {method!r}")
+        own = {k: dataclasses.replace(samplers[k], method=method) for k in allowed if method in allowed[k]}
+        samplers |= own
     return samplers

@@ -24,7 +24,14 @@ from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space
 GOLDEN = Path(os.environ.get("ANYSTATE_GOLDEN", Path(__file__).parent / "golden"))
 
 
-LONGEST = ("test_window.py", "test_text_image.py", "test_distributed.py", "test_in_use.py", "test_compiled.py")
+LONGEST = (
+    "test_window.py",
+    "test_text_image.py",
+    "test_distributed.py",
+    "test_absent.py",
+    "test_in_use.py",
+    "test_compiled.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,6 +33,7 @@ LIGHT = [
     (["demo", "train.stepz=3"], "unknown key 'train.stepz'"),
     (["sample", "gone"], "no checkpoint at 'gone'"),
     (["sample", "RUN"], "no checkpoint at 'RUN'"),
+    (["sample", "RUN/gone"], "no checkpoint at 'RUN/gone'"),  # not looked for on the hub, as there is a folder RUN
     (["sample", "RUN", "-n", "0"], "'-n' / '--n'"),
     (["sample", "RUN", "--steps", "-3"], "for '--steps'"),
     (["sample", "RUN", "--batch-size", "0"], "for '--batch-size'"),

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from anystate.model.codecs.table.column import MISSING
 from anystate.train.data.bundled import load_bundled
+from anystate.train.synthesizer import TableSynthesizer
+from anystate.train.trainer import Trainer
+
+OLD = Path(__file__).parent / "old_runs"
 
 TINY = [
     "network.width=16",
@@ -131,3 +139,63 @@ def test_wrong_input_is_one_line(run, tmp_path, args, parts, refused):
     paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
     error = refused("table", *[paths.get(a, a) for a in args])
     assert all(part in error for part in parts), error
+
+
+@pytest.mark.parametrize("setting", [["--missing", "?"], ['modalities.row.missing=["?"]'], ['missing=["?", "NA"]']])
+def test_strings_that_mean_a_missing_cell(setting, tmp_path, call):
+    """By option, or by a setting under its name of today or an earlier one; the first one is written."""
+    rows = pd.DataFrame({"a": ["x", "y", "?", "x"] * 50, "b": range(200)})
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    run, out = tmp_path / "run", tmp_path / "rows.csv"
+    assert call("table", "fit", tmp_path / "t.csv", *TINY, *setting, "--out", run, "--device", "cpu") == 0
+    column = TableSynthesizer.load(run, device="cpu").columns_.columns["a"]
+    assert column.state(MISSING) >= 0
+    assert len(column.states) == 3
+    assert call("table", "sample", run, "-n", "30", "a=", "--out", out, "--device", "cpu") == 0
+    assert set(pd.read_csv(out, na_filter=False)["a"]) == {"?"}
+
+
+def test_a_schema_is_in_the_checkpoint(data, tmp_path, call):
+    """Columns that the schema does not name are left out."""
+    file, run, out = tmp_path / "schema.yaml", tmp_path / "run", tmp_path / "rows.csv"
+    file.write_text("columns: [{name: education.num, kind: categorical}, {name: sex}, {name: age}]\n")
+    options = ["--schema", file, "--out", run, "--device", "cpu"]
+    assert call("table", "fit", data, *TINY, *options) == 0
+    assert call("table", "fit", data, *TINY, *options) == 0  # resumes
+    assert call("table", "sample", run, "-n", "20", "education.num=13", "--out", out, "--device", "cpu") == 0
+    made = pd.read_csv(out)
+    assert list(made) == ["education.num", "sex", "age"]
+    assert set(made["education.num"]) == {13}
+    assert TableSynthesizer.load(run, device="cpu").columns_.columns["education.num"].column.kind == "categorical"
+
+
+def test_a_run_of_an_earlier_version(tmp_path, call):
+    """Its codec lies in codec.json, its config has old names."""
+    run, out, filled = tmp_path / "run", tmp_path / "rows.csv", tmp_path / "filled.csv"
+    shutil.copytree(OLD / "table", run)
+    assert call("table", "sample", run, "-n", "20", "education=Masters", "--out", out, "--device", "cpu") == 0
+    made = pd.read_csv(out)
+    assert set(made["education"]) == {"Masters"}
+    assert call("table", "impute", run, OLD / "table_holes.csv", "--out", filled, "--device", "cpu") == 0
+    holes, done = pd.read_csv(OLD / "table_holes.csv"), pd.read_csv(filled)
+    assert holes.isna().any(axis=None)
+    assert not done.isna().any(axis=None)
+    assert (done.where(holes.notna()).fillna(0) == holes.fillna(0)).all(axis=None)
+
+
+def test_a_report_of_sampled_rows(run, data, tmp_path, call, capsys):
+    rows, page = tmp_path / "rows.csv", tmp_path / "report.html"
+    assert call("table", "sample", run, "-n", "100", "--out", rows, "--device", "cpu") == 0
+    capsys.readouterr()
+    assert call("table", "report", data, rows, "--out", page) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^shape +0\.\d+", shown, re.MULTILINE)
+    assert "<html" in page.read_text()[:200]
+
+
+def test_configs_and_runs_of_other_modalities_are_refused(data, tmp_path, tiny, refused):
+    line = refused("table", "fit", data, "--config", "digits", "--out", tmp_path / "run")
+    assert "config digits has the modalities image, text: a table needs one of columns and no other" in line
+    Trainer(tiny("train.steps=1"), tmp_path / "digits", "cpu", quiet=True).run()
+    line = refused("table", "sample", tmp_path / "digits", "--device", "cpu")
+    assert "not one of a table alone, it has image, text: use anystate sample" in line

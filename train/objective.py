@@ -32,10 +32,19 @@ class Objective(nn.Module):
         self.space, self.names, self.observed = space, list(names), observed
 
     def forward(
-        self, x0: dict[str, Tensor], t: dict[str, Tensor], loss_mask: dict[str, Tensor], rng: Rng
+        self,
+        x0: dict[str, Tensor],
+        t: dict[str, Tensor],
+        loss_mask: dict[str, Tensor],
+        rng: Rng,
+        present: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(the sum of weighted losses over samples and modalities, {modality: (B,) detached unweighted loss})."""
-        observed = None if self.observed is None else self.observed(rng)
+        """(the sum of weighted losses over samples and modalities, {modality: (B,) detached unweighted loss}).
+
+        present: {modality: (B,) bool}: nothing of a modality that a sample lacks is a condition.
+        """
+        observed = {} if self.observed is None else self.observed(rng)
+        observed |= {m: observed[m] & like(has, observed[m]) for m, has in (present or {}).items() if m in observed}
         losses = self.space.losses(self.net, x0, t, rng, self.names, observed)
         weighted = [(self.weighting[m](loss, t[m]) * loss_mask[m]).sum() for m, loss in losses.items()]
         return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
@@ -44,3 +53,8 @@ class Objective(nn.Module):
 def weightings(losses: Mapping[str, Loss], space: Space) -> nn.ModuleDict:
     """{process: the weighting of its loss}."""
     return nn.ModuleDict({m: Weighting(space[m], c.weighting, c.scale, c.gamma) for m, c in losses.items()})
+
+
+def like(has: Tensor, x: Tensor) -> Tensor:
+    """(B,) as (B, 1, …, 1), to broadcast with x (B, …)."""
+    return has.view(-1, *[1] * (x.ndim - 1))

@@ -14,6 +14,7 @@ from ..kernels import Rng
 from ..model import distributed
 from . import sharded
 from .data.examples import presence
+from .objective import like
 from .state import TrainState
 
 
@@ -56,8 +57,9 @@ def backward(state: TrainState, x0: dict[str, Tensor], rows: range, rng: Rng | N
     t, loss_mask = state.times(state.space, rng)
     for m, has in present.items():  # what an example lacks is pure noise to the network, and not learned
         t[m], loss_mask[m] = torch.where(has, t[m], 1.0), loss_mask[m] * has
+        x0[m] = torch.where(like(has, x0[m]), x0[m], torch.zeros_like(x0[m]))
     with state.autocast():
-        total, losses = state.objective(x0, t, loss_mask, rng)
+        total, losses = state.objective(x0, t, loss_mask, rng, present)
     total = total / batch
     if state.settings.on_nonfinite_grad == "stop":
         state.finite &= torch.isfinite(total.detach())

@@ -13,13 +13,13 @@ from sklearn.exceptions import NotFittedError
 
 from ..configs.load import load_config
 from ..configs.runs import resolve
-from ..model.build import build_codecs
+from ..model.build import Codecs
 from ..model.codecs.table.codec import TableCodec
-from ..model.codecs.table.rows import RowCodec
-from ..model.codecs.table.schema import Schema, check_columns, infer
+from ..model.codecs.table.schema import Schema, check_columns
 from ..model.storage import save_checkpoint
-from ..sample.table.imputation import expected
 from ..sample.pipeline import Pipeline
+from ..sample.table.config import missing_strings, row_codec, schema_of
+from ..sample.table.imputation import expected
 from ..sample.table.rows import TableSampler, columns_of
 from .data.dataset import InMemory
 from .data.examples import encode
@@ -69,22 +69,17 @@ class TableSynthesizer(BaseEstimator):
             raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
         seed = [] if self.seed is None else [f"seed={self.seed}"]
         config = load_config(self.config, [*self.overrides, *seed])
-        schema = infer(table, None if self.schema is None else Schema.load(self.schema))
-        codecs = build_codecs(config)
-        ((modality, codec),) = codecs.items()
-        if not isinstance(codec, RowCodec):
-            raise ValueError(f"{self.config}: {modality} is no modality of table columns; use a config such as table/default")
-        codec.schema = schema
+        modality, codec = row_codec(config)
+        codec.schema = schema_of(table, config, self.schema)
         codec.fit(table, config.seed)
+        codecs: Codecs = {modality: codec}
         rows = encode(InMemory({modality: table}), config, codecs, "the table")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if self.out is None else self.out)
             trainer = Trainer(config, folder, self.device, (rows, rows), quiet=not self.verbose, codecs=codecs)
             self.pipeline_: Pipeline = trainer.run()
             self._files = trainer.files()
-        self.schema_, self.n_features_in_ = schema, len(schema.columns)
-        self.feature_names_in_ = [column.name for column in schema.columns]
-        return self
+        return self._described(codec.schema)
 
     def sample(
         self,
@@ -156,10 +151,7 @@ class TableSynthesizer(BaseEstimator):
         model._files = {
             str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
         }
-        model.schema_ = model.columns_.schema
-        model.feature_names_in_ = [column.name for column in model.schema_.columns]
-        model.n_features_in_ = len(model.feature_names_in_)
-        return model
+        return model._described(model.columns_.schema)
 
     @property
     def columns_(self) -> TableCodec:
@@ -169,7 +161,12 @@ class TableSynthesizer(BaseEstimator):
     @property
     def missing_(self) -> list[str]:
         """The strings that mean a missing cell in a CSV."""
-        return next(iter(self._fitted().modalities.values())).missing
+        return missing_strings(self._fitted().config)
+
+    def _described(self, schema: Schema) -> TableSynthesizer:
+        self.schema_, self.n_features_in_ = schema, len(schema.columns)
+        self.feature_names_in_ = [column.name for column in schema.columns]
+        return self
 
     def _fitted(self) -> Pipeline:
         if not hasattr(self, "pipeline_"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import json
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -22,10 +19,11 @@ from ...sample import Condition
 from ...sample.contact_sheet import contact_sheet
 from ...sample.pipeline import Pipeline
 from ...train.data.digits import digit_of
-from ...train.data.pairs import Pairs
-from ...train.provenance import provenance
+from ...train.data.examples import Examples
 from ...train.trainer import Trainer
 from ..quality.digits import DigitClassifier, Quality, measure
+from ..quality.report import count_parameters, embed_png, environment, render
+from ..quality.roles import images_of, texts_of
 
 N_SHOWN = 16
 GOALS = {"text_to_image": 0.95, "image_to_text": 0.93, "joint": 0.85}
@@ -47,14 +45,15 @@ def run(out: Path, seed: int, overrides: list[str], device: torch.device, consol
     config = load_config("digits", [f"seed={seed}", *overrides])
     trainer = Trainer(config, out, device)
     console.print(
-        f"Training one model of {_parameters(trainer):,} parameters on {len(trainer.train_data)} digits and their "
-        f"captions ({config.train.steps} steps, {device})"
+        f"Training one model of {count_parameters(trainer.state.net):,} parameters on {len(trainer.train_data)} digits "
+        f"and their captions ({config.train.steps} steps, {device})"
     )
     if trainer.state.step:
         console.print(f"resuming {out} at step {trainer.state.step}")
     pipeline = trainer.run()
     trained = trainer.seconds
-    classifier = DigitClassifier(trainer.train_data)
+    (image,) = images_of(config)
+    classifier = DigitClassifier(trainer.train_data, image)
     console.print("Sampling in every direction …")
     quality = measure(pipeline, classifier, trainer.test_data, seed=seed, progress=console.is_terminal)
     sections = Showcase(pipeline, trainer.test_data, seed).sections()
@@ -80,26 +79,14 @@ def write_report(out: Path, trainer: Trainer, values: dict) -> None:
     """Write report.html from its template, with the values and the facts of the run."""
     page = {
         **values,
-        "parameters": _parameters(trainer),
+        "parameters": count_parameters(trainer.state.net),
         "config": dump_config(trainer.config),
-        "environment": _environment(trainer.device),
+        "environment": environment(trainer.device),
         "loss_curves": loss_curves(out / "metrics.jsonl"),
         "train": len(trainer.train_data),
         "test": len(trainer.test_data),
     }
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
-    (out / "report.html").write_text(templates.get_template("report.html").render(page))
-
-
-def _parameters(trainer: Trainer) -> int:
-    return sum(p.numel() for p in trainer.state.net.parameters())
-
-
-def _environment(device: torch.device) -> dict:
-    """Versions and the rest of the provenance in one flat dictionary."""
-    here = provenance(device)
-    versions = here.pop("versions")
-    return {**versions, **here}
+    (out / "report.html").write_text(render(Path(__file__).parent, "report.html", page), encoding="utf-8")
 
 
 @dataclasses.dataclass
@@ -107,21 +94,26 @@ class Showcase:
     """The images of the report: a few samples of every direction."""
 
     pipeline: Pipeline
-    test: Pairs
+    test: Examples
     seed: int
+
+    def __post_init__(self):
+        (self.image,), (self.text,) = images_of(self.pipeline.config), texts_of(self.pipeline.config)
 
     def sections(self) -> list[dict]:
         """Title, text and embedded image of each section, in the order of the page."""
-        (image,), (text,) = self.pipeline.images, self.pipeline.texts
+        image, text = self.image, self.text
         codec = self.pipeline.codecs[text]
         prompts = codec.encode(list(PROMPTS))
-        held_out = self.test.images[:N_SHOWN]
+        held_out = self.test.first(slice(0, N_SHOWN))[image]
         joint, states = self.sample({}, trajectory=True)
         images = self.sample({text: prompts})
         captions = self.sample({image: held_out})
         partial = self.sample({text: Condition(prompts, 0.5)})
         named = [digit_of(caption) for caption in codec.decode(captions[text])]
-        correct = sum(name == int(digit) for name, digit in zip(named, self.test.labels[:N_SHOWN], strict=True))
+        correct = sum(
+            name == int(digit) for name, digit in zip(named, self.test.labels["digit"][:N_SHOWN], strict=True)
+        )
         return [
             self.section("Joint samples", "Image and caption are sampled together.", joint),
             self.section("Caption → image", "Images sampled given the captions.", images),
@@ -151,17 +143,16 @@ class Showcase:
 
     def trajectory_sheet(self, states: list[dict[str, Tensor]], final: dict[str, Tensor]) -> str:
         """States of the first joint sample whose caption is in the grammar."""
-        (image,), (text,) = self.pipeline.images, self.pipeline.texts
-        valid = [digit_of(caption) is not None for caption in self.pipeline.codecs[text].decode(final[text])]
+        captions = self.pipeline.codecs[self.text].decode(final[self.text])
+        valid = [digit_of(caption) is not None for caption in captions]
         index = valid.index(True) if any(valid) else 0
         shown = np.unique(np.linspace(0, len(states) - 1, 9).round().astype(int))
-        samples = {m: torch.stack([states[i][m][index] for i in shown]) for m in (image, text)}
+        samples = {m: torch.stack([states[i][m][index] for i in shown]) for m in (self.image, self.text)}
         return self._sheet(samples, columns=len(shown))
 
     def _sheet(self, samples: dict[str, Tensor], columns: int) -> str:
-        (image,), (text,) = self.pipeline.images, self.pipeline.texts
-        images = self.pipeline.codecs[image].decode(samples[image])
-        captions = self.pipeline.codecs[text].decode(samples[text])
+        images = self.pipeline.codecs[self.image].decode(samples[self.image])
+        captions = self.pipeline.codecs[self.text].decode(samples[self.text])
         return embed_png(contact_sheet(images, captions, columns=columns))
 
 
@@ -183,13 +174,6 @@ def loss_curves(path: Path) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def embed_png(image: Image.Image) -> str:
-    """An image as a data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _table(quality: Quality) -> Table:

@@ -151,7 +151,7 @@ def _emoji_stage(session: Session, packed: Path, stage: int) -> Trainer:
     from ...configs.load import load_config
     from ...train.trainer import Trainer
 
-    overrides = [f"data.path={packed}", f"modalities.text.tokenizer.path={packed / 'tokenizer.json'}"]
+    overrides = [f"data.source={packed}", f"modalities.text.tokenizer.path={packed / 'text.tokenizer.json'}"]
     if session.tiny:
         overrides += ["train.batch=8", "train.steps=2", "network.depth=1", "compile=never", "sample.steps=2"]
         overrides += ["modalities.image.stream.width=48", "modalities.text.stream.width=48"]

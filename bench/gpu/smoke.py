@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...sample import sample
 from ...sample.cuda_graphs import GraphedNet, with_cuda_graphs
-from ...sample.pipeline import Pipeline, build_pipeline
+from ...sample.pipeline import Pipeline
 from ...train.graph_step import GraphStep
 from ...train.step import deterministic, training_step
 from ...train.trainer import Trainer
 from ..speed.results import ResultLog
-from ..speed.systems import config_of, randomize_weights
+from ..speed.systems import untrained
 from ..speed.table import trainer
 
 STEPS = 50
@@ -88,9 +88,9 @@ def _train(run: Trainer, steps: int, use_graph: bool) -> dict[str, float]:
 
 def sampling(log: ResultLog, device: torch.device) -> None:
     """Compare joint samples of the digits network, and samples conditioned on captions."""
-    pipeline = randomize_weights(build_pipeline(config_of("digits", []), codecs=False))
-    pipeline.net.to(device).eval().requires_grad_(False)
-    (image,), (text,) = pipeline.images, pipeline.texts
+    pipeline = untrained("digits", []).to(device)
+    (text,) = (m for m, process in pipeline.space.items() if process.discrete)
+    (image,) = (m for m in pipeline.space if m != text)
     captions = torch.ones(16, *pipeline.space[text].shape, dtype=torch.int64, device=device)
     for direction, conditions in (("joint", {}), (f"given {text}", {text: captions})):
         graph = _sample(pipeline, conditions, device, use_graph=True)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ...train.data.digits import digit_of
-from ...train.data.packed.packed import Packed
-from ...train.data.pairs import Pairs
-from .captions import Attributes, Grammar, attributes
-from .digits import DigitClassifier
+from ...train.data.examples import Examples
+from ...train.data.load import TrainingData
+from .captions import Attributes, Grammar, attributes, versions_of
+from .digits import DigitClassifier, is_digits
+from .evaluation import in_memory
 
 LEVELS = 8  # histogram bins per colour channel
 AUGMENTATION_STD = 6.0 / 255.0  # noise on copies of the images that tones are also fitted on: samples have some noise
@@ -26,10 +27,10 @@ SHRINKAGE = 0.03  # share of the mean variance that is added to each variance
 class AttributeClassifier(Protocol):
     """Attributes of the images and captions of one data set.
 
-    train: the pairs that the classifier was fitted on.
+    train: the encoded images that the classifier was fitted on.
     """
 
-    train: Pairs
+    train: Tensor
 
     def image_attributes(self, images: Tensor) -> list[Attributes]:
         """Predicted attributes of images (n, C, S, S) in [−1, 1]."""
@@ -50,8 +51,9 @@ class AttributeClassifier(Protocol):
 class DigitAttributeClassifier:
     """Digits: a support vector machine classifies images, the grammar parses captions, features are pixels."""
 
-    def __init__(self, train: Pairs):
-        self.train, self.classifier = train, DigitClassifier(train)
+    def __init__(self, train: Examples, image: str):
+        self.classifier = DigitClassifier(train, image)
+        self.train = self.classifier.images
 
     def image_attributes(self, images: Tensor) -> list[Attributes]:
         return [(("digit", str(digit)),) for digit in self.classifier(images)]
@@ -75,11 +77,11 @@ class EmojiAttributeClassifier:
     and the right half. The accuracy on real held-out images is the highest value that samples can be expected to reach.
     """
 
-    def __init__(self, train: Pairs, test: Pairs):
-        self.train, self.grammar = train, Grammar(train, test)
-        self.real = torch.cat([train.images, test.images]).float().flatten(1)
-        x = _pixels(train.images)
-        labels = [dict(self.grammar.attributes(texts[0])) for texts in train.texts]
+    def __init__(self, train: Examples, test: Examples, image: str, text: str):
+        self.train, self.grammar = train.first(slice(None))[image], Grammar(train, test, text=text)
+        self.real = torch.cat([self.train, test.first(slice(None))[image]]).float().flatten(1)
+        x = _pixels(self.train)
+        labels = [dict(self.grammar.attributes(texts[0])) for texts in versions_of(train, text)]
         self._fit_bases(x, [(a["base"], a.get("modifier", "")) for a in labels])
         self._fit_tones(x, ["|".join((a.get("tone", ""), a.get("second tone", ""))) for a in labels])
 
@@ -148,24 +150,29 @@ class EmojiAttributeClassifier:
         return self.tones.predict(_histograms(x)[:, self.bins]).tolist()
 
 
-def has_classifier(test: Pairs) -> bool:
+def has_classifier(test: Examples, text: str) -> bool:
     """Whether `fit_classifier` supports the data set."""
-    return test.labels is not None or (test.texts is not None and {"base", "modifier"} <= set(test.meta or ()))
+    return is_digits(test, text) or {"base", "modifier"} <= set(test.labels)
 
 
-def fit_classifier(train: Pairs | Packed, test: Pairs) -> AttributeClassifier:
+def fit_classifier(train: TrainingData, test: Examples, image: str, text: str) -> AttributeClassifier:
     """The classifier of a data set, fitted on its training images (of a packed one, the first `MAX_TRAIN`).
+
+    Args:
+        image, text: names of the modalities.
 
     Raises:
         ValueError: there is none for the data set.
     """
-    if not has_classifier(test):
+    if not has_classifier(test, text):
         raise ValueError(
             "no attribute classifier for this data set: there is one for digits and for sets with the arrays base and "
             "modifier (emoji); choose other --metrics"
         )
-    train = train.pairs(MAX_TRAIN) if isinstance(train, Packed) else train
-    return DigitAttributeClassifier(train) if test.labels is not None else EmojiAttributeClassifier(train, test)
+    train = in_memory(train, MAX_TRAIN)
+    if is_digits(test, text):
+        return DigitAttributeClassifier(train, image)
+    return EmojiAttributeClassifier(train, test, image, text)
 
 
 def _pixels(images: Tensor) -> np.ndarray:

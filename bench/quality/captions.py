@@ -16,12 +16,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ...train.data.pairs import Pairs
+from ...train.data.examples import Examples
 
 Attributes = tuple[tuple[str, str], ...]  # (name, value) pairs in a fixed order
 TONE = r"(light|medium-light|medium|medium-dark|dark)"
 ONE_TONE = re.compile(rf" {TONE} skin tone\b")
 TWO_TONES = re.compile(rf" {TONE} and {TONE} skin$")
+
+
+def versions_of(examples: Examples, m: str) -> list[list[str]]:
+    """All versions of the raw texts of a modality, by example."""
+    values = examples.raw.values[m] if examples.raw is not None else []
+    return [list(value) if isinstance(value, list) else [str(value)] for value in values]
 
 
 def split_tones(caption: str) -> tuple[str, tuple[str, ...]]:
@@ -38,21 +44,23 @@ def split_tones(caption: str) -> tuple[str, tuple[str, ...]]:
 
 
 class Grammar:
-    """Parses captions of a data set that has the arrays `base` and `modifier` (in `Pairs.meta`).
+    """Parses captions of a data set that has the arrays `base` and `modifier` (in `Examples.labels`).
 
     Args:
         parts: splits of the data set; the grammar knows every caption without tones ("stem") that occurs in them.
+        text: name of the text modality.
     """
 
-    def __init__(self, *parts: Pairs):
+    def __init__(self, *parts: Examples, text: str):
         self.stems: dict[str, tuple[str, str]] = {}
         for part in parts:
-            for texts, base, modifier in zip(part.texts, part.meta["base"], part.meta["modifier"], strict=True):
-                for text in texts:
-                    self._add(text, str(base), str(modifier))
+            columns = (versions_of(part, text), part.labels["base"], part.labels["modifier"])
+            for texts, base, modifier in zip(*columns, strict=True):
+                for caption in texts:
+                    self._add(caption, str(base), str(modifier))
 
-    def _add(self, text: str, base: str, modifier: str) -> None:
-        stem, tones = split_tones(text)
+    def _add(self, caption: str, base: str, modifier: str) -> None:
+        stem, tones = split_tones(caption)
         if tones:  # the modifier is the tone: a caption without tones says more about the stem
             self.stems.setdefault(stem, (stem, ""))
         else:

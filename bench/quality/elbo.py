@@ -102,8 +102,13 @@ def bound(
     return _bound(passes, process, levels)
 
 
+def has_bound(process: object) -> bool:
+    """Whether there is a bound on the likelihood under a process."""
+    return isinstance(process, (Masked, Gaussian))
+
+
 def _check(process: object, name: str, x0: Tensor, repeats: int, levels: int | None) -> None:
-    if not isinstance(process, (Masked, Gaussian)):
+    if not has_bound(process):
         raise ValueError(f"{name}: likelihood bounds exist for masked and Gaussian modalities only")
     if repeats < 2:
         raise ValueError(f"the Monte Carlo error needs at least 2 repeats, got {repeats}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...train.data.packing.sources import IMAGE_SUFFIXES
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class ImageFolder:
@@ -22,7 +22,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int] | None = None):
-        self.files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        self.files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if len(self.files) < 2:
             raise ValueError(f"{folder}: found {len(self.files)} images, at least 2 are needed")
         self.resize = shape is not None

@@ -1,113 +1,99 @@
 """The metrics of `anystate eval`, one class per family.
 
 Each class checks in its constructor whether it can measure, before anything is sampled; `measure` then returns
-{metric: {value, error?, …}}. Under torchrun every rank calls `measure`, and the main one gets the values.
+{metric: {value, error?, …}}. Under torchrun every rank calls `measure`, and the main one gets the values. `applies`
+says whether the family is among those that are measured by default.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...model import distributed
-from ...model.codecs.pixels import PixelCodec
-from ...sample.pipeline import Pipeline
-from ...train.data.packed.packed import Packed
-from ...train.data.pairs import Pairs
-from .attribute_classifier import AttributeClassifier, fit_classifier
-from .captions import agreement, exact_match
-from .clip import CLIP, ClipScore
-from .elbo import bound
-from .fid import INCEPTION, FrechetDistance, Statistics
+from ...sample.pipeline import BATCH_SIZE
+from ...train.data.examples import Examples, presence
+from .agreement import Agreement
+from .attribute_classifier import AttributeClassifier, fit_classifier, has_classifier
+from .captions import agreement, exact_match, versions_of
+from .clip import ClipScore
+from .elbo import bound, has_bound, on_grid
+from .evaluation import Evaluation, Metrics, in_memory
+from .fid import FrechetDistance, Statistics
 from .frechet import frechet, moments
 from .image_folder import ImageFolder
-from .samples import DIRECTIONS, Samples
+from .roles import has_pixels, image_and_text
+from .samples import given
 
 MAX_REFERENCE = 10_000  # training images that reference statistics are computed from, at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The object of the metrics: a model with one image and one text modality, its data, and its samples.
+class LikelihoodBounds:
+    """Bits per token and per dimension of held-out examples, each process alone and given the others clean.
 
-    n: samples per direction. seed, repeats: of the likelihood bounds. features, reference: of FID. clip: CLIP model.
+    Examples that lack a modality are left out where it is measured or is a condition. Cells of a table without a number
+    count with the noise that stands in for it.
     """
 
-    pipeline: Pipeline
-    train: Pairs | Packed
-    test: Pairs
-    samples: Samples
-    n: int
-    seed: int = 0
-    repeats: int = 8
-    features: str = INCEPTION
-    reference: Path | None = None
-    clip: str = CLIP
-
-    @property
-    def image(self) -> str:
-        return self.pipeline.images[0]
-
-    @property
-    def text(self) -> str:
-        return self.pipeline.texts[0]
-
-    @property
-    def in_pixels(self) -> bool:
-        """Whether the model generates pixels, not latents."""
-        return isinstance(self.pipeline.codecs[self.image], PixelCodec)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.pipeline.net.parameters()).device
-
-    def decode_images(self, x: Tensor) -> np.ndarray:
-        """uint8 (n, S, S, C) images."""
-        return self.pipeline.codecs[self.image].decode(x)
-
-    def decode_texts(self, x: Tensor) -> list[str]:
-        return self.pipeline.codecs[self.text].decode(x)
-
-
-class LikelihoodBounds:
-    """Bits per token and per dimension of held-out pairs, each modality alone and given the other clean."""
-
     def __init__(self, evaluation: Evaluation):
-        self.evaluation, self.pairs = evaluation, min(evaluation.n, len(evaluation.test))
-        self.data = evaluation.test.batch(evaluation.seed, 0, range(self.pairs), self.pairs)
+        self.evaluation, pipeline = evaluation, evaluation.pipeline
+        n = min(evaluation.n, len(evaluation.test))
+        batch = evaluation.test.batch(evaluation.seed, 0, range(n), n)
+        self.data = {k: batch[k].cpu() for k in pipeline.space}
+        everywhere = torch.ones(n, dtype=torch.bool)
+        self.present = {k: batch.get(presence(k), everywhere).cpu() for k in pipeline.space}
+        measured = pipeline.measured_by("elbo")
+        self.names = [
+            k for k in pipeline.net.outputs if has_bound(pipeline.space[k]) and pipeline.modality_of(k) in measured
+        ]
+        if not self.names:
+            raise ValueError("--metrics elbo: bounds exist for masked and Gaussian modalities, this model has none")
+
+    @staticmethod
+    def applies(evaluation: Evaluation) -> bool:
+        return any(has_bound(evaluation.pipeline.space[k]) for k in evaluation.pipeline.net.outputs)
 
     def measure(self) -> dict[str, dict]:
         if not distributed.is_main():
             return {}
-        values = {"pairs": {"value": self.pairs}}
-        for name in self.evaluation.pipeline.net.head:
-            values[f"{name}_alone"] = self._bound(name, conditional=False)
-            values[f"{name}_given"] = self._bound(name, conditional=True)
+        pair = image_and_text(self.evaluation.pipeline) and len(self.data) == 2
+        values = {"pairs" if pair else "examples": {"value": len(next(iter(self.data.values())))}}
+        whole = torch.stack(list(self.present.values())).all(0)
+        for name in self.names:
+            values |= self._bound(f"{name}_alone", name, self.present[name], conditional=False)
+            if len(self.data) > 1:
+                values |= self._bound(f"{name}_given", name, whole, conditional=True)
         return values
 
-    def _bound(self, name: str, conditional: bool) -> dict:
+    def _bound(self, metric: str, name: str, rows: Tensor, conditional: bool) -> dict[str, dict]:
+        """{metric: its entry}; {} without examples."""
+        if not rows.any():
+            return {}
         evaluation, pipeline = self.evaluation, self.evaluation.pipeline
-        levels = None
-        if name == evaluation.image and evaluation.in_pixels:
-            levels = int(pipeline.config.modalities[name].pixel_max) + 1
+        data = {k: x[rows] for k, x in self.data.items()}
         result = bound(
             pipeline.net,
             pipeline.space,
-            self.data,
+            data,
             name,
             conditional,
             evaluation.repeats,
             evaluation.seed,
-            levels,
-            pipeline.config.sample.batch_size,
+            self._levels(name, data[name]),
+            pipeline.config.sample.batch_size or BATCH_SIZE,
         )
-        return {"value": result.bits, "error": result.error, "unit": result.unit, "per_sample": result.per_sample}
+        entry = {"value": result.bits, "error": result.error, "unit": result.unit, "per_sample": result.per_sample}
+        return {metric: entry if bool(rows.all()) else {**entry, "samples": int(rows.sum())}}
+
+    def _levels(self, name: str, x: Tensor) -> int | None:
+        """Number of equally spaced values that the data of a process take; None: they are continuous."""
+        pipeline, m = self.evaluation.pipeline, self.evaluation.pipeline.modality_of(name)
+        levels = pipeline.modalities[m].grid_levels(pipeline.codecs[m])
+        return levels if levels and on_grid(x, levels) else None
 
 
 class LabelAgreement:
@@ -117,40 +103,55 @@ class LabelAgreement:
     """
 
     def __init__(self, evaluation: Evaluation, classifier: AttributeClassifier | None = None):
-        if not evaluation.in_pixels:
+        self.image, self.text = evaluation.image("labels"), evaluation.text("labels")
+        if not has_pixels(evaluation.pipeline, self.image):
             raise ValueError("--metrics labels: attribute classifiers need pixels, this model generates latents")
+        if {self.image, self.text} & set(evaluation.test.present):
+            raise ValueError(
+                "--metrics labels: some held-out examples lack the image or the text; choose other --metrics"
+            )
         self.evaluation = evaluation
-        self.classifier = classifier or fit_classifier(evaluation.train, evaluation.test)
+        self.classifier = classifier or fit_classifier(evaluation.train, evaluation.test, self.image, self.text)
+        self.to_image, self.to_text = (given(evaluation.pipeline, m) for m in (self.text, self.image))
+
+    @staticmethod
+    def applies(evaluation: Evaluation) -> bool:
+        pipeline, test = evaluation.pipeline, evaluation.test
+        pair = image_and_text(pipeline)
+        if pair is None or not has_pixels(pipeline, pair[0]) or set(pair) & set(test.present):
+            return False
+        return {*pair} <= set(pipeline.generated) and has_classifier(test, pair[1])
 
     def measure(self) -> dict[str, dict]:
-        samples = {d: self.evaluation.samples.draw(d, self.evaluation.n) for d in DIRECTIONS}
+        wanted = (self.to_image, self.to_text, "joint")
+        to_image, to_text, joint = (self.evaluation.samples.draw(d, self.evaluation.n) for d in wanted)
         if not distributed.is_main():
             return {}
-        values = self._conditional(samples["text_to_image"], samples["image_to_text"])
-        values |= self._joint(samples["joint"])
+        values = self._conditional(to_image, to_text)
+        values |= self._joint(joint)
         values |= _with_prefix("judge on real pictures", self._on_real_images())
         return {name: {"value": value} for name, value in values.items()}
 
     def _conditional(self, to_image: dict[str, Tensor], to_text: dict[str, Tensor]) -> dict[str, float]:
         """Agreement with the held-out pairs that the samples are conditioned on."""
         evaluation, classifier = self.evaluation, self.classifier
-        index, texts = evaluation.samples.pairs(evaluation.n), self._texts()
+        index, texts = evaluation.samples.examples(self.to_image, evaluation.n), versions_of(evaluation.test, self.text)
         references = [texts[i] for i in index.tolist()]
         truth = classifier.caption_attributes([captions[0] for captions in references])
-        written = evaluation.decode_texts(to_text[evaluation.text])
-        images = to_image[evaluation.image]
+        written = evaluation.decode_texts(self.text, to_text[self.text])
+        images = to_image[self.image]
         values = {"image_to_text exact": exact_match(written, references)}
         read = classifier.caption_attributes(written, strict=False)
         values |= _with_prefix("image_to_text", agreement(read, truth))
         values |= _with_prefix("text_to_image", agreement(classifier.image_attributes(images), truth))
-        values |= classifier.distance_to_reference(images, evaluation.test.images[index])
+        values |= classifier.distance_to_reference(images, evaluation.test.first(index)[self.image])
         return values
 
     def _joint(self, samples: dict[str, Tensor]) -> dict[str, float]:
-        classifier, images = self.classifier, samples[self.evaluation.image]
+        classifier, images = self.classifier, samples[self.image]
         shown = classifier.image_attributes(images)
-        written = classifier.caption_attributes(self.evaluation.decode_texts(samples[self.evaluation.text]))
-        real = moments(classifier.features(classifier.train.images))
+        written = classifier.caption_attributes(self.evaluation.decode_texts(self.text, samples[self.text]))
+        real = moments(classifier.features(classifier.train))
         return {
             "joint valid": _share(caption is not None for caption in written),
             "joint agree": _share(caption == image for caption, image in zip(written, shown, strict=True)),
@@ -159,36 +160,47 @@ class LabelAgreement:
 
     def _on_real_images(self) -> dict[str, float]:
         """Accuracy of the classifier on held-out pairs: the highest values that samples can be expected to reach."""
-        truth = self.classifier.caption_attributes([captions[0] for captions in self._texts()])
-        return agreement(self.classifier.image_attributes(self.evaluation.test.images), truth)
-
-    def _texts(self) -> list[list[str]]:
-        """All captions of every held-out pair."""
         test = self.evaluation.test
-        return test.texts or [self.evaluation.decode_texts(captions) for captions in test.captions]
+        truth = self.classifier.caption_attributes([captions[0] for captions in versions_of(test, self.text)])
+        return agreement(self.classifier.image_attributes(test.first(slice(None))[self.image]), truth)
 
 
 class FidScores:
-    """Fréchet distance of joint images and of images of held-out captions to reference statistics."""
+    """Fréchet distance of the images of every direction to reference statistics."""
 
     def __init__(self, evaluation: Evaluation):
-        self.evaluation = evaluation
-        self.shape = evaluation.decode_images(evaluation.test.images[:1]).shape[1:]
+        self.evaluation, self.image = evaluation, evaluation.image("fid")
+        self.shape = self._decode(evaluation.test.first(slice(0, 1))[self.image]).shape[1:]
         height, width, channels = self.shape
         self.distance = FrechetDistance(evaluation.features, (channels, height, width), evaluation.device)
         self.reference = self._reference()
 
+    @staticmethod
+    def applies(evaluation: Evaluation) -> bool:
+        return False  # on request only: its network has to be downloaded
+
     def measure(self) -> dict[str, dict]:
         evaluation, reference, values = self.evaluation, self.reference, {}
-        for direction in ("joint", "text_to_image"):
+        for direction, conditions in evaluation.samples.directions.items():
+            if self.image in conditions:
+                continue
             samples = evaluation.samples.draw(direction, evaluation.n)
             if samples:
-                value = self.distance(evaluation.decode_images(samples[evaluation.image]), reference)
+                value = self.distance(self._decode(samples[self.image]), reference)
                 values[direction] = {"value": value, "samples": evaluation.n, "reference": reference.n}
         if distributed.is_main():
-            real = evaluation.decode_images(evaluation.test.images)
+            real = self._real(evaluation.test)
             values["real held-out pictures"] = {"value": self.distance(real, reference), "samples": len(real)}
         return values
+
+    def _decode(self, x: Tensor) -> np.ndarray:
+        return self.evaluation.decode_images(self.image, x)
+
+    def _real(self, examples: Examples) -> np.ndarray:
+        """The real images, uint8 (n, S, S, C), of the examples that have one."""
+        has = examples.present.get(self.image)
+        rows = torch.arange(len(examples)) if has is None else has.cpu().nonzero()[:, 0]
+        return self._decode(examples.first(rows)[self.image])
 
     def _reference(self) -> Statistics:
         """Reference statistics: read, or computed from training images and stored."""
@@ -199,9 +211,7 @@ class FidScores:
             return self.distance.statistics(ImageFolder(path, self.shape))
         if path.exists() or path.suffix != ".npz":
             return Statistics.load(path)
-        train = evaluation.train
-        train = train.pairs(MAX_REFERENCE) if isinstance(train, Packed) else train
-        statistics = self.distance.statistics(evaluation.decode_images(train.images))
+        statistics = self.distance.statistics(self._real(in_memory(evaluation.train, MAX_REFERENCE)))
         if distributed.is_main():
             statistics.save(path)
         return statistics
@@ -211,26 +221,46 @@ class ClipScores:
     """CLIP score of the image-caption pairs of every direction, and of real pairs."""
 
     def __init__(self, evaluation: Evaluation):
-        self.evaluation, self.score = evaluation, ClipScore(evaluation.clip, evaluation.device)
+        self.evaluation, self.image, self.text = evaluation, evaluation.image("clip"), evaluation.text("clip")
+        self.score = ClipScore(evaluation.clip, evaluation.device)
+
+    @staticmethod
+    def applies(evaluation: Evaluation) -> bool:
+        return False  # on request only: its network has to be downloaded
 
     def measure(self) -> dict[str, dict]:
         evaluation, values = self.evaluation, {}
-        for direction in DIRECTIONS:
+        for direction, conditions in evaluation.samples.directions.items():
+            if {self.image, self.text} <= set(conditions):
+                continue
             samples = evaluation.samples.draw(direction, evaluation.n)
             if samples:
-                value = self._score(samples[evaluation.image], samples[evaluation.text])
-                values[direction] = {"value": value, "samples": evaluation.n}
+                values[direction] = {"value": self._score(samples), "samples": evaluation.n}
         if distributed.is_main():
-            test = evaluation.test
-            real = self._score(test.images, test.captions[:, 0])
-            values["real held-out pairs"] = {"value": real, "samples": len(test)}
+            rows = self._real_pairs()
+            real = self._score(evaluation.test.first(rows))
+            values["real held-out pairs"] = {"value": real, "samples": len(rows)}
         return values
 
-    def _score(self, images: Tensor, texts: Tensor) -> float:
-        return self.score(self.evaluation.decode_images(images), self.evaluation.decode_texts(texts))
+    def _real_pairs(self) -> Tensor:
+        """The rows of the held-out examples that have both."""
+        has = torch.ones(len(self.evaluation.test), dtype=torch.bool)
+        for m in (self.image, self.text):
+            has &= self.evaluation.test.present.get(m, has).cpu()
+        return has.nonzero()[:, 0]
+
+    def _score(self, x: dict[str, Tensor]) -> float:
+        images = self.evaluation.decode_images(self.image, x[self.image])
+        return self.score(images, self.evaluation.decode_texts(self.text, x[self.text]))
 
 
-METRICS = {"elbo": LikelihoodBounds, "labels": LabelAgreement, "fid": FidScores, "clip": ClipScores}
+METRICS: dict[str, type[Metrics]] = {
+    "elbo": LikelihoodBounds,
+    "labels": LabelAgreement,
+    "fid": FidScores,
+    "clip": ClipScores,
+    "agreement": Agreement,
+}
 
 
 def _with_prefix(prefix: str, shares: dict[str, float]) -> dict[str, float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
 
+from ...sample.folder import MANIFEST, TRAJECTORY
 from .clip import CLIP, ClipScore
 from .fid import INCEPTION, FrechetDistance, Statistics
-from .image_folder import ImageFolder
+from .image_folder import SUFFIXES, ImageFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +42,9 @@ def score(request: ScoreRequest, device: torch.device | str = "cpu") -> dict[str
         ValueError: nothing to measure, or anything that cannot be read or does not fit.
     """
     folder, captions = request.images, request.captions
-    if (folder / "manifest.json").is_file() and (folder / "image").is_dir():  # written by `anystate sample`
-        captions = captions or folder / "text.txt"
-        folder = folder / "image"
+    if (folder / MANIFEST).is_file():  # written by `anystate sample`
+        folder, sampled = sampled_files(folder)
+        captions = captions or sampled
     if request.reference is None and request.save is None and captions is None:
         raise ValueError("nothing to measure: give --reference for FID, --captions for CLIP score, or --save")
     if request.size is not None and request.size < 1:
@@ -57,6 +59,23 @@ def score(request: ScoreRequest, device: torch.device | str = "cpu") -> dict[str
     if texts is not None:
         values["clip"] = {"value": ClipScore(request.clip, device)(images, texts), "samples": len(images)}
     return values
+
+
+def sampled_files(folder: Path) -> tuple[Path, Path | None]:
+    """The folder of images and the file of captions that `anystate sample` wrote; None if there is not one such file.
+
+    Raises:
+        ValueError: images of several modalities.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path.name != TRAJECTORY]
+    images = sorted(path for path in inside if any(file.suffix in SUFFIXES for file in path.iterdir()))
+    if len(images) > 1:
+        names = ", ".join(path.name for path in images)
+        raise ValueError(f"{folder} holds images of several modalities: name one of its folders {names}")
+    texts = sorted(folder.glob("*.txt"))
+    captions = [path for path in texts if path.stem in manifest.get("captions", [path.stem])]
+    return images[0] if images else folder, captions[0] if len(captions) == 1 else None
 
 
 def _fid(request: ScoreRequest, images: ImageFolder, device: torch.device | str) -> dict[str, dict]:

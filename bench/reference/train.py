@@ -31,13 +31,16 @@ def training_step(
     step: int,
     observed: Callable[[Rng], dict[str, Tensor]] | None = None,
     precision: torch.dtype = torch.float32,
+    present_share: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Step `step` on the batch x0; returns {modality: mean unweighted loss} of the samples in which it is learned.
 
     Args:
+        x0: {modality: (B, *shape)}, and {"modality:present": (B,) bool} of those that some samples lack.
         weighting: {modality: w(t)} of the modalities that are learned.
         observed: draws the elements that are clean conditions, {modality: bool}.
         precision: of matrix products, by autocast.
+        present_share: {modality: share of the data that has it}, default 1.
     """
     batch, parts, device = settings.batch, settings.gradient_accumulation_steps, next(net.parameters()).device
     losses = dict.fromkeys(weighting, 0.0)
@@ -46,16 +49,23 @@ def training_step(
         rng = Rng(seed, rows, step)
         t, loss_mask = times(space, rng)
         masks = observed(rng) if observed else {}
+        batch_part = {name: x[rows.to(x.device)].to(device) for name, x in x0.items()}
+        for m in space:
+            has = batch_part.get(f"{m}:present")
+            if has is not None:  # a modality that a sample lacks is pure noise to the network, and not learned
+                t[m], loss_mask[m] = torch.where(has, t[m], 1.0), loss_mask[m] * has
+                if m in masks:
+                    masks[m] = masks[m] & has.view(-1, *[1] * len(space[m].shape))
         total = torch.zeros((), device=device)
         with use_backend("reference"), torch.autocast(device.type, torch.bfloat16, enabled=precision != torch.float32):
-            clean = {m: x[rows.to(x.device)].to(device) for m, x in x0.items()}
+            clean = {m: batch_part[m] for m in space}
             xt = {m: space[m].perturb(x, t[m], rng.keys(m, Draw.NOISE)) for m, x in clean.items()}
             xt = {m: torch.where(masks[m], clean[m], x) if m in masks else x for m, x in xt.items()}
             out = space.evaluate(net, xt, t, observed=masks)
             for m, weight in weighting.items():
                 loss = space[m].loss(out[m], clean[m], xt[m], rng.keys(m, Draw.NOISE), masks.get(m))
                 total = total + (weight(loss, t[m]) * loss_mask[m]).sum() / batch
-                learned = batch * (1.0 - times.condition_prob.get(m, 0.0))
+                learned = batch * (1.0 - times.condition_share(m, len(space))) * (present_share or {}).get(m, 1.0)
                 losses[m] += (loss.detach() * loss_mask[m]).sum().item() / max(learned, 1e-9)
         total.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -25,11 +25,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...configs.load import load_config
+from ...model.build import Codecs, build_codecs, part_names
+from ...train.data.packed.manifest import Manifest, PackedModality
+from ...train.data.packed.match import stored_specs
 from ...train.data.packed.packed import Packed
-from ...train.data.packed.shards import Manifest, ShardWriter
+from ...train.data.packed.shards import ShardWriter
 from .results import ResultLog
 
-CHANNELS, SIZE, TOKENS, STATES, SCALE = 4, 32, 120, 49408, 0.18215
+RECIPE = "text_image/stage3"  # whose latents and tokens are stored
+SCALE = 0.18215  # of latents in the official code
 SHARD = 4096  # samples per shard, the default of `data pack`
 WARM_UP = 2  # batches
 
@@ -119,7 +124,7 @@ def rate(loader: Loader, batch: int, batches: int) -> float:
 @contextlib.contextmanager
 def packed(root: Path, backend: str, batch: int) -> Iterator[Iterator[dict[str, Tensor]]]:
     """Batches of our packed shards; backend: dali or webdataset."""
-    data = Packed(root, loader=backend, checksums=False)
+    data = Packed(root, codecs_of_recipe(), loader=backend, checksums=False)
     try:
         yield _packed_batches(data, batch)
     finally:
@@ -156,22 +161,44 @@ def _endless(loader: DataLoader) -> Generator[list[Tensor], None, None]:
         yield from loader
 
 
+def codecs_of_recipe() -> Codecs:
+    """The codecs that restore what is stored; they need neither autoencoder nor tokenizer for that."""
+    return build_codecs(load_config(RECIPE))
+
+
+def packed_modalities() -> dict[str, PackedModality]:
+    """What the shards hold: a latent, and a list of one caption, of every sample."""
+    config, codecs = load_config(RECIPE), codecs_of_recipe()
+    names, specs = part_names(config, codecs), stored_specs(config, codecs)
+    tokens = {m: any(spec.states is not None for spec in own.values()) for m, own in specs.items()}
+    return {m: PackedModality(names[m], specs[m], codec.settings(), tokens[m]) for m, codec in codecs.items()}
+
+
 def write_data(root: Path, samples: int, console: Console) -> None:
     """Write the same synthetic samples as shards and as single files."""
-    rng = np.random.default_rng(0)
+    rng, modalities = np.random.default_rng(0), packed_modalities()
     shards, writer = [], None
     for i in track(range(samples), description="writing", console=console):
         if i % SHARD == 0:
             shards += [writer.close()] if writer else []
             writer = ShardWriter(root, f"train/{i // SHARD:05d}.tar")
-        moments = rng.standard_normal((2 * CHANNELS, SIZE, SIZE), np.float32)
-        tokens = rng.integers(0, STATES, TOKENS)
-        writer.add(f"{i:09d}", moments.astype(np.float16), tokens[None].astype(np.int32), {"captions": ["synthetic"]})
-        for kind, values in (("images", moments), ("tokens", tokens)):
-            file = root / kind / f"{i:08d}"[:4] / f"{i}.npy"
-            if i % 10_000 == 0:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, values)
-    image = {"kind": "latents", "channels": CHANNELS, "size": SIZE, "scale": SCALE, "vae": "synthetic"}
-    text = {"kind": "clip", "length": TOKENS, "states": STATES, "pad": 0, "start": None, "end": None, "file": ""}
-    Manifest(root, image, text, {"train": [*shards, writer.close()]}).save()
+        arrays = {}
+        for about in modalities.values():
+            ((part, spec),) = about.specs.items()
+            if spec.states is None:
+                values = rng.standard_normal(spec.shape, np.float32)
+            else:
+                values = rng.integers(0, spec.states, spec.shape)
+            stored = values.astype(spec.dtype)
+            arrays[about.names[part]] = stored[None] if about.versions else stored
+            write_file(root, i, "images" if spec.states is None else "tokens", values)
+        writer.add(f"{i:09d}", arrays, {})
+    Manifest(root, modalities, {"train": [*shards, writer.close()]}).save()
+
+
+def write_file(root: Path, i: int, kind: str, values: np.ndarray) -> None:
+    """Write an array of sample i in the official layout."""
+    file = root / kind / f"{i:08d}"[:4] / f"{i}.npy"
+    if i % 10_000 == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, values)

@@ -16,10 +16,10 @@ from ...kernels import LazyLogits
 from ...model.compilation import compile_net
 from ...model.cpu_memory import keep_memory
 from ...sample import sample
-from ...sample.pipeline import Pipeline, build_pipeline, sample_flops
+from ...sample.pipeline import Pipeline, sample_flops
 from ..reference import sample as reference
 from .results import ResultLog
-from .systems import config_of, randomize_weights, synthetic_pairs
+from .systems import Synthetic, config_of, untrained
 from .train import ORDER
 from .workers import interleave, quantile, workers
 
@@ -92,20 +92,16 @@ def calls(
     size: str, device: torch.device, implementation: str, compile: str, cases: list[Case]
 ) -> tuple[dict[str, Callable], torch.device]:
     """The functions of a measuring process: "draw CASE" (samples, NFE) and "time CASE" (sampling alone)."""
-    pipeline = randomize_weights(build_pipeline(config_of(size, [f"compile={compile}"]), codecs=False))
-    net = pipeline.net.to(device).eval().requires_grad_(False)
-    pairs = synthetic_pairs(pipeline.config, device)
-    data = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
-    flops = sample_flops(pipeline)
+    pipeline = untrained(size, [f"compile={compile}"]).to(device)
+    net, data, flops = pipeline.net, Synthetic(pipeline.space, device), sample_flops(pipeline)
     if implementation == "fast" and device.type == "cpu":
         keep_memory()
     if implementation == "fast" and compile != "never":
         compile_net(net, device, demanded=True, dynamic=True)
 
     def draw(direction: str, n: int, steps: int, used: Callable = net) -> dict:
-        conditions = {}
-        if direction in data:
-            conditions[direction] = data[direction][torch.arange(n, device=device) % len(pairs)]
+        rows = torch.arange(n, device=device) % len(data)
+        conditions = {m: x[rows] for m, x in data.x.items() if m == direction}
         guidance = pipeline.guidance(bool(conditions))
         if implementation == "plain" and used is net:
             own = {m: (s.method, s.time_grid) for m, s in pipeline.samplers.items()}

@@ -19,11 +19,10 @@ import torch
 
 from ... import kernels
 from ...sample import sample
-from ...sample.pipeline import build_pipeline
 from .kernel_inputs import SIZES, Inputs, leap
 from .kernels import quantiles
 from .results import ResultLog
-from .systems import config_of, randomize_weights
+from .systems import untrained
 from .workers import quantile, timer
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class JointSampler:
     """Joint samples of an untrained network, in batches of `batch_size`."""
 
     def __init__(self, size: str, device: torch.device, batch_size: int = SAMPLES[0]):
-        self.pipeline = randomize_weights(build_pipeline(config_of(size, []), codecs=False))
-        self.pipeline.net.to(device).eval().requires_grad_(False)
+        self.pipeline = untrained(size, []).to(device)
         self.batch_size = batch_size
 
     def __call__(self, n: int, steps: int) -> None:

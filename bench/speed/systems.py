@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ...configs.config import Config, Image
+from ...configs.config import Config
 from ...configs.load import load_config
-from ...diffusion import Space
+from ...diffusion import Process, Space
+from ...model.build import build_codecs, build_space
 from ...sample.pipeline import Pipeline, build_pipeline
-from ...train.data.pairs import Pairs
 from ...train.trainer import Trainer
 
 TINY = ["train.batch=16", "network.depth=2", "network.heads=2", "network.head_dim=8"]
@@ -37,45 +38,51 @@ def config_of(size: str, overrides: list[str]) -> Config:
 
 
 class SyntheticTrainer(Trainer):
-    """A trainer on synthetic data of the config's shapes: images of noise, captions of random length."""
+    """A trainer on synthetic data of the config's space."""
 
     def __init__(self, config: Config, device: torch.device):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.config, pairs = config, synthetic_pairs(config, device)
-        super().__init__(config, Path(self.temporary.name), device, (pairs, pairs), quiet=True)
-
-    def build(self) -> Pipeline:
-        return build_pipeline(self.config, codecs=False)
+        self.temporary, codecs = tempfile.TemporaryDirectory(), build_codecs(config)
+        data = Synthetic(build_space(config, codecs), device)
+        super().__init__(config, Path(self.temporary.name), device, (data, data), quiet=True, codecs=codecs)
 
 
-def synthetic_pairs(config: Config, device: torch.device) -> Pairs:
-    """Random images and captions, on the device."""
-    space = build_space(config)
-    generator = torch.Generator().manual_seed(0)
-    (image,) = (m for m, c in config.modalities.items() if isinstance(c, Image))
-    (text,) = (m for m in config.modalities if m != image)
-    length, pad = space[text].shape[0], getattr(space[text], "pad_id", None)
-    tokens = torch.randint(0, config.modalities[text].states, (ROWS, 1, length), generator=generator)
-    if pad is not None:
-        ends = torch.randint(length // 4, length + 1, (ROWS, 1, 1), generator=generator)
-        tokens = torch.where(torch.arange(length) < ends, tokens, pad)
-    images = torch.randn(ROWS, *space[image].shape, generator=generator).clamp(-1.0, 1.0)
-    return OnDevice(images.to(device), tokens.to(device), names=(image, text))
+class Synthetic:
+    """Random training data of a space, kept on a device: normal numbers, and tokens.
+
+    Tokens of a process with a pad have random lengths, from a quarter of the positions to all; pads follow.
+    """
+
+    def __init__(self, space: Space, device: torch.device):
+        generator = torch.Generator().manual_seed(0)
+        self.x = {m: random_data(process, generator).to(device) for m, process in space.items()}
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
+        """Rows `rows` of batch number `step` of `size`; indexed on the device."""
+        device = next(iter(self.x.values())).device
+        index = (torch.arange(rows.start, rows.stop, device=device) + step * size) % len(self)
+        return {m: x[index] for m, x in self.x.items()}
 
 
-class OnDevice(Pairs):
-    """Pairs in GPU memory, where batches are also indexed."""
+def random_data(process: Process, generator: torch.Generator) -> Tensor:
+    """(ROWS, *shape) random clean data of a process."""
+    states, pad, length = getattr(process, "states", None), getattr(process, "pad_id", None), process.shape[0]
+    if states is None:
+        return torch.randn(ROWS, *process.shape, generator=generator)
+    tokens = torch.randint(0, states, (ROWS, *process.shape), generator=generator)
+    if pad is None:
+        return tokens
+    ends = torch.randint(length // 4, length + 1, (ROWS, 1), generator=generator)
+    return torch.where(torch.arange(length) < ends, tokens, pad)
 
-    def batch(self, seed, step, rows, size):
-        index = (torch.arange(rows.start, rows.stop, device=self.images.device) + step * size) % len(self)
-        image, text = self.names
-        return {image: self.images[index], text: self.captions[index, 0]}
 
-
-def build_space(config: Config) -> Space:
-    """The processes alone, without a network's memory."""
-    with torch.device("meta"):
-        return build_pipeline(config, codecs=False).space
+def untrained(size: str, overrides: list[str]) -> Pipeline:
+    """The model of a size with random weights, ready to be sampled."""
+    pipeline = randomize_weights(build_pipeline(config_of(size, overrides)))
+    pipeline.net.eval().requires_grad_(False)
+    return pipeline
 
 
 def randomize_weights(pipeline: Pipeline, scale: float = 0.02) -> Pipeline:

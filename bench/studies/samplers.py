@@ -23,9 +23,11 @@ from ...sample import SAMPLERS, Sampler, sample
 from ...sample.pipeline import Pipeline
 from ...train.data import digits
 from ...train.data.bundled import load_bundled
+from ...train.data.load import load_data, with_data
 from ...train.provenance import provenance
 from ...train.synthesizer import TableSynthesizer
 from ..quality.frechet import frechet, moments
+from ..quality.roles import images_of, texts_of
 from ..table.columns import roles_of
 from ..table.metrics import density
 from .sampler_figure import plot, title_of
@@ -110,23 +112,23 @@ class DigitStudy:
     def __init__(self, run: Path, n: int, device: str, measured: MeasuredPoints):
         self.pipeline = Pipeline.from_pretrained(run, device=device)
         self.n, self.device, self.measured = n, device, measured
-        (self.image,), (self.text,) = self.pipeline.images, self.pipeline.texts
-        codecs, data = self.pipeline.codecs, self.pipeline.config.data
-        self.codec = codecs[self.text]
-        self.train, self.test = digits.load(
-            codecs[self.image].encode, self.codec.encode, data.test_share, data.split_seed
-        )
+        config = self.pipeline.config
+        (self.image,), (self.text,) = images_of(config), texts_of(config)
+        self.codec = self.pipeline.codecs[self.text]
+        train, test = load_data(with_data(self.pipeline, "digits"), self.pipeline.codecs)
+        self.train, self.test = (part.first(slice(None))[self.image] for part in (train, test))
+        self.labels = test.labels["digit"]
 
     def points(self) -> Iterator[dict]:
         yield from self.image_points()
         yield from self.text_points()
 
     def image_points(self) -> Iterator[dict]:
-        space, train = self.pipeline.space, self.train.images
+        space, train = self.pipeline.space, self.train
         prompts = self.codec.encode([digits.captions_of(digit)[0] for digit in np.arange(self.n) % 10])
         features = PrincipalComponents(train)
         if (IMAGE_PANEL, "real", 0) not in self.measured:
-            yield point(IMAGE_PANEL, "real", 0, 0, features.distance(self.test.images, train))
+            yield point(IMAGE_PANEL, "real", 0, 0, features.distance(self.test, train))
         for method in SAMPLERS[type(space[self.image])]:
             for grid in ("linear", "logsnr"):
                 for steps in self._missing(IMAGE_PANEL, f"{method}, {grid}"):
@@ -135,7 +137,7 @@ class DigitStudy:
                     yield point(IMAGE_PANEL, f"{method}, {grid}", steps, nfe, distance)
 
     def text_points(self) -> Iterator[dict]:
-        images, labels = self.test.images[: self.n], self.test.labels[: self.n].numpy()
+        images, labels = self.test[: self.n], self.labels[: self.n]
         for method in SAMPLERS[type(self.pipeline.space[self.text])]:
             for steps in self._missing(TEXT_PANEL, method):
                 samples, nfe = self._sample({self.image: images}, {self.text: Sampler(method)}, steps)
@@ -215,6 +217,5 @@ def synthetic_rows(
         batch_size=n,
         device=next(pipeline.net.parameters()).device,
     )
-    tokens = samples.get("cat", torch.zeros(n, 0, dtype=torch.int64)).cpu()
-    z = samples.get("num", torch.zeros(n, 0)).cpu()
-    return pipeline.codec.decode(tokens, z, 0), net.nfe
+    (rows,) = pipeline.decode({name: x.cpu() for name, x in samples.items()}).values()
+    return rows, net.nfe

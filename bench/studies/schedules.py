@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ...configs.config import Config, Image, Text, TimesConfig
+from ...configs.config import Config, TimesConfig
 from ...configs.load import dump_config, load_config
 from ...configs.runs import latest
 from ...diffusion import Space
@@ -41,11 +41,12 @@ from ...kernels import Draw, Rng
 from ...model.storage import atomic_write
 from ...sample import Sampler, sample
 from ...sample.pipeline import Pipeline
-from ...train.data.pairs import Pairs
+from ...train.data.examples import Examples
 from ...train.provenance import provenance
 from ...train.trainer import Trainer
 from ..quality.attribute_classifier import AttributeClassifier, fit_classifier
 from ..quality.frechet import frechet, moments
+from ..quality.roles import image_and_text, images_of, texts_of
 from .schedule_tables import VARIANTS, VariantResult, claims_table, results_table
 
 
@@ -97,9 +98,8 @@ def config_of(variant: str, seed: int, source: str, overrides: list[str]) -> Con
         ValueError: the config does not have exactly one image and one text modality.
     """
     config = load_config(source, [*overrides, f"seed={seed}"])
-    images = [m for m, c in config.modalities.items() if isinstance(c, Image)]
-    texts = [m for m, c in config.modalities.items() if isinstance(c, Text)]
-    if len(images) != 1 or len(texts) != 1:
+    images, texts = images_of(config), texts_of(config)
+    if len(images) != 1 or len(texts) != 1 or len(config.modalities) != 2:
         raise ValueError("the ablation needs a config with exactly one image and one text modality")
     return config.model_copy(update={"times": times_of(variant, images[0], texts[0]), "init": None})
 
@@ -151,7 +151,8 @@ def compare_schedules(
         if record.has(variant, seed):
             continue
         trainer = Trainer(config, out / f"{variant}_{seed}", device, quiet=not console.is_terminal)
-        classifier = classifier or fit_classifier(trainer.train_data, trainer.test_data)
+        image, text = image_and_text(trainer.pipeline)
+        classifier = classifier or fit_classifier(trainer.train_data, trainer.test_data, image, text)
         record.real = record.real or real_metrics(trainer, classifier)
         row = train_and_measure(trainer, classifier, variant, n, seed)
         record.rows.append(row)
@@ -178,10 +179,10 @@ def train_and_measure(
 
 
 def measure(
-    pipeline: Pipeline, classifier: AttributeClassifier, test: Pairs, variant: str, n: int, seed: int
+    pipeline: Pipeline, classifier: AttributeClassifier, test: Examples, variant: str, n: int, seed: int
 ) -> dict[str, float]:
     """The metrics of a variant's model: n joint samples, and conditional ones of at most n held-out pairs."""
-    (image,), (text,) = pipeline.images, pipeline.texts
+    image, text = image_and_text(pipeline)
     codec = pipeline.codecs[text]
     few = min(n, len(test))
     held_out = test.batch(0, 0, range(few), few)
@@ -194,7 +195,7 @@ def measure(
     to_text = draw(pipeline, {image: held_out[image]}, variant, few, seed)
     images = classifier.image_attributes(to_image[image])
     captions = classifier.caption_attributes(codec.decode(to_text[text]))
-    real = moments(classifier.features(classifier.train.images))
+    real = moments(classifier.features(classifier.train))
     return {
         "image_frechet": frechet(*moments(classifier.features(joint[image])), *real),
         "text_valid": _share(caption is not None for caption in written),
@@ -224,7 +225,9 @@ def draw(pipeline: Pipeline, conditions: dict[str, Tensor], variant: str, n: int
 
 def _trains_clean(pipeline: Pipeline, variant: str, condition: str) -> bool:
     """Whether a variant is trained with this modality as a clean condition."""
-    return variant == "decoupled" or variant == ("image_only" if condition in pipeline.texts else "text_only")
+    return variant == "decoupled" or variant == (
+        "image_only" if condition in texts_of(pipeline.config) else "text_only"
+    )
 
 
 def linear_samplers(pipeline: Pipeline) -> dict[str, Sampler]:
@@ -232,18 +235,19 @@ def linear_samplers(pipeline: Pipeline) -> dict[str, Sampler]:
     samplers = {}
     for m, sampler in pipeline.samplers.items():
         method = None if sampler.method == "first_hitting" else sampler.method
-        samplers[m] = Sampler("ancestral" if method is None and m in pipeline.texts else method)
+        samplers[m] = Sampler("ancestral" if method is None and pipeline.space[m].discrete else method)
     return samplers
 
 
 def real_metrics(trainer: Trainer, classifier: AttributeClassifier) -> dict[str, float]:
     """Metrics of real held-out pairs: Fréchet distance to the training images, agreement of images and captions."""
-    pipeline, test = trainer.pipeline, trainer.test_data
-    written = classifier.caption_attributes(pipeline.codecs[pipeline.texts[0]].decode(test.captions[:, 0]))
-    shown = classifier.image_attributes(test.images)
-    real = moments(classifier.features(test.images))
+    pipeline, test = trainer.pipeline, trainer.test_data.first(slice(None))
+    image, text = image_and_text(pipeline)
+    written = classifier.caption_attributes(pipeline.codecs[text].decode(test[text]))
+    shown = classifier.image_attributes(test[image])
+    real = moments(classifier.features(test[image]))
     return {
-        "image_frechet": round(frechet(*real, *moments(classifier.features(classifier.train.images))), 5),
+        "image_frechet": round(frechet(*real, *moments(classifier.features(classifier.train))), 5),
         "agreement": round(_share(a == b for a, b in zip(written, shown, strict=True)), 5),
     }
 

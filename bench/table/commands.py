@@ -89,11 +89,11 @@ def fit(
     resolved = load_config(config, overrides)
     path = find_table(source)
     from ...model.codecs.table.files import describe, read_table
-    from ...model.codecs.table.schema import Schema, infer
+    from ...sample.table.config import missing_strings, schema_of
     from ...train.synthesizer import TableSynthesizer
 
-    table = read_table(path, missing or [""])
-    columns = infer(table, None if schema is None else Schema.load(schema))
+    table = read_table(path, missing_strings(resolved))
+    columns = schema_of(table, resolved, schema)
     if dry_run:
         console.print(columns.dump() + dump_config(resolved), markup=False, highlight=False, end="")
         return

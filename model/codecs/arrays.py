@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Codec
+from .base import Codec, read_json, require_fitted
 
 STATISTICS = "statistics.json"
 
@@ -23,17 +24,21 @@ class ArrayCodec(Codec):
     """
 
     def __init__(self, shape: tuple[int, ...], standardize: bool = True):
-        self.shape = shape
+        self.shape, self.standardize = shape, standardize
         self.mean = self.std = None if standardize else 1.0
         if not standardize:
             self.mean = 0.0
 
     @classmethod
     def from_files(cls, shape: tuple[int, ...], standardize: bool, files: Mapping[str, bytes]) -> ArrayCodec:
+        """Raises ValueError if the file is damaged."""
         codec = cls(shape, standardize)
         if STATISTICS in files:
-            saved = json.loads(files[STATISTICS])
-            codec.mean, codec.std = (np.array(saved[name]).reshape(codec._rows) for name in ("mean", "std"))
+            saved = read_json(files, STATISTICS)
+            try:
+                codec.mean, codec.std = (np.array(saved[name]).reshape(codec._rows) for name in ("mean", "std"))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{STATISTICS} does not fit values of shape {shape}") from None
         return codec
 
     @property
@@ -54,9 +59,11 @@ class ArrayCodec(Codec):
         self.std = np.where(deviation > 0, deviation, 1.0).reshape(self._rows)
 
     def encode(self, values: Sequence) -> Tensor:
+        require_fitted(self)
         return torch.from_numpy(((self._stack(values) - self.mean) / self.std).astype(np.float32))
 
     def decode(self, x: Tensor) -> np.ndarray:
+        require_fitted(self)
         return x.double().cpu().numpy() * self.std + self.mean
 
     def files(self) -> dict[str, bytes]:
@@ -64,6 +71,9 @@ class ArrayCodec(Codec):
             return {}
         saved = {"mean": self.mean.ravel().tolist(), "std": np.ravel(self.std).tolist()}
         return {STATISTICS: json.dumps(saved).encode()}
+
+    def settings(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "standardize": self.standardize}
 
     def _stack(self, values: Sequence) -> np.ndarray:
         """float64 (N, *shape).

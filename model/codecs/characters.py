@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,16 @@ class CharCodec(Codec):
     def encode_masked(self, captions: Sequence[str]) -> Tensor:
         """Captions → tokens, where the sign ▯ becomes the mask token."""
         return self._encode(captions, {MASKED: self.states})
+
+    def prepare(self, value: str) -> str:
+        return value[: self.length]
+
+    def count_truncated(self, values: Sequence[str]) -> int:
+        return sum(len(caption) > self.length for caption in values)
+
+    def settings(self) -> dict[str, Any]:
+        vocabulary = {"states": self.states, "pad": PAD, "alphabet": self.alphabet}
+        return {"kind": "characters", "length": self.length, **vocabulary}
 
     def _encode(self, captions: Sequence[str], special: dict[str, int]) -> Tensor:
         index = {character: i + 1 for i, character in enumerate(self.alphabet)} | special

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Codec
+from .base import Codec, read_json, require_fitted
 
 CLASSES = "classes.json"
 
@@ -26,7 +26,11 @@ class LabelCodec(Codec):
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> LabelCodec:
-        return cls(json.loads(files[CLASSES]))
+        """Raises ValueError if the file is damaged."""
+        classes = read_json(files, CLASSES)
+        if not isinstance(classes, list):
+            raise ValueError(f"{CLASSES} is truncated or damaged")
+        return cls(classes)
 
     @property
     def is_fitted(self) -> bool:
@@ -37,6 +41,7 @@ class LabelCodec(Codec):
             self.classes = sorted({class_name(value) for value in values}, key=_by_value)
 
     def encode(self, values: Sequence) -> Tensor:
+        require_fitted(self)
         index = {name: i for i, name in enumerate(self.classes or [])}
         names = [class_name(value) for value in values]
         if unknown := [name for name in names if name not in index]:
@@ -45,6 +50,7 @@ class LabelCodec(Codec):
         return torch.tensor([[index[name]] for name in names], dtype=torch.int64).view(len(names), 1)
 
     def decode(self, x: Tensor) -> list[str]:
+        require_fitted(self)
         names = [*(self.classes or []), "▯"]  # the mask, in states between the steps of a sampler
         return [names[i] for i in x[:, 0].tolist()]
 

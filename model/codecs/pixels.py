@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import Codec
-from .vae import check_size, read_image, stack_masks
+from .base import ArraySpec, Codec, Parts, Stored
+from .vae import check_size, prepare_image, read_image, stack_masks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec(Codec):
     """Images with values in [0, pixel_max] ↔ float32 (N, channels, size, size) in [−1, 1]."""
+
+    mirrored: ClassVar[bool] = True
 
     channels: int
     size: int
@@ -30,8 +35,14 @@ class PixelCodec(Codec):
         Pillow images and paths of image files also work; their values are scaled to pixel_max.
 
         Raises:
-            ValueError: another size or number of channels, or values outside the range.
+            ValueError: another size or number of channels, or values outside the range or of another one.
         """
+        images = self._checked(values)
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+        return x * (2.0 / self.pixel_max) - 1.0
+
+    def _checked(self, values: np.ndarray | Sequence) -> np.ndarray:
+        """Images as one array (N, size, size, channels)."""
         images = values if isinstance(values, np.ndarray) else self._stack(values)
         if images.ndim == 3:
             images = images[..., None]
@@ -40,8 +51,11 @@ class PixelCodec(Codec):
             raise ValueError(f"expected images of height, width, channels {expected}, got {tuple(images.shape[1:])}")
         if images.size and not (images.min() >= 0 and images.max() <= self.pixel_max):
             raise ValueError(f"pixel values must lie in [0, {self.pixel_max:g}]")
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-        return x * (2.0 / self.pixel_max) - 1.0
+        if images.dtype.kind == "f" and images.size and images.max() <= 1.0 < self.pixel_max:
+            steps = images, images * (255.0 / self.pixel_max)  # whole numbers in dark images, here or in 8 bits
+            if min(np.abs(s - np.round(s)).max() for s in steps) > 1e-3:
+                raise ValueError(f"pixel values lie in [0, 1], not in [0, {self.pixel_max:g}]: set pixel_max: 1")
+        return images
 
     def _stack(self, values: Sequence) -> np.ndarray:
         arrays = []
@@ -58,6 +72,42 @@ class PixelCodec(Codec):
         """uint8 (N, S, S, C) in 0 … 255 from (N, C, S, S); values outside [−1, 1] are clipped."""
         x = ((x.float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
         return x.permute(0, 2, 3, 1).numpy()
+
+    @property
+    def _levels(self) -> float:
+        """The stored value of the brightest pixel: pixel_max if that is a whole number that a byte holds, else 255."""
+        return self.pixel_max if self.pixel_max in range(2, 256) else 255.0
+
+    def prepare(self, value: Any) -> np.ndarray:
+        """(S, S, C), cropped to its centre."""
+        pixels = prepare_image(value, self.channels, self.size)
+        is_raw = isinstance(value, np.ndarray) or self.pixel_max == 255.0
+        return pixels if is_raw else pixels.astype(np.float32) * (self.pixel_max / 255.0)
+
+    def store(self, values: Sequence[np.ndarray], seed: int = 0) -> Stored:
+        """uint8 (N, S, S, C): the pixel values, or, where pixel_max is not a whole number above 1, 256 levels of them.
+
+        Raises:
+            ValueError: as `encode`, and for values that are not whole numbers.
+        """
+        images = self._checked(values)
+        if images.dtype == np.uint8 and self._levels == self.pixel_max:
+            return {"": images}
+        whole = np.rint(images * (self._levels / self.pixel_max)).astype(np.uint8)
+        if self._levels == self.pixel_max and not np.array_equal(whole, images):
+            raise ValueError(f"pixel values must be whole numbers from 0 to {self.pixel_max:g} to be packed")
+        return {"": whole}
+
+    def restore(self, stored: Stored, seeds: list[int] | None = None) -> Parts:
+        x = torch.from_numpy(stored[""]).permute(0, 3, 1, 2)
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        return {"": x.mul_(2.0 / self._levels).sub_(1.0)}
+
+    def specs(self, diffused: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+        return {"": ArraySpec((self.size, self.size, self.channels), "uint8")}
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "pixels", "channels": self.channels, "size": self.size, "pixel_max": self.pixel_max}
 
     def read(self, path: str | Path) -> Tensor:
         """(1, C, S, S) from an image file of exactly this size.

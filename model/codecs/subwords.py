@@ -6,39 +6,50 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Codec
+from .base import Codec, NoFile
 from .characters import MASKED
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from tokenizers import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class TokenizerCodec(Codec):
     """Captions ↔ int64 (N, length): [start] subwords [end], then pads.
 
     Longer captions are truncated before the end token, as with CLIP; `encode_with_lengths` also gives the full lengths.
 
     Args:
-        path: a `tokenizer.json`, a folder with one (or with CLIP's vocab.json and merges.txt), or a hub id.
+        path: a `tokenizer.json`, a folder with one (or with CLIP's vocab.json and merges.txt), or a hub id; None: `fit`
+            trains a byte-level BPE on the captions.
         states: number of tokens without the mask token, whose index it is.
         pad, start, end: token ids; start and end may be None. CLIP pads with its end token.
         content: of a `tokenizer.json`, as checkpoints keep it, instead of the file at `path`.
     """
 
-    path: str | Path
+    path: str | Path | None
     length: int
     states: int
     pad: int = 0
     start: int | None = None
     end: int | None = None
     content: str | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.path is not None or self.content is not None
+
+    def fit(self, values: Sequence[str], seed: int = 0) -> None:
+        if not self.is_fitted:
+            self.content = train_bpe(values, self.states).to_str()
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -65,6 +76,17 @@ class TokenizerCodec(Codec):
         """Tokens, and the number of tokens of each caption before truncation."""
         encodings = self.tokenizer.encode_batch(list(captions), add_special_tokens=False)
         return self._pack([encoding.ids for encoding in encodings])
+
+    def ready(self, device=None) -> Self:
+        _ = self.tokenizer
+        return self
+
+    def count_truncated(self, values: Sequence[str]) -> int:
+        return sum(n > self.length for n in self.encode_with_lengths(values)[1])
+
+    def settings(self) -> dict[str, Any]:
+        names = ("length", "states", "pad", "start", "end")
+        return {"kind": "subwords", **{name: getattr(self, name) for name in names}}
 
     def _masked_ids(self, caption: str) -> list[int]:
         """The subwords of a caption, without start and end, with the mask token for every ▯."""
@@ -115,7 +137,7 @@ class TokenizerCodec(Codec):
         return {"tokenizer.json": self.json().encode()}
 
 
-def open_tokenizer(path: str | Path, content: str | None = None) -> Tokenizer:
+def open_tokenizer(path: str | Path | None, content: str | None = None) -> Tokenizer:
     """A `tokenizers.Tokenizer` without padding or truncation of its own; content: instead of the file.
 
     Raises:
@@ -126,10 +148,12 @@ def open_tokenizer(path: str | Path, content: str | None = None) -> Tokenizer:
     except ImportError:
         raise ValueError("subword tokens need tokenizers: pip install anystate[pairs]") from None
     try:
-        tokenizer = _load_tokenizer(Path(path), str(path)) if content is None else tokenizers.Tokenizer.from_str(content)
+        tokenizer = (
+            _load_tokenizer(Path(str(path)), str(path)) if content is None else tokenizers.Tokenizer.from_str(content)
+        )
     except Exception as error:  # the hub, the disk and the library raise their own exception types
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise NoFile(
             f"{str(path)!r} is not a tokenizer.json, a folder with one or a tokenizer on the hub: {reason}"
         ) from None
     tokenizer.no_padding()

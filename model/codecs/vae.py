@@ -7,15 +7,18 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Codec
+from .base import ArraySpec, Codec, Parts, Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
     from diffusers import AutoencoderKL
 
 BATCH = 16  # images per call of the autoencoder
@@ -31,6 +34,8 @@ class LatentCodec(Codec):
         channels, size: of the latents.
         device: of the autoencoder, which is loaded at first use; default a GPU if there is one.
     """
+
+    draws: ClassVar[bool] = True
 
     vae: str
     scale: float
@@ -100,6 +105,32 @@ class LatentCodec(Codec):
             parts.append(((pixels + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(parts)
 
+    def ready(self, device: torch.device | str | None = None) -> Self:
+        codec = dataclasses.replace(self, device=device or self.device)
+        _ = codec.net
+        return codec
+
+    def prepare(self, value: Any) -> np.ndarray:
+        """uint8 (P, P, 3), cropped to its centre."""
+        return prepare_image(value, 3, self.image_size)
+
+    def store(self, values: Sequence[np.ndarray], seed: int = 0) -> Stored:
+        """fp16 (N, 2C, S, S): mean and standard deviation of the unscaled latents."""
+        return {"": torch.cat(self.moments(np.stack(values)), 1).numpy().astype(np.float16)}
+
+    def restore(self, stored: Stored, seeds: list[int] | None = None) -> Parts:
+        """scale · (mean + std · ε)."""
+        mean, std = torch.from_numpy(stored[""]).unflatten(1, (2, -1)).unbind(1)
+        if seeds is None:
+            return {"": mean.float() * self.scale}
+        return {"": torch.addcmul(mean.float(), noise(seeds, mean.shape[1:]), std.float()).mul_(self.scale)}
+
+    def specs(self, diffused: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+        return {"": ArraySpec((2 * self.channels, self.size, self.size), "float16")}
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "latents", "channels": self.channels, "size": self.size, "scale": self.scale}
+
     def read(self, path: str | Path) -> Tensor:
         """(1, C, S, S) from an image file of any size, cropped to its centre.
 
@@ -163,9 +194,47 @@ def read_image(source: Any, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert(mode))
     except FileNotFoundError:
         raise ValueError(f"image {str(source)!r} not found") from None
-    except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError) as error:  # Pillow's errors for bad files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        AttributeError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's errors for bad files
         raise ValueError(f"{source}: not a readable image ({error})") from None
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def prepare_image(value: Any, channels: int, size: int | None = None) -> np.ndarray:
+    """An image as (H, W, channels), or as (size, size, channels), resized and cropped to its centre.
+
+    value: an array (H, W[, channels]), or anything that `read_image` takes, of which uint8 results.
+
+    Raises:
+        ValueError: not an image, empty, or with another number of channels.
+    """
+    if isinstance(value, np.ndarray):
+        pixels = value[..., None] if value.ndim == 2 else value
+    else:
+        try:
+            pixels = read_image(value, channels)
+        except ValueError:
+            raise ValueError("not a readable image") from None
+    if pixels.ndim != 3 or pixels.shape[2] != channels or not pixels.size:
+        raise ValueError(f"an image of shape {pixels.shape}, not (height, width, {channels})")
+    if size is None:
+        return pixels
+    if pixels.dtype != np.uint8 and pixels.shape[:2] != (size, size):
+        raise ValueError(f"an image of {pixels.dtype} with shape {pixels.shape}: only uint8 can be resized to {size}")
+    return center_crop(pixels, size)
+
+
+def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """float32 standard normals (len(seeds), *shape); row i is a function of seeds[i] alone."""
+    out, generator = torch.empty(len(seeds), *shape), torch.Generator()
+    for row, seed in zip(out, seeds, strict=True):
+        row.normal_(generator=generator.manual_seed(seed))
+    return out
 
 
 def check_size(path: str | Path, pixels: np.ndarray, size: int) -> None:

@@ -35,12 +35,16 @@ class Modality(Section, abc.ABC):
         joined: all samples are written into one file, by `lines`, instead of a file for each by `write`.
         metrics: families of metrics that apply besides agreement with the other modalities (see `bench.quality`).
         prompts: values are texts, to which --prompts, --context-limit and --repeat-text apply (see `Text`).
+        synonyms: names of arrays and columns that hold its values in data sets, besides the modality's own name.
+        file_suffixes: endings of the files that hold one value in a data set.
     """
 
     suffix: ClassVar[str] = ".npy"
     joined: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("elbo",)
     prompts: ClassVar[bool] = False
+    synonyms: ClassVar[tuple[str, ...]] = ()
+    file_suffixes: ClassVar[tuple[str, ...]] = (".npy",)
 
     kind: str = Field(description="name of the kind, or package.module:Class")
     stream: StreamConfig = Field(description="part of the network")
@@ -80,6 +84,23 @@ class Modality(Section, abc.ABC):
         """{part: (n, *shape) float64 in (0, 1)} of samples start, …, in place of independent noise; {} for none."""
         return {}
 
+    # where data sets have its raw values
+
+    def from_file(self, path: Path) -> Any:
+        """The raw value in a file with one of `file_suffixes`, or a list of its versions; by default as `read`."""
+        return self.read(str(path))
+
+    def from_table(self, columns: Mapping[str, Any], field: str | None) -> Any:
+        """Its N values out of a table, by default the column `field`; None: the table has none.
+
+        columns: {name: N cells} that no other modality takes.
+        """
+        return None if field is None else columns[field]
+
+    def csv_settings(self) -> dict[str, list]:
+        """Of the reader of CSV files: texts that mean a missing cell (`missing`), and columns that stay text."""
+        return {"missing": [""], "text_columns": []}
+
     # what people see
 
     def read(self, text: str) -> Any:
@@ -105,6 +126,10 @@ class Modality(Section, abc.ABC):
         """The line above `lines`, if any."""
         return None
 
+    def split(self, values: Sequence) -> list:
+        """Decoded values one by one, as `write` and `render` take them."""
+        return list(values)
+
     def as_raw(self, values: Sequence) -> Any:
         """Decoded values as `Pipeline` returns them."""
         return list(values)
@@ -119,12 +144,23 @@ class Modality(Section, abc.ABC):
         """{part: (tensor, mask of the known elements; None: all)} of raw values that are conditions."""
         return {part: (x, None) for part, x in as_parts(codec.encode(values)).items()}
 
-    def read_mask(self, codec: Codec, path: str) -> Tensor:
+    def restore(self, codec: Codec, values: Sequence, given: Sequence) -> Sequence:
+        """Decoded values in which what was known, see `encode_condition`, is exactly as it was given."""
+        return values
+
+    def shorten(self, x: Tensor, limit: int | None) -> Tensor:
+        """Encoded values of which at most `limit` tokens are used, for kinds with `prompts`."""
+        return x
+
+    def read_mask(self, codec: Codec, path: str) -> Tensor | Parts:
         """(1, …) bool mask of the known elements from a file; by default a boolean array in an .npy file."""
         return self.encode_mask(codec, [self.read(path)])
 
-    def encode_mask(self, codec: Codec, masks: Sequence) -> Tensor:
-        """(N, …) bool, broadcastable to what is diffused, of N masks in the shape of raw values."""
+    def encode_mask(self, codec: Codec, masks: Sequence) -> Tensor | Parts:
+        """(N, …) bool, broadcastable to what is diffused, of N masks in the shape of raw values.
+
+        A modality with several processes gives {part: mask}.
+        """
         import torch
 
         return torch.from_numpy(np.stack([np.asarray(mask) for mask in masks]).astype(bool))
@@ -138,6 +174,10 @@ class Modality(Section, abc.ABC):
     def attributes(self, codec: Codec, values: Sequence) -> dict[str, np.ndarray]:
         """{name: (N,) classes} of decoded values, for kinds that hold classes; the name "" is the modality itself."""
         return {}
+
+    def grid_levels(self, codec: Codec) -> int | None:
+        """Number of equally spaced values from −1 to 1 that the encoded data take; None: they are continuous."""
+        return None
 
 
 class OneProcess(Modality):

@@ -1,4 +1,4 @@
-"""The kind `columns`: the columns of a table, numerical ones under Gaussian and categorical ones under masked diffusion.
+"""The kind `columns`: the columns of a table, numbers under Gaussian and categories under masked diffusion.
 
 A modality of this kind has two parts, `num` and `cat`, as far as the table has such columns.
 """
@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ from ...diffusion.build import gaussian, masked
 from ...kernels import Draw, Rng
 from ..codecs.base import Parts
 from ..codecs.table.encoding import EncodingConfig
-from ..codecs.table.rows import CODEC, RowCodec
+from ..codecs.table.rows import CODEC, RowCodec, is_column
+from ..codecs.table.schema import Schema, check_columns
 from ..streams import Categories, Numbers, Stream
 from .base import Modality
 
@@ -62,6 +64,7 @@ class Columns(Modality):
 
     suffix: ClassVar[str] = ".csv"
     joined: ClassVar[bool] = True
+    file_suffixes: ClassVar[tuple[str, ...]] = (".json",)
 
     encoding: EncodingConfig = Field(EncodingConfig(), description="of the columns")
     numerical: NumericalConfig = Field(NumericalConfig(), description="numerical columns")
@@ -139,7 +142,7 @@ class Columns(Modality):
         prob = torch.where(u[:, :1] <= self.conditioning_prob, u[:, 1:2], 0.0)
         observed = dict(zip(table.columns, (u[:, 2:] <= prob).unbind(1), strict=True))
         names = {"num": table.numerical, "cat": table.categorical}
-        return {part: torch.stack([observed[name] for name in columns], 1) for part, columns in names.items() if columns}
+        return {part: torch.stack([observed[name] for name in own], 1) for part, own in names.items() if own}
 
     def draw_uniforms(self, codec: RowCodec, seed: int, start: int, n: int) -> Parts:
         """Rows of a scrambled Sobol sequence: uniform each, and evenly spread over the rows."""
@@ -164,12 +167,39 @@ class Columns(Modality):
             raise ValueError(f"{bad[0]!r} is not of the form column=value")
         return {name.strip(): value.strip() for name, _, value in pairs}
 
+    def from_file(self, path: Path) -> dict[str, Any]:
+        """A JSON object {column: value}."""
+        return self.read(path.read_text(encoding="utf-8"))
+
+    def from_table(self, columns: Mapping[str, Any], field: str | None) -> Any:
+        """The columns of the table schema, or all that no other modality takes; `field` only if it holds mappings."""
+        import pandas as pd
+
+        whole = [column for column in columns.values() if isinstance(column, pd.DataFrame)]
+        own = columns.get(field)
+        if not whole and own is not None and any(isinstance(cell, dict | Path) for cell in own):
+            return own
+        rows = pd.concat(whole, axis=1) if whole else pd.DataFrame({k: v for k, v in columns.items() if is_column(v)})
+        if names := [column.name for column in self._schema().columns]:
+            check_columns(rows, names)
+            rows = rows[names]
+        return rows if len(rows.columns) else None
+
+    def csv_settings(self) -> dict[str, list]:
+        return {"missing": self.missing, "text_columns": self._schema().text_columns}
+
+    def _schema(self) -> Schema:
+        return Schema() if self.table_schema is None else Schema.load(self.table_schema)
+
     def lines(self, values: pd.DataFrame) -> list[str]:
         text = values.to_csv(index=False, header=False, na_rep=self.missing[0])
         return [_csv_line(row) for row in csv.reader(io.StringIO(text))]
 
     def header(self, codec: RowCodec) -> str:
         return _csv_line(map(str, codec.table.columns))
+
+    def split(self, values: pd.DataFrame) -> list[dict]:
+        return values.to_dict("records")
 
     def as_raw(self, values: pd.DataFrame) -> pd.DataFrame:
         return values
@@ -181,8 +211,14 @@ class Columns(Modality):
         """Rows in which missing cells are sampled."""
         return codec.encode_cells(values)
 
-    def read_mask(self, codec: RowCodec, path: str) -> Tensor:
+    def restore(self, codec: RowCodec, values: pd.DataFrame, given: Sequence) -> pd.DataFrame:
+        return codec.with_given(values, given)
+
+    def encode_mask(self, codec: RowCodec, masks: Sequence) -> Tensor:
         raise ValueError("cells that are left out or empty are sampled: a row has no mask")
+
+    def read_mask(self, codec: RowCodec, path: str) -> Tensor:
+        return self.encode_mask(codec, [path])
 
     def features(self, codec: RowCodec, values: pd.DataFrame) -> np.ndarray:
         """Numbers as z, categories one-hot."""
@@ -195,8 +231,10 @@ class Columns(Modality):
 
     def attributes(self, codec: RowCodec, values: pd.DataFrame) -> dict[str, np.ndarray]:
         """The categorical columns."""
-        names = [name for name, c in codec.table.columns.items() if c.states and c.quantiles is None and not c.is_numerical]
-        return {str(name): values[name].astype(object).where(values[name].notna(), "").astype(str).to_numpy() for name in names}
+        columns = codec.table.columns.items()
+        names = [name for name, c in columns if c.states and c.quantiles is None and not c.is_numerical]
+        cells = {str(name): values[name].astype(object).where(values[name].notna(), "") for name in names}
+        return {name: column.astype(str).to_numpy() for name, column in cells.items()}
 
 
 def _csv_line(cells) -> str:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...configs.config import Section
 from ..codecs.pixels import PixelCodec, to_pil
-from ..codecs.vae import LatentCodec, read_image
+from ..codecs.vae import LatentCodec, check_size, read_image
 from ..streams import Patches
 from .base import GaussianModality
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Latents(Section):
@@ -29,6 +31,8 @@ class Image(GaussianModality):
 
     suffix: ClassVar[str] = ".png"
     metrics: ClassVar[tuple[str, ...]] = ("elbo", "labels", "fid", "clip")
+    synonyms: ClassVar[tuple[str, ...]] = ("images", "image", "img", "picture", "jpg", "jpeg", "png", "webp")
+    file_suffixes: ClassVar[tuple[str, ...]] = (*IMAGE_SUFFIXES, ".npy")
 
     channels: int = Field(gt=0, description="of what is diffused: 4 for the usual latents")
     size: int = Field(gt=0, description="side of what is diffused: 32 for latents of images of 256 pixels")
@@ -48,8 +52,15 @@ class Image(GaussianModality):
         return Patches.of(self.stream, channels=self.channels, size=self.size, patch=patch)
 
     def read(self, text: str) -> np.ndarray:
-        pixels = read_image(text, 3 if self.latents else self.channels)
-        return pixels if self.latents else pixels.astype(np.float32) * (self.pixel_max / 255.0)
+        if self.latents:
+            return read_image(text, 3)
+        pixels = read_image(text, self.channels)
+        check_size(text, pixels, self.size)
+        return pixels.astype(np.float32) * (self.pixel_max / 255.0)
+
+    def from_file(self, path: Path) -> Path | np.ndarray:
+        """An array, or the path itself: codecs read images a few at a time."""
+        return super().read(str(path)) if path.suffix == ".npy" else path
 
     def write(self, value: Any, path: Path) -> None:
         to_pil(value).save(path)
@@ -68,6 +79,10 @@ class Image(GaussianModality):
 
     def features(self, codec, values) -> np.ndarray:
         images = np.stack([np.asarray(to_pil(value), dtype=np.float64) for value in values]) / 255.0
-        while images.shape[1] > 64:  # a classifier needs no more
+        while (side := images.shape[1] // 2 * 2) > 64:  # a classifier needs no more
+            images = images[:, :side, :side]
             images = 0.25 * (images[:, ::2, ::2] + images[:, 1::2, ::2] + images[:, ::2, 1::2] + images[:, 1::2, 1::2])
         return images.reshape(len(images), -1)
+
+    def grid_levels(self, codec) -> int | None:
+        return None if self.latents else int(self.pixel_max) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ class Label(DiscreteModality):
 
     suffix: ClassVar[str] = ".txt"
     joined: ClassVar[bool] = True
+    synonyms: ClassVar[tuple[str, ...]] = ("labels", "label", "class", "folder")
+    file_suffixes: ClassVar[tuple[str, ...]] = (".txt", ".cls")
 
     classes: list[str] | None = Field(None, description="the classes; null: those of the training data")
 
@@ -38,8 +41,17 @@ class Label(DiscreteModality):
     def read(self, text: str) -> str:
         return text
 
+    def from_file(self, path: Path) -> str:
+        return path.read_text(encoding="utf-8").strip()
+
     def render(self, value: Any) -> str:
         return str(value)
+
+    def encode_mask(self, codec, masks):
+        raise ValueError("a class is known or sampled as a whole: it has no mask")
+
+    def read_mask(self, codec, path: str):
+        return self.encode_mask(codec, [path])
 
     def features(self, codec, values) -> np.ndarray:
         return np.eye(len(codec.classes))[codec.encode(values)[:, 0].numpy()]

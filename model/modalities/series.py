@@ -52,3 +52,7 @@ class Series(GaussianModality):
             down = size - 5 - (channel - low) / (high - low or 1.0) * (size - 9)
             draw.line(list(zip(across.tolist(), down.tolist(), strict=True)), COLOURS[k % len(COLOURS)], width=2)
         return image
+
+    def features(self, codec, values) -> np.ndarray:
+        """Standardized as for the network."""
+        return codec.encode(values).flatten(1).double().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +25,10 @@ class Tokenizer(Section):
     """A vocabulary in the format of the `tokenizers` library."""
 
     kind: Literal["bpe", "clip"] = Field(description="byte-level BPE, or CLIP's")
-    path: str = Field(description="tokenizer.json, a folder that holds it, or a Hugging Face id")
+    path: str | None = Field(
+        None,
+        description="tokenizer.json, a folder that holds it, or a Hugging Face id; null: a bpe trained on the data",
+    )
     states: int = Field(gt=1, description="real states: every id the tokenizer gives, the pad included")
     pad: int = Field(ge=0, description="id that fills a caption up to its length; official CLIP: 49407")
     start: int | None = Field(None, ge=0, description="id put before every caption; official CLIP: 49406")
@@ -32,6 +36,8 @@ class Tokenizer(Section):
 
     @model_validator(mode="after")
     def _inside(self):
+        if self.path is None and (self.kind != "bpe" or self.pad or self.start is not None or self.end is not None):
+            raise ValueError("a tokenizer without a path is a bpe trained on the data, with pad 0 and no start or end")
         for name in ("pad", "start", "end"):
             if (value := getattr(self, name)) is not None and value >= self.states:
                 raise ValueError(f"{name} = {value} lies outside the {self.states} states")
@@ -45,6 +51,8 @@ class Text(DiscreteModality):
     joined: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("elbo", "labels", "clip")
     prompts: ClassVar[bool] = True
+    synonyms: ClassVar[tuple[str, ...]] = ("captions", "caption", "text", "txt", "sentences", "sentence")
+    file_suffixes: ClassVar[tuple[str, ...]] = (".txt", ".caption")
 
     alphabet: str | None = Field(
         None, min_length=1, description="the characters, in the order of their token ids 1, 2, …"
@@ -80,7 +88,7 @@ class Text(DiscreteModality):
         if self.tokenizer is None:
             return CharCodec(self.alphabet or "", self.length)
         t, kept = self.tokenizer, files.get(TOKENIZER)
-        path = locate(t.path) or t.path
+        path = t.path and (locate(t.path) or t.path)
         return TokenizerCodec(path, self.length, t.states, t.pad, t.start, t.end, kept and kept.decode())
 
     def build_process(self, codec):
@@ -94,6 +102,10 @@ class Text(DiscreteModality):
     def read(self, text: str) -> str:
         return text
 
+    def from_file(self, path: Path) -> list[str]:
+        """The captions of a file, one a line."""
+        return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
     def lines(self, values) -> list[str]:
         return [" ".join(str(caption).splitlines()) for caption in values]
 
@@ -105,8 +117,7 @@ class Text(DiscreteModality):
 
         limit: at most so many tokens are used, the rest is padding. repeat: how often a caption is repeated.
         """
-        if limit is not None and not 1 <= limit <= self.length:
-            raise ValueError(f"--context-limit must lie in 1 … {self.length}, got {limit}")
+        self._check_limit(limit)
         captions, length = [" ".join([str(value)] * repeat) for value in values], limit or self.length
         if isinstance(codec, CharCodec) and (repeat > 1 or limit is not None):
             captions = [caption[:length] for caption in captions]  # a TokenizerCodec truncates by itself
@@ -120,8 +131,16 @@ class Text(DiscreteModality):
 
     def shorten(self, tokens: Tensor, limit: int | None) -> Tensor:
         """Tokens (N, L) with padding after the first `limit`."""
+        self._check_limit(limit)
         positions = torch.arange(tokens.shape[1])
         return tokens if limit is None else torch.where(positions < limit, tokens, self.pad)
+
+    def read_mask(self, codec, path: str):
+        raise ValueError("in a caption, write ▯ for every masked token: it has no mask file")
+
+    def _check_limit(self, limit: int | None) -> None:
+        if limit is not None and not 1 <= limit <= self.length:
+            raise ValueError(f"--context-limit must lie in 1 … {self.length}, got {limit}")
 
     def features(self, codec, values) -> np.ndarray:
         from sklearn.feature_extraction.text import HashingVectorizer

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..codecs.arrays import ArrayCodec
 from ..streams import Features
@@ -23,6 +24,12 @@ class Vector(GaussianModality):
     size: int = Field(gt=0, description="numbers of a vector")
     names: list[str] = Field([], description="of the numbers, for files and reports")
     standardize: bool = Field(True, description="to zero mean and unit variance over the training data")
+
+    @model_validator(mode="after")
+    def _a_name_each(self):
+        if self.names and len(self.names) != self.size:
+            raise ValueError(f"names has {len(self.names)} entries for the {self.size} numbers of a vector")
+        return self
 
     def build_codec(self, files: Mapping[str, bytes]) -> ArrayCodec:
         return ArrayCodec.from_files((self.size,), self.standardize, files)
@@ -45,7 +52,13 @@ class Vector(GaussianModality):
         return [",".join(f"{v:.8g}" for v in np.asarray(value)) for value in values]
 
     def header(self, codec) -> str | None:
-        return ",".join(json.dumps(name) if "," in name else name for name in self.names) or None
+        out = io.StringIO()
+        csv.writer(out, lineterminator="").writerow(self.names)
+        return out.getvalue() or None
 
     def as_raw(self, values):
         return [np.asarray(value, dtype=np.float32) for value in values]
+
+    def features(self, codec, values) -> np.ndarray:
+        """Standardized as for the network."""
+        return codec.encode(values).flatten(1).double().numpy()

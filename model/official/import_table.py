@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from ...configs.config import Config
 from ...configs.load import load_config
 from ...configs.runs import latest
-from ...configs.config import Config
-from ..build import Codecs, build_network, codec_files, modalities_of
+from ..build import Codecs, build_codecs, build_network, codec_files
 from ..codecs.table.codec import TableCodec
 from ..codecs.table.column import MISSING, sort_tags
 from ..codecs.table.files import read_table
@@ -177,8 +177,9 @@ def official_codec(table: OfficialTable, config: Config) -> TableCodec:
         elif name in table.categorical:
             dtype = str(rows[name].dtype)
             columns.append(Column(name=name, kind="categorical", dtype=dtype, missing=bool(rows[name].isna().any())))
-    encoding = next(iter(modalities_of(config).values())).encoding
-    codec = TableCodec.fit(rows, Schema(columns=columns), encoding, config.seed)
+    (own,) = build_codecs(config).values()
+    assert isinstance(own, RowCodec)  # as in RECIPE
+    codec = TableCodec.fit(rows, Schema(columns=columns), own.encoding, config.seed)
     for name, column in codec.columns.items():
         if name in table.numerical:
             column.states = []

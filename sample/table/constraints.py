@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec
+from ...model.codecs.table.rows import as_in_training
 from ...model.codecs.table.schema import dates
 
 ColumnCondition = Any  # a value, or (low, high) with None for an open end; None or NaN asks for a missing cell
@@ -64,17 +65,9 @@ def _only(codec: ColumnCodec, token: int) -> np.ndarray:
 
 def _token(codec: ColumnCodec, value: Any) -> int:
     """The token of a category, which may be a number written as text, as from a command line."""
-    try:
-        tokens, _ = codec.encode(pd.Series([value], dtype=object), np.random.default_rng(0))
-        return int(tokens[0])
-    except ValueError:
-        pass
-    categories = codec.decode(np.arange(len(codec.states)), None, len(codec.states), np.random.default_rng(0))
-    texts = [str(category) for category in categories]
-    if str(value) in texts:
-        return texts.index(str(value))
-    shown = ", ".join(texts[:12]) + (", …" if len(texts) > 12 else "")
-    raise ValueError(f"column {codec.name!r} has no value {value!r}; it has {shown}")
+    values = as_in_training(codec, pd.Series([value], dtype=object))
+    tokens, _ = codec.encode(values, np.random.default_rng(0))
+    return int(tokens[0])
 
 
 def _allowed_numbers(codec: ColumnCodec, condition: ColumnCondition) -> tuple[np.ndarray, tuple[float, float] | None]:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import Draw, LazyLogits, Rng
-from ...model.codecs.table.column import MISSING, REGULAR, ColumnCodec
 from ...configs.runs import CheckpointError
+from ...kernels import Draw, LazyLogits, Rng
 from ...model.codecs.table.codec import TableCodec
+from ...model.codecs.table.column import MISSING, REGULAR, ColumnCodec
 from ...model.codecs.table.rows import RowCodec
 from ..condition import Condition
 from ..pipeline import Pipeline
@@ -330,6 +330,7 @@ def columns_of(pipeline: Pipeline) -> TableCodec:
     codec = next(iter(pipeline.codecs.values()))
     if len(pipeline.codecs) > 1 or not isinstance(codec, RowCodec):
         raise CheckpointError(
-            f"this model is not one of a table alone, it has {', '.join(pipeline.codecs)}: use anystate sample or Pipeline"
+            f"this model is not one of a table alone, it has {', '.join(pipeline.codecs)}: "
+            "use anystate sample or Pipeline"
         )
     return codec.table

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 from scipy.stats.qmc import discrepancy
 
+from anystate import kernels
 from anystate.diffusion import Cosine, Gaussian, Linear, LogLinear, Masked, ScaledLinear, TimeSampler, time_grid
-from anystate.kernels import Rng
+from anystate.kernels import Draw, Rng
 
 SPACE = {"image": Gaussian((2,), Cosine(), 1e-3), "text": Masked(3, 4, LogLinear(), 1e-3)}
 
@@ -105,6 +107,102 @@ def test_conditioned_modalities():
     assert bool((loss_mask["image"] == 1).all())
 
 
+THREE = {m: Masked(1, 2, LogLinear(), 1e-3) for m in "abc"}
+SUBSETS = [set(names) for k in range(3) for names in itertools.combinations("abc", k)]  # all but the whole
+
+
+def patterns(times: TimeSampler, n: int, space=THREE, **options) -> list[set[str]]:
+    """The clean conditions of each sample, which are at t_min."""
+    t, loss_mask = draw(times, n, space=space, **options)
+    for m, process in space.items():
+        assert bool(((t[m] == process.t_min) == (loss_mask[m] == 0)).all())
+    return [{m for m in space if loss_mask[m][i] == 0} for i in range(n)]
+
+
+def occur(found: list[set[str]], shares: dict[str, float]) -> bool:
+    """χ² test of how often each set of conditions, written as a+b, occurs; others must not. Alarm 1 in 10,000."""
+    counts = {names: sum(f == set(names.split("+")) - {""} for f in found) for names in shares}
+    expected = [share * len(found) for share in shares.values()]
+    return sum(counts.values()) == len(found) and chisquare(list(counts.values()), expected).pvalue > 1e-4
+
+
+def test_several_modalities_are_conditions_together():
+    prob = {"a+b": 0.2, "a": 0.1, "b+c": 0.15, "c": 0.05}
+    found = patterns(TimeSampler(condition_prob=prob), 20_000)
+    assert occur(found, {**prob, "": 0.5})
+    assert not occur(found, {"a+b": 0.15, "a": 0.15, "b+c": 0.15, "c": 0.05, "": 0.5})
+
+
+@pytest.mark.parametrize("prob", [0.4, 1.0])
+def test_random_conditions_are_any_part_but_the_whole(prob):
+    """Every proper subset of three modalities, the empty one too, has a share of prob/7."""
+    shares = {"+".join(sorted(names)): prob / 7 + (1 - prob) * (not names) for names in SUBSETS}
+    assert occur(patterns(TimeSampler(subset_prob=prob), 20_000), shares)
+
+
+def test_random_conditions_beside_given_ones():
+    """Both may be set: the random parts come from the samples to which no `condition_prob` applies."""
+    times = TimeSampler(condition_prob={"a": 0.3, "b+c": 0.2}, subset_prob=0.35)
+    shares = {"+".join(sorted(names)): 0.05 for names in SUBSETS}
+    shares |= {"a": 0.35, "b+c": 0.25, "": 0.2}
+    assert occur(patterns(times, 20_000), shares)
+
+
+def test_processes_of_a_modality_are_conditions_together():
+    """The numbers and categories of a row are one of two modalities: neither, or one of the two, a third each."""
+    space = {m: Masked(1, 2, LogLinear(), 1e-3) for m in ("num", "cat", "text")}
+    times = TimeSampler(subset_prob=1.0, groups=(("num", "cat"), ("text",)))
+    assert occur(patterns(times, 9_000, space=space), {"": 1 / 3, "num+cat": 1 / 3, "text": 1 / 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({"condition_prob": {"a": 0.25}}, ()),
+        ({"condition_prob": {"a+b": 0.2, "b": 0.1, "b+c": 0.3}}, ()),
+        ({"subset_prob": 0.7}, ()),
+        ({"subset_prob": 0.5, "condition_prob": {"a+c": 0.25, "c": 0.2}}, ()),
+        ({"subset_prob": 1.0}, (("a", "b"), ("c",))),
+    ],
+)
+def test_share_of_conditions_is_that_of_a_count(options, groups):
+    """The formula by which logged losses are divided, within 4σ for each modality, and exactly over all subsets."""
+    times, n = TimeSampler(**options, groups=groups), 20_000
+    found = patterns(times, n)
+    parts = [set(names) for names in groups] or [{m} for m in THREE]
+    chosen = [set().union(*some) for k in range(len(parts)) for some in itertools.combinations(parts, k)]
+    for m in THREE:
+        share = times.condition_share(m, len(THREE))
+        given = sum(p for names, p in times.condition_prob.items() if m in names.split("+"))
+        assert share == pytest.approx(given + times.subset_prob * sum(m in s for s in chosen) / len(chosen))
+        counted = sum(m in f for f in found) / n
+        assert abs(counted - share) <= 4 * math.sqrt(share * (1 - share) / n)
+    assert all(times.without_conditions().condition_share(m, 3) == 0.0 for m in THREE)
+    assert not any(patterns(times.without_conditions(), 100))
+
+
+def test_conditions_of_single_modalities_are_drawn_as_before():
+    """Bit for bit: u between 0 and p₁ makes the first modality of the space a condition, up to p₁ + p₂ the next."""
+    prob, rng = {"c": 0.2, "a": 0.3}, Rng.for_batch(5, 2000).at(3)
+    u = kernels.uniform(rng.keys("all", Draw.CONDITIONED), 1)[:, 0].double()
+    expected = {"a": (u > 0) & (u <= 0.3), "b": u < 0, "c": (u > 0.3) & (u <= 0.3 + 0.2)}
+    free, _ = TimeSampler()(THREE, rng)
+    for more in ({}, {"a+b": 0.25}):  # sets of several come after those of one
+        t, loss_mask = TimeSampler(condition_prob=prob | more)(THREE, rng)
+        others = (u > 0.5) & (u <= 0.75) if more else u < 0
+        for m in THREE:
+            conditioned = expected[m] | (others if m in "ab" else u < 0)
+            assert torch.equal(loss_mask[m] == 0, conditioned)
+            assert torch.equal(t[m], torch.where(conditioned, THREE[m].t_min, free[m]))
+
+
+def test_random_conditions_do_not_depend_on_the_number_of_ranks():
+    times = TimeSampler(condition_prob={"a+b": 0.2}, subset_prob=0.6)
+    whole = patterns(times, 60, step=4)
+    assert patterns(times, 25, step=4) + patterns(times, 35, step=4, start=25) == whole
+    assert patterns(times, 60, step=5) != whole
+
+
 def test_time_skew():
     """1 − (1 − t)^(1/s) is uniform; the other modality's times stay uniform."""
     t, _ = draw(TimeSampler(time_skew={"image": 3.0}, low_discrepancy=False), 4000)
@@ -119,12 +217,16 @@ def test_bad_times_are_refused():
         {"draw": "both"},
         {"condition_prob": {"image": -0.1}},
         {"condition_prob": {"image": 0.6, "text": 0.6}},
+        {"condition_prob": {"image": 0.6, "image+text": 0.6}},
+        {"condition_prob": {"image": 0.6}, "subset_prob": 0.5},
         {"time_skew": {"text": 0.5}},
     ):
         with pytest.raises(ValueError, match="times"):
             TimeSampler(**options)
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
         draw(TimeSampler(condition_prob={"sound": 0.5}))
+    with pytest.raises(ValueError, match=r"condition_prob names unknown modality 'sound'; there are image, text"):
+        draw(TimeSampler(condition_prob={"text+sound": 0.5}))
     with pytest.raises(ValueError, match="unknown modality 'sound'"):
         draw(TimeSampler(time_skew={"sound": 2.0}))
 

@@ -23,7 +23,10 @@ def model(device, small_blocks):
     """A network without the zeros of its initialization, and its space; padding is not attended to."""
     small_blocks("tau_leap_linear", BLOCK_R=16)
     torch.manual_seed(0)
-    streams = {"image": Patches(channels=2, size=4, patch=2, width=16), "text": Tokens(length=5, states=11, width=24, single_stream_depth=1)}
+    streams = {
+        "image": Patches(channels=2, size=4, patch=2, width=16),
+        "text": Tokens(length=5, states=11, width=24, single_stream_depth=1),
+    }
     net = MMDiT(streams, depth=2, heads=2, head_dim=8).to(device)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

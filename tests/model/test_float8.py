@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from anystate.configs.load import load_config
-from anystate.configs.table import TableConfig
 from anystate.model import MMDiT, Patches, Tokens, float8
 from anystate.model.storage import read_tensors
 from anystate.sample.pipeline import Pipeline
@@ -152,12 +151,18 @@ def test_unsuitable_settings(tiny, tmp_path, monkeypatch, settings, capability, 
             Trainer(config, tmp_path, "cpu", quiet=True)
     else:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        net = MMDiT({"image": Patches(channels=1, size=8, patch=4, width=16), "text": Tokens(length=12, states=31, width=16)}, 1, 2, 8)
+        net = MMDiT(
+            {"image": Patches(channels=1, size=8, patch=4, width=16), "text": Tokens(length=12, states=31, width=16)},
+            1,
+            2,
+            8,
+        )
         with pytest.raises(ValueError) as error:
             float8.convert(net, torch.device("cuda"), config.train.batch // config.train.gradient_accumulation_steps)
     assert message in str(error.value)
 
 
-def test_fp8_is_for_images_and_text():
-    with pytest.raises(ValueError, match="fp8 is for text and images"):
-        load_config("table/default", ["train.precision=fp8"], TableConfig)
+def test_fp8_is_for_the_mmdit():
+    message = r"^[^{]*train\.precision=fp8 .* for network\.kind: mmdit, whose layers are wide$"
+    with pytest.raises(ValueError, match=message):
+        load_config("table/default", ["train.precision=fp8"])

@@ -1,4 +1,4 @@
-"""A toy space whose joint score is known in closed form, with the exact network, and goodness-of-fit tests."""
+"""A toy space whose joint score is known in closed form, goodness-of-fit tests, and a model of four modalities."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from anystate.configs.load import parse_config
 from anystate.diffusion import Gaussian, Linear, LogLinear, Masked, Space
+from anystate.train.data.dataset import InMemory
+from anystate.train.trainer import Trainer
 
 
 class Call(NamedTuple):
@@ -165,3 +170,65 @@ class GoodnessOfFit:
 @pytest.fixture
 def fits() -> GoodnessOfFit:
     return GoodnessOfFit()
+
+
+def mixed_config(**changes):
+    """The config of a small model of an image, a label, a series and the columns of a table; changes: of modalities."""
+    patches, v = {"width": 16, "patch": 4}, {"prediction_type": "v_prediction"}
+    modalities = {
+        "image": {"kind": "image", "channels": 1, "size": 8, "stream": patches, **v},
+        "label": {"kind": "label", "stream": {"width": 16}},
+        "sound": {"kind": "series", "channels": 2, "length": 16, "stream": patches, **v},
+        "row": {"kind": "columns", "conditioning_prob": 0.25, "numerical": v, "stream": {"width": 16}},
+    }
+    settings = {
+        "name": "mixed",
+        "modalities": {m: {**section, **changes.get(m, {})} for m, section in modalities.items()},
+        "network": {"depth": 1, "heads": 2, "head_dim": 8},
+        "train": {"steps": 1, "batch": 8},
+        "sample": {"steps": 3, "batch_size": 8},
+    }
+    return parse_config(settings, "test")
+
+
+def mixed_data(n: int, seed: int = 0) -> InMemory:
+    """n random examples of it."""
+    rng = np.random.default_rng(seed)
+    columns = {"age": rng.integers(18, 90, n), "sex": rng.choice(["Female", "Male"], n), "income": rng.normal(30, 9, n)}
+    return InMemory(
+        {
+            "image": rng.integers(0, 256, (n, 8, 8)).astype(np.uint8),
+            "label": [f"class {i % 3}" for i in range(n)],
+            "sound": rng.normal(size=(n, 2, 16)).cumsum(-1),
+            "row": pd.DataFrame(columns).round(2),
+        }
+    )
+
+
+def randomized(trainer: Trainer) -> Trainer:
+    """The trainer with random weights, saved; heads are zero in a new network."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for net in (trainer.state.net, trainer.state.ema):
+            for p in net.parameters():
+                p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    trainer.save()
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def make_mixed(tmp_path_factory):
+    """make_mixed(label={…}) → the run folder of an untrained model of four modalities, see `mixed_config`."""
+
+    def make(**changes):
+        out = tmp_path_factory.mktemp("mixed")
+        config = mixed_config(**changes)
+        randomized(Trainer(config, out, "cpu", data=(mixed_data(64), mixed_data(16, 1)), quiet=True))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixed(make_mixed):
+    return make_mixed()

@@ -349,15 +349,15 @@ def test_a_context_limit_equals_a_shorter_context_where_pads_are_not_attended(go
 @pytest.mark.parametrize("condition", ["image", "text"])
 def test_rows_of_a_data_set(run, pipeline, tmp_path, condition):
     """The condition is written unchanged, the other modality is sampled."""
-    test = load_data(pipeline)[1]
+    test = load_data(pipeline.config, pipeline.codecs)[1].first(slice(11))
     generate(
         run, SampleRequest(ConditionSource([(condition, None)], data="digits", limit=11)), tmp_path, read_rows=read_rows
     )
     found = np.stack([np.asarray(Image.open(tmp_path / f"image/{i:06d}.png").convert("L")) for i in range(11)])
-    same = np.array_equal(found, pipeline.codecs["image"].decode(test.images[:11])[..., 0])
+    same = np.array_equal(found, pipeline.codecs["image"].decode(test["image"])[..., 0])
     lines = (tmp_path / "text.txt").read_text().splitlines()
     assert same == (condition == "image")
-    assert (lines == pipeline.codecs["text"].decode(test.captions[:11, 0])) == (condition == "text")
+    assert (lines == pipeline.codecs["text"].decode(test["text"])) == (condition == "text")
     assert len(lines) == 11
 
 
@@ -429,7 +429,10 @@ def test_a_packed_data_set_that_does_not_fit_is_refused(pipeline, packed):
         (ConditionSource([("text", "zero")], context_limit=13), "must lie in 1 … 12, got 13"),
         (ConditionSource([("text", "zero")], repeat_text=0), "at least 1, got 0"),
         (ConditionSource([("text", "zero"), ("text", "one"), ("image", "x.png")]), "equally many"),
-        (ConditionSource([("text", "zero")], noise_level={"image": "0.5"}), "there is no condition of that modality"),
+        (
+            ConditionSource([("text", "zero")], noise_level={"image": "0.5"}),
+            "no condition of that modality, add --cond",
+        ),
     ],
 )
 def test_bad_conditions(pipeline, source, words):
@@ -555,13 +558,16 @@ def test_infilling_and_inpainting_at_once(call, run, image_files):
     ("options", "words"),
     [
         (["--condition", "image=x.png", "--mask", "image=large.png"], "large.png"),
-        (["--mask", "image=half.png"], "--mask image: there is no condition of that modality"),
-        (["--condition", "image=x.png", "--mask", "image=black.png"], "black.png is all black"),
-        (["--condition", "image=x.png", "--mask", "image=white.png"], "white.png is all white"),
+        (["--mask", "image=half.png"], "--mask image: there is no condition of that modality, add --condition image="),
+        (["--condition", "image=x.png", "--mask", "image=black.png"], "black.png says that nothing is known"),
+        (["--condition", "image=x.png", "--mask", "image=white.png"], "white.png says that all is known"),
         (["--condition", "image=x.png", "--mask", "image=gone.png"], "gone.png"),
         (["--condition", "image=x.png", "--mask", "half.png"], "--mask 'half.png' is not of the form NAME=VALUE"),
         (["--condition", "image=x.png", "--mask", "sound=half.png"], "--mask: this model has no modality 'sound'"),
-        (["--condition", "text=zero", "--mask", "text=half.png"], "masks are for images; in a caption, write ▯"),
+        (
+            ["--condition", "text=zero", "--mask", "text=half.png"],
+            "--mask text: in a caption, write ▯ for every masked token",
+        ),
         (["--condition", "text=▯▯▯▯▯▯▯▯▯▯▯▯▯"], "13 characters, the model takes 12"),
     ],
 )

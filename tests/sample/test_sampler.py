@@ -23,7 +23,9 @@ def noisy_net(single_stream_depth: int) -> MMDiT:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         text = Tokens(length=LENGTH, states=STATES, width=32, single_stream_depth=single_stream_depth)
-        model = MMDiT({"image": Patches(channels=1, size=4, patch=2, width=32), "text": text}, 2, 2, 16, time_scale=10.0)
+        model = MMDiT(
+            {"image": Patches(channels=1, size=4, patch=2, width=32), "text": text}, 2, 2, 16, time_scale=10.0
+        )
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.15 * torch.randn_like(p))

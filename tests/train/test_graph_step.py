@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from anystate.configs.load import load_config
-from anystate.configs.table import TableConfig
 from anystate.model import compilation as compiling
-from anystate.model.codecs.table.codec import TableCodec
-from anystate.model.codecs.table.schema import infer
 from anystate.sample import cuda_graphs as graphs
 from anystate.train import graph_step as graphed
-from anystate.train.table_trainer import TableTrainer
+from anystate.train.data.dataset import InMemory
+from anystate.train.trainer import Trainer
 
 CUDA = torch.cuda.is_available()
 TINY = ["network.width=16", "network.depth=2", "network.heads=2", "train.batch=64", "train.steps=8"]
@@ -24,15 +22,13 @@ TINY += ["train.log_every=1", "train.save_every=4", "sample.steps=6", "train.pre
 
 @pytest.fixture
 def train(tmp_path):
-    """train("train.steps=4", name="a") → a TableTrainer on 300 rows; the same name resumes."""
+    """train("train.steps=4", name="a") → a Trainer on 300 rows of a table; the same name resumes."""
     r = np.random.default_rng(0)
     table = pd.DataFrame({"a": r.choice(["x", "y", "z"], 300), "b": r.normal(size=300), "c": r.integers(0, 9, 300)})
 
-    def make(*overrides: str, name: str = "run") -> TableTrainer:
-        config = load_config("table/default", [*TINY, *overrides], TableConfig)
-        codec = TableCodec.fit(table, infer(table), config.encoding, config.seed)
-        device = "cuda" if CUDA else "cpu"
-        return TableTrainer(config, tmp_path / name, codec, *codec.encode(table, 0), device=device, quiet=True)
+    def make(*overrides: str, name: str = "run") -> Trainer:
+        config, rows = load_config("table/default", [*TINY, *overrides]), InMemory({"row": table})
+        return Trainer(config, tmp_path / name, "cuda" if CUDA else "cpu", (rows, rows), quiet=True)
 
     return make
 
@@ -62,7 +58,7 @@ def graphable(monkeypatch):
     return counts
 
 
-def steps(trainer: TableTrainer, n: int = 4) -> list[dict[str, float]]:
+def steps(trainer: Trainer, n: int = 4) -> list[dict[str, float]]:
     losses = []
     for _ in range(n):
         losses.append({m: float(v) for m, v in trainer.update().items()})
@@ -70,7 +66,7 @@ def steps(trainer: TableTrainer, n: int = 4) -> list[dict[str, float]]:
     return losses
 
 
-def assert_same(a: TableTrainer, b: TableTrainer, atol: float = 1e-6) -> None:
+def assert_same(a: Trainer, b: Trainer, atol: float = 1e-6) -> None:
     a, b = a.state, b.state
     for x, y in zip([*a.parameters, *a.ema.parameters()], [*b.parameters, *b.ema.parameters()], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=atol)

@@ -80,7 +80,7 @@ def test_a_modality_with_loss_scale_0_is_not_computed(tiny, tmp_path):
 def test_nonfinite_gradients_set_to_zero(tiny, tmp_path):
     trainer = Trainer(tiny("train.on_nonfinite_grad=zero"), tmp_path, "cpu", quiet=True)
     with torch.no_grad():
-        trainer.train_data.images[:64] = float("nan")
+        trainer.train_data.x["image"][:64] = float("nan")
     trainer.run()
     assert all(p.isfinite().all() for p in trainer.state.net.parameters())
 

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anystate.configs.load import load_config
-from anystate.configs.table import TableConfig
+from anystate.configs.load import ConfigError, load_config
 from anystate.model import compilation as compiling
 from anystate.sample import sample
 from anystate.train.step import deterministic
@@ -29,8 +28,8 @@ def trained(config, folder, steps: int = 3):
 def test_samples_in_bf16_are_close_to_those_in_fp32(tiny, tmp_path, condition):
     """Images in [−1, 1] differ by less than 0.05, 97% of tokens are equal; states are float32, products bfloat16."""
     trainer, _ = trained(tiny("train.lr=1e-2"), tmp_path, steps=40)
-    pipeline, data = trainer.ema_pipeline(), trainer.test_data
-    conditions = {"image": {"image": data.images[:32]}, "text": {"text": data.captions[:32, 0]}, "joint": {}}[condition]
+    pipeline, data = trainer.ema_pipeline(), trainer.test_data.first(slice(32))
+    conditions = {} if condition == "joint" else {condition: data[condition]}
     seen = set()
     pipeline.net.trunk[0].streams["image"].qkv.register_forward_hook(lambda module, x, out: seen.add(out.dtype))
     drawn = {}
@@ -61,6 +60,8 @@ def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
         pipeline.precision("fp16")
 
     class OnGpu:
+        narrow = False
+
         def parameters(self):
             yield SimpleNamespace(device=torch.device("cuda"))
 
@@ -69,8 +70,10 @@ def test_precision_of_samples_follows_device_and_training(tiny, tmp_path):
 
     assert on_gpu() == on_gpu("train.precision=bf16") == "bf16"
     assert on_gpu("train.precision=fp32") == on_gpu("sample.precision=fp32") == "fp32"
-    with pytest.raises(ValueError, match="tables are drawn in fp32"):
-        load_config("table/default", ["sample.precision=bf16"], TableConfig)
+    OnGpu.narrow = True  # as the network of a table
+    assert on_gpu() == "fp32"
+    with pytest.raises(ConfigError, match=r"sample.precision=bf16 are for network.kind: mmdit"):
+        load_config("table/default", ["sample.precision=bf16"])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["whole", "blocks"])

@@ -14,16 +14,16 @@ import torch
 import anystate
 from anystate.configs.load import ConfigError, load_config
 from anystate.configs.runs import CheckpointError, resolve
-from anystate.configs.table import EncodingConfig, TableConfig
 from anystate.kernels import Rng
-from anystate.model.codecs.table.codec import TableCodec
-from anystate.model.codecs.table.schema import infer
-from anystate.sample.table.pipeline import TablePipeline, build_table_pipeline
-from anystate.sample.table.rows import TableSampler
+from anystate.model.build import build_codecs
+from anystate.model.codecs.table.schema import Schema
+from anystate.sample.pipeline import Pipeline, build_pipeline
+from anystate.sample.table.rows import TableSampler, columns_of
 from anystate.train.data.bundled import load_bundled
-from anystate.train.data.table_data import TableData
+from anystate.train.data.dataset import InMemory
+from anystate.train.data.examples import Examples
 from anystate.train.synthesizer import TableSynthesizer
-from anystate.train.table_trainer import TableTrainer
+from anystate.train.trainer import Trainer
 
 TINY = [
     "network.width=16",
@@ -67,11 +67,9 @@ def model() -> TableSynthesizer:
     return TableSynthesizer(overrides=LEARNT, device="cpu").fit(toy())
 
 
-def trainer(out, *overrides, table=None) -> TableTrainer:
-    table = toy() if table is None else table
-    config = load_config("table/default", [*TINY, *overrides], TableConfig)
-    codec = TableCodec.fit(table, infer(table), EncodingConfig())
-    return TableTrainer(config, out, codec, *codec.encode(table), device="cpu", quiet=True)
+def trainer(out, *overrides, table=None) -> Trainer:
+    rows = InMemory({"row": toy() if table is None else table})
+    return Trainer(load_config("table/default", [*TINY, *overrides]), out, "cpu", (rows, rows), quiet=True)
 
 
 def losses(run) -> list[tuple]:
@@ -118,14 +116,14 @@ def test_sample_i_of_a_seed_does_not_depend_on_how_many_are_drawn(model):
 )
 def test_batch_size_depends_on_the_device_unless_configured(model, settings, device, n, rows):
     sampler = TableSampler(model.pipeline_)
-    config = load_config("table/default", settings, TableConfig)
+    config = load_config("table/default", settings)
     sampler.pipeline, sampler.device = dataclasses.replace(model.pipeline_, config=config), torch.device(device)
     assert sampler.batch_rows(n) == rows
 
 
 def test_batch_size_leaves_memory_for_the_logits_of_many_states(model):
     """On a GPU: 100 columns of 512 states make 10,485 rows 2 GiB of logits."""
-    sampler = TableSampler(dataclasses.replace(model.pipeline_, config=load_config("table/default", [], TableConfig)))
+    sampler = TableSampler(dataclasses.replace(model.pipeline_, config=load_config("table/default")))
     sampler.device = torch.device("cuda")
     sampler.codec = SimpleNamespace(categorical=["a"] * 100, states=[512] * 100)
     assert sampler.batch_rows(100_000) == 2**31 // 4 // (100 * 512)
@@ -139,7 +137,7 @@ def test_tables_are_trained_in_fp32_on_a_gpu_too(tmp_path, precision, expected):
 
 
 def uniforms(model: TableSynthesizer, seed: int, start: int, n: int) -> torch.Tensor:
-    return torch.cat(list(TableSampler(model.pipeline_, seed=seed).uniforms(start, n).values()), 1)
+    return torch.cat(list(model.pipeline_.uniforms(seed, start, n).values()), 1)
 
 
 def test_uniforms_are_uniform_and_evenly_spread(model):
@@ -155,10 +153,11 @@ def test_uniforms_are_uniform_and_evenly_spread(model):
 
 def test_evenly_spread_rows_have_the_same_distribution_and_vary_less(model):
     """The share of women among 128 rows, over seeds: the same mean, a smaller deviation."""
-    config = model.pipeline_.config.model_copy(update={"noise": "iid"})
-    independent = dataclasses.replace(model.pipeline_, config=config)
+    config = model.pipeline_.config
+    row = config.modalities["row"].model_copy(update={"noise": "iid"})
+    independent = dataclasses.replace(model.pipeline_, config=config.model_copy(update={"modalities": {"row": row}}))
 
-    def women(pipeline: TablePipeline) -> np.ndarray:
+    def women(pipeline: Pipeline) -> np.ndarray:
         return np.array([(TableSampler(pipeline, seed=s).sample(128)["sex"] == "f").mean() for s in range(30)])
 
     even, plain = women(model.pipeline_), women(independent)
@@ -304,25 +303,39 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path):
     assert resumed.state.step == 3
     resumed.run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    with pytest.raises(CheckpointError, match="another table"):
+    with pytest.raises(CheckpointError, match=r"a run on other data \(its row differs\)"):
         trainer(tmp_path / "parts", table=toy(seed=8))
 
 
 def test_checkpoints_of_other_models_are_refused(tmp_path):
     trainer(tmp_path).run(stop=3)
-    assert TablePipeline.from_pretrained(tmp_path).codec.rows == 600
-    (tmp_path / "step_00000003/codec.json").unlink()
-    with pytest.raises(CheckpointError, match="not the checkpoint of a table"):
-        TablePipeline.from_pretrained(tmp_path)
+    assert columns_of(Pipeline.from_pretrained(tmp_path)).rows == 600
+    file = tmp_path / "step_00000003/row.codec.json"
+    content = file.read_text()
+    for damaged in (content[: len(content) // 2], "[]", content.replace('"kind":', '"sort":')):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match=r"step_00000003: row: codec\.json is truncated or damaged"):
+            Pipeline.from_pretrained(tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="lacks a file of a codec: row"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_models_of_other_modalities_are_refused(tiny, tmp_path):
+    Trainer(tiny("train.steps=3"), tmp_path, "cpu", quiet=True).run()
+    with pytest.raises(CheckpointError, match="not one of a table alone, it has image, text: use anystate sample"):
+        TableSynthesizer.load(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="config digits has the modalities image, text: a table needs one of columns"):
+        TableSynthesizer("digits", device="cpu").fit(toy())
 
 
 def test_observed_columns_stay_clean_and_have_no_loss(tmp_path):
     t = trainer(tmp_path, "conditioning_prob=1.0")
     rng = Rng.for_batch(0, 64)
-    observed = t.observed(rng)
+    observed = t.draw_observed(rng)
     assert 0.3 < observed["cat"].float().mean() < 0.7
-    number = t.codec.numerical.index("bonus")
-    token = t.codec.categorical.index("bonus")
+    columns = t.codecs["row"].table
+    number, token = columns.numerical.index("bonus"), columns.categorical.index("bonus")
     assert torch.equal(observed["num"][:, number], observed["cat"][:, token])
     x0 = t.train_data.batch(0, 0, range(64), 64)
     time = {m: torch.full((64,), 0.9, dtype=torch.float64) for m in x0}
@@ -341,7 +354,7 @@ def test_batches_are_a_function_of_seed_and_step(tmp_path):
     assert all(torch.equal(a[m][32:], b[m]) for m in a)
     assert not any(v.isnan().any() for v in a.values() if v.is_floating_point())
     epoch = torch.cat([rows.batch(0, k, range(50), 50)["cat"] for k in range(12)])
-    assert torch.equal(epoch.sort(0)[0], rows.tokens.long().sort(0)[0])
+    assert torch.equal(epoch.sort(0)[0], rows.x["cat"].long().sort(0)[0])
 
 
 R = np.random.default_rng(0)
@@ -378,36 +391,39 @@ def test_a_run_written_before_a_setting_existed_loads_unchanged(tmp_path):
     file = resolve(tmp_path) / "config.yaml"
     lines = file.read_text().splitlines()
     kept = [line for line in lines if line.split(":")[0].strip() not in ("sinusoids", "noise", "tail_rows")]
-    assert len(kept) == len(lines) - 3
-    before = TableSampler(TablePipeline.from_pretrained(tmp_path), seed=1).sample(8)
+    assert len(kept) == len(lines) - 4  # sinusoids of the network, and those of a modality in an mmdit
+    before = TableSampler(Pipeline.from_pretrained(tmp_path), seed=1).sample(8)
     file.write_text("\n".join(kept))
-    saved = json.loads((file.parent / "codec.json").read_text())
+    saved = json.loads((file.parent / "row.codec.json").read_text())
     for column in saved["columns"]:
         del column["category_dtype"]  # came later
-    (file.parent / "codec.json").write_text(json.dumps(saved))
-    pd.testing.assert_frame_equal(TableSampler(TablePipeline.from_pretrained(tmp_path), seed=1).sample(8), before)
+    (file.parent / "row.codec.json").unlink()
+    (file.parent / "codec.json").write_text(json.dumps(saved))  # its earlier name
+    pd.testing.assert_frame_equal(TableSampler(Pipeline.from_pretrained(tmp_path), seed=1).sample(8), before)
     again = trainer(tmp_path, *old)
     assert again.state.step == run.state.step
 
 
 def test_balanced_weighting_and_its_old_name():
     config = load_config(
-        "table/default", ["tokens.counted=balanced", "tokens.loss.weighting=none", "tokens.loss.scale=0.5"], TableConfig
+        "table/default", ["tokens.counted=balanced", "tokens.loss.weighting=none", "tokens.loss.scale=0.5"]
     )
-    assert config.categorical.loss.scale == 0.5
-    assert (config.categorical.loss_on, config.categorical.loss.weighting) == ("masked", "balanced")
+    categorical = config.modalities["row"].categorical
+    assert categorical.loss.scale == 0.5
+    assert (categorical.loss_on, categorical.loss.weighting) == ("masked", "balanced")
 
 
 def test_balanced_positions_take_no_further_weight():
     with pytest.raises(ConfigError, match="balanced weighs by itself"):
-        load_config("table/default", ["tokens.counted=balanced", "tokens.loss.weighting=elbo"], TableConfig)
+        load_config("table/default", ["tokens.counted=balanced", "tokens.loss.weighting=elbo"])
 
 
 def test_the_papers_config_has_the_papers_size_and_sampler():
     table, _ = load_bundled()
-    config = load_config("table/paper", None, TableConfig)
-    codec = TableCodec.fit(table, infer(table), config.encoding)
-    pipeline = build_table_pipeline(config, codec)
+    config = load_config("table/paper")
+    codecs = build_codecs(config)
+    codecs["row"].fit(table)
+    pipeline, codec = build_pipeline(config, codecs), codecs["row"].table
     assert len(codec.numerical) == 6
     assert len(codec.categorical) == 9
     assert sum(p.numel() for p in pipeline.net.parameters()) == 70_194
@@ -423,8 +439,8 @@ def test_memory_per_batch_does_not_grow_with_the_rows_of_the_table():
     import resource
 
     n = 1_000_000
-    rows = TableData(torch.randint(0, 9, (n, 3)), torch.randn(n, 2))
-    assert rows.tokens.element_size() == 2
+    rows = Examples({"num": torch.randn(n, 2), "cat": torch.randint(0, 9, (n, 3))})
+    assert rows.x["cat"].element_size() == 2
     rows.batch(0, 0, range(512), 512)  # shuffles the epoch
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for step in range(1, 200):
@@ -450,3 +466,62 @@ def test_expected_values_are_probabilities_and_means_of_many_draws(model):
     assert np.abs(spread["income"][sure] - np.minimum(rich, 1 - rich)[sure]).mean() < 0.12
     twice, _ = model.impute(holes, "expected", draws=32)
     pd.testing.assert_frame_equal(twice, filled)
+
+
+def test_a_schema_is_given_or_in_the_config(tmp_path):
+    """The argument comes before the config's; what neither says is inferred."""
+    file = tmp_path / "kinds.yaml"
+    file.write_text("columns: [{name: age, kind: categorical}, {name: height}, {name: income}]\ntarget: income\n")
+    table, in_config = toy(100), "modalities.row.table_schema={columns: [{name: age, kind: continuous}]}"
+
+    def fitted(*overrides: str, **options) -> TableSynthesizer:
+        settings = [*TINY, "train.steps=1", *overrides]
+        return TableSynthesizer(overrides=settings, device="cpu", **options).fit(table)
+
+    def kind(model: TableSynthesizer) -> str:
+        return model.columns_.columns["age"].column.kind
+
+    assert kind(fitted()) == "integer"
+    assert kind(fitted(in_config)) == "continuous"
+    assert kind(fitted(f"modalities.row.table_schema={file}")) == "categorical"
+    given = fitted(in_config, schema=file)
+    assert kind(given) == "categorical"
+    assert given.schema_.target == "income"
+    assert given.columns_.columns["height"].column.kind == "continuous"
+    assert kind(fitted(schema=Schema.load(file))) == "categorical"
+
+
+def test_a_table_in_an_mmdit(tmp_path):
+    """The network of mixes also takes a table alone: rows under conditions, imputation, save and load."""
+    network = "network={kind: mmdit, depth: 1, heads: 2, head_dim: 8, time_scale: 100}"
+    settings = [s for s in LEARNT if not s.startswith("network.")]
+    overrides = [*settings, network, "modalities.row.stream={width: 16}", "train.steps=250", "train.save_every=250"]
+    model = TableSynthesizer(overrides=overrides, device="cpu").fit(toy())
+    made = model.sample(60, where={"school": "college", "age": (30, 39), "height": 171.234, "bonus": (1.0, 2000.0)})
+    assert (made["school"] == "college").all()
+    assert made["age"].between(30, 39).all()
+    assert (made["height"] == 171.234).all()
+    assert made["bonus"].between(1, 2000).all()
+    tall = (
+        model.sample(200, where={"sex": "m"})["height"].mean() - model.sample(200, where={"sex": "f"})["height"].mean()
+    )
+    assert tall > 5
+    assert set(model.sample(30, balance="income")["income"].value_counts()) == {15}
+    filled = model.impute(holes(toy(50, seed=5)))
+    assert not filled.isna().any(axis=None)
+    mean, spread = model.impute(toy(20, seed=6).assign(height=np.nan), "expected", draws=4)
+    assert mean["height"].between(140, 205).all()
+    assert (spread["height"] > 0).all()
+    model.save(tmp_path / "model")
+    again = TableSynthesizer.load(tmp_path / "model", device="cpu")
+    pd.testing.assert_frame_equal(again.sample(20, seed=1), model.sample(20, seed=1))
+
+
+def test_numbers_as_conditions_need_a_network_trained_with_them():
+    network = ["network={kind: mmdit, depth: 1, heads: 2, head_dim: 8}", "modalities.row.stream={width: 16}"]
+    settings = [s for s in TINY if not s.startswith("network.")]
+    overrides = [*settings, *network, "conditioning_prob=0"]
+    model = TableSynthesizer(overrides=overrides, device="cpu").fit(toy(100))
+    with pytest.raises(ValueError, match=r"fit it with conditioning_prob=0\.25"):
+        model.sample(3, where={"height": 170.0})
+    assert (model.sample(3, where={"sex": "m"})["sex"] == "m").all()

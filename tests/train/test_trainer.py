@@ -95,7 +95,7 @@ def test_ema_update(tiny, tmp_path):
 def test_the_network_is_initialized_once(tiny, tmp_path, monkeypatch):
     """The EMA starts as a copy: at official size, each initialization takes 13 seconds on a CPU."""
     made = []
-    monkeypatch.setattr(loop, "build_pipeline", lambda config: made.append(build_pipeline(config)) or made[-1])
+    monkeypatch.setattr(loop, "build_pipeline", lambda *args: made.append(build_pipeline(*args)) or made[-1])
     trainer = Trainer(tiny(), tmp_path, quiet=True)
     assert len(made) == 1
     ema, net = trainer.state.ema.state_dict(), trainer.state.net.state_dict()

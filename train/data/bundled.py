@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ...configs.locate import locate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,17 +28,14 @@ def load_bundled(name: str = "adult") -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def find_table(source: str) -> Path:
-    """The path of a table: the file itself, the training rows of a bundled set, or a file below $ANYSTATE_DATA.
+    """The path of a table: the file itself, also below $ANYSTATE_DATA, or the training rows of a bundled set.
 
     Raises:
         ValueError: there is none.
     """
-    path = Path(source)
-    if path.is_file():
+    path = locate(source)
+    if path is not None and path.is_file():
         return path
     if source in BUNDLED:
         return BUNDLED[source] / "train.csv.gz"
-    in_data_folder = Path(os.environ.get("ANYSTATE_DATA", ".")) / source
-    if in_data_folder.is_file():
-        return in_data_folder
     raise ValueError(f"table {source!r} not found; bundled sets: {', '.join(BUNDLED)}")

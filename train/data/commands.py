@@ -1,9 +1,10 @@
-"""`anystate data …`: pack raw image-text pairs into a data set, and check one."""
+"""`anystate data …`: pack raw data of any modalities into a data set, and check one."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,9 +12,11 @@ from rich.console import Console
 from ...configs.options import CLIP_MODEL, VAE, VAE_SCALE, Device, require_path
 
 if TYPE_CHECKING:
-    from .packed.shards import Manifest
+    from ...configs.config import Config
+    from .packed.manifest import Manifest
+    from .packing.sources import DatasetSource
 
-app = typer.Typer(help="Pack images and captions for training; check a packed data set.", no_args_is_help=True)
+app = typer.Typer(help="Pack data of any modalities for training; check a packed data set.", no_args_is_help=True)
 console = Console()
 
 
@@ -22,10 +25,15 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="An .npz; a folder of images with captions; .parquet or .arrow; a list of links; a hub id."
+            help="Images with captions: an .npz, a folder, .parquet or .arrow, a list of links, a hub id. "
+            "With --config: whatever data.source may be."
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the data set; the same folder resumes.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="Config whose modalities are packed; default images and captions, as the options say."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Side of the images in pixels; default that of the first image.")
     ] = None,
@@ -41,8 +49,13 @@ def pack(
     alphabet: Annotated[str | None, typer.Option(help="Allowed characters; default those of the captions.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens per caption; default fits the longest.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 4096,
-    test_share: Annotated[float, typer.Option(help="Share held out where the source has no split.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the order and of that split.")] = 0,
+    test_share: Annotated[
+        float | None,
+        typer.Option(help="Share held out where the source has no split; default 0, or the config's."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the order and of that split; default 0, or the config's.")
+    ] = None,
     captions: Annotated[
         str | None, typer.Option(help="For a list of links: table of keys and captions, or hub id.")
     ] = None,
@@ -54,12 +67,13 @@ def pack(
     """Make a packed data set; under torchrun the ranks share the work. The same command resumes an interrupted one."""
     from ...configs.locate import is_hub_id, locate, not_found
 
-    if not 0.0 <= test_share < 1.0 or not 0.0 <= bad_share <= 1.0:
+    if not 0.0 <= (test_share or 0.0) < 1.0 or not 0.0 <= bad_share <= 1.0:
         raise ValueError("--test-share and --bad-share are shares, from 0 to 1")
-    if locate(source) is None and not is_hub_id(source):
+    if config is None and locate(source) is None and not is_hub_id(source):
         raise ValueError(not_found("source", source))
+    from .packing.image_text import Settings
     from .packing.open import open_source
-    from .packing.pack import Settings, pack
+    from .packing.pack import pack
 
     settings = Settings(
         size=size or (256 if latents else None),
@@ -72,11 +86,33 @@ def pack(
         alphabet=alphabet,
         length=length,
         shard_size=shard_size,
-        test_share=test_share,
-        seed=seed,
+        test_share=test_share or 0.0,
+        seed=seed or 0,
     )
-    raw = open_source(source, captions, image_column, caption_column)
-    show(pack(raw, out, settings, bad_share, console, device))
+    if config is None:
+        raw = open_source(source, captions, image_column, caption_column)
+        show(pack(raw, out, settings, bad_share, console, device))
+        return
+    own = dataclasses.replace(settings, shard_size=4096, test_share=0.0, seed=0)
+    if own != Settings(tokenizer=CLIP_MODEL) or captions or image_column or caption_column:
+        raise ValueError("--config says what is packed: leave out the options for images and captions")
+    read, data = open_config(config, source, {"test_share": test_share, "split_seed": seed})
+    settings = Settings(shard_size=shard_size, test_share=read.data.test_share, seed=read.data.split_seed)
+    show(pack(data, out, settings, bad_share, console, device, read))
+
+
+def open_config(config: str, source: str, split: dict[str, Any]) -> tuple[Config, DatasetSource]:
+    """A config with this data source, and that data; `split` has settings of the split, where not None."""
+    from ...configs.config import Data
+    from ...configs.load import load_config
+    from .load import load_raw
+    from .packing.sources import DatasetSource
+
+    read = load_config(config)
+    given = {name: value for name, value in split.items() if value is not None}
+    data = (read.data or Data(source=source)).model_copy(update={"source": source, **given})
+    read = read.model_copy(update={"data": data})
+    return read, DatasetSource(source, load_raw(read))
 
 
 @app.command()

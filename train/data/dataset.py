@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+TRAIN, HELD_OUT = ("train",), ("test", "validation", "val")  # names of splits
+
 
 @runtime_checkable
 class Dataset(Protocol):
@@ -38,6 +40,7 @@ class InMemory:
         lengths = {m: len(values) for m, values in self.values.items()}
         if not lengths:
             raise ValueError("a data set needs at least one modality")
+        lengths |= {name: len(values) for name, values in self.labels.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"modalities differ in length: {', '.join(f'{n} of {m}' for m, n in lengths.items())}")
 
@@ -62,6 +65,11 @@ class Subset:
     dataset: Dataset
     rows: np.ndarray
 
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Annotations of the examples, if the data set has some."""
+        return {name: np.asarray(values)[self.rows] for name, values in labels_of(self.dataset).items()}
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -69,14 +77,20 @@ class Subset:
         return self.dataset[int(self.rows[i])]
 
 
+def labels_of(dataset: Dataset) -> Mapping[str, np.ndarray]:
+    """The annotations of the examples, if the data set has some."""
+    labels = getattr(dataset, "labels", None)
+    return labels if isinstance(labels, Mapping) else {}
+
+
 def is_table(values: Any) -> bool:
     """Whether values are rows of a DataFrame."""
-    return hasattr(values, "iloc")
+    return hasattr(values, "iloc") and values.ndim == 2
 
 
 def take(values: Any, i: int) -> Any:
     """Value number i."""
-    return values.iloc[i].to_dict() if is_table(values) else values[i]
+    return values.iloc[[i]].to_dict(orient="records")[0] if is_table(values) else values[i]
 
 
 def take_all(values: Any, rows: np.ndarray) -> Any:
@@ -89,6 +103,33 @@ def take_all(values: Any, rows: np.ndarray) -> Any:
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """The examples with these numbers."""
     return dataset.subset(rows) if isinstance(dataset, InMemory) else Subset(dataset, rows)
+
+
+Opened = Dataset | tuple[Dataset, Dataset]  # one data set, or its training and held-out part
+
+
+def split_named(names: Sequence[str]) -> str:
+    """The first of the names that is one of a split, else ""."""
+    return next((name for name in names if name in (*TRAIN, *HELD_OUT)), "")
+
+
+def by_split(whole: Dataset, splits: Sequence[Any], where: object) -> Opened:
+    """Training and held-out part by the name of the split of each example; the whole if there are no names.
+
+    Raises:
+        ValueError: unknown names, examples without one, or an empty part.
+    """
+    names = [name if isinstance(name, str) else "" for name in splits]
+    if not any(names):
+        return whole
+    for i, name in enumerate(names):
+        if name not in (*TRAIN, *HELD_OUT):
+            raise ValueError(f"{where}: split {name!r} of example {i}; it must be train, test or validation")
+    is_held_out = np.isin(names, HELD_OUT)
+    train, test = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    if not len(train) or not len(test):
+        raise ValueError(f"{where}: {len(train)} training and {len(test)} held-out examples; both need at least one")
+    return subset(whole, train), subset(whole, test)
 
 
 def split_at_random(dataset: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:

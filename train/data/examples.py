@@ -15,7 +15,8 @@ from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
 from ...model.build import Codecs, Names, part_names
 from ...model.codecs.base import as_parts
-from .dataset import Dataset, InMemory, columns, is_table
+from ...model.codecs.table.rows import as_table
+from .dataset import Dataset, InMemory, columns, is_table, labels_of
 from .epochs import batch_rows
 
 ENCODED_AT_ONCE = 4096  # values per call of a codec
@@ -99,7 +100,7 @@ class Examples:
             for k in self.names[m].values():
                 value = self.x[k][index] if choice is None else self.x[k][index, choice]
                 if k in self.has_gaps:
-                    noise = kernels.normal(rng.keys(_gap_stream(k), Draw.DATA), value[0].numel()).view(value.shape)
+                    noise = kernels.normal(rng.keys(gap_stream(k), Draw.DATA), value[0].numel()).view(value.shape)
                     value = torch.where(value.isnan(), noise, value)
                 batch[k] = value if value.is_floating_point() else value.long()
                 if k in self.present:
@@ -137,12 +138,12 @@ def encode(dataset: Dataset, config: Config, codecs: Codecs, what: str) -> Examp
             raise ValueError(f"{what}: no example has the modality {m}; there are {_present_names(values)}")
         parts = encode_values(codecs[m], flat, f"{what}, {m}")
         for part, name in names[m].items():
-            x[name] = _spread(parts[part], counts)
+            x[name] = spread(parts[part], counts)
             if bool((counts == 0).any()):
                 present[name] = counts > 0
         if int(counts.max()) > 1:
             versions[m] = counts.clamp(min=1)
-    raw = InMemory(values, dataset.labels if isinstance(dataset, InMemory) else {})
+    raw = InMemory(values, labels_of(dataset))
     return Examples(x, names, present, versions, raw)
 
 
@@ -155,7 +156,7 @@ def flatten(values: Any) -> tuple[Any, Tensor]:
         versions = value if isinstance(value, list) else [] if value is None else [value]
         flat += versions
         counts.append(len(versions))
-    return flat, torch.tensor(counts)
+    return as_table(flat) if flat and isinstance(flat[0], Mapping) else flat, torch.tensor(counts)
 
 
 def encode_values(codec: Any, values: Any, what: str) -> dict[str, Tensor]:
@@ -167,6 +168,9 @@ def encode_values(codec: Any, values: Any, what: str) -> dict[str, Tensor]:
         encoded = [as_parts(codec.encode(piece)) for piece in pieces]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{what}: {error}") from None
+    for part in encoded[0]:
+        if len(shapes := {tuple(piece[part].shape[1:]) for piece in encoded}) > 1:
+            raise ValueError(f"{what}: values of the shapes {' and '.join(map(str, sorted(shapes)))}; one is needed")
     return {part: torch.cat([piece[part] for piece in encoded]) for part in encoded[0]}
 
 
@@ -188,7 +192,7 @@ def fit_codecs(dataset: Dataset, codecs: Codecs, seed: int, what: str) -> None:
             raise ValueError(f"{what}, {m}: {error}") from None
 
 
-def _spread(x: Tensor, counts: Tensor) -> Tensor:
+def spread(x: Tensor, counts: Tensor) -> Tensor:
     """(N, …) or, with several versions, (N, M, …) of the flat values; absent ones are 0, fewer versions repeat."""
     if bool((counts == 1).all()):
         return x
@@ -206,7 +210,7 @@ def _narrow(tokens: Tensor) -> Tensor:
     return tokens.to(torch.int16 if fits else torch.int32)
 
 
-def _gap_stream(name: str) -> str:
+def gap_stream(name: str) -> str:
     """The random stream that fills elements without a value; "fill" for the numbers of a table."""
     return "fill" if name == "num" else f"fill {name}"
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 from pathlib import Path
 
 from ...configs.config import Config, Data
 from ...configs.locate import locate
-from ...model.build import Codecs
+from ...model.build import Codecs, modalities_of
 from ...sample.pipeline import Pipeline
 from .dataset import Dataset, split_at_random
 from .examples import Examples, encode, fit_codecs
-from .packed.shards import MANIFEST
+from .packed.manifest import MANIFEST
+from .packed.packed import Packed, load_packed
 from .sources import open_source
 
-TrainingData = Any  # Examples | Packed
+TrainingData = Examples | Packed
 
 
 def load_data(config: Config, codecs: Codecs, log: Path | None = None) -> tuple[TrainingData, Examples]:
@@ -30,15 +30,12 @@ def load_data(config: Config, codecs: Codecs, log: Path | None = None) -> tuple[
         raise ValueError("data.source is not set: name the training data, e.g. data.source=digits")
     folder = locate(config.data.source)
     if folder is not None and (folder / MANIFEST).is_file():
-        from .packed.packed import load_packed
         return load_packed(config, codecs, log)
     train, test = load_raw(config)
     return encode_split(train, test, config, codecs, config.data.source)
 
 
-def encode_split(
-    train: Dataset, test: Dataset, config: Config, codecs: Codecs, what: str
-) -> tuple[Examples, Examples]:
+def encode_split(train: Dataset, test: Dataset, config: Config, codecs: Codecs, what: str) -> tuple[Examples, Examples]:
     """Both parts encoded, after fitting the codecs on the first; `what` names the data in errors."""
     fit_codecs(train, codecs, config.seed, what)
     return encode(train, config, codecs, what), encode(test, config, codecs, f"{what} (held out)")
@@ -52,7 +49,7 @@ def load_raw(config: Config) -> tuple[Dataset, Dataset]:
     """
     data = config.data
     assert data is not None  # see `load_data`
-    opened = open_source(data, list(config.modalities))
+    opened = open_source(data, modalities_of(config))
     if isinstance(opened, tuple):
         return opened
     train, test = split_at_random(opened, data.test_share, data.split_seed)
@@ -87,5 +84,3 @@ def read_rows(pipeline: Pipeline, data: str, split: str, limit: int | None) -> E
     config = with_data(pipeline, data, held_out=limit or sys.maxsize)
     part = load_data(config, pipeline.codecs)[("train", "test").index(split)]
     return part if isinstance(part, Examples) else part.examples(limit)
-
-

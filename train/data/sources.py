@@ -2,109 +2,102 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ...configs.config import Data
 from ...configs.kinds import import_object
-from ...configs.locate import locate, not_found
-from . import digits
-from .dataset import Dataset, InMemory, subset
+from ...configs.locate import is_hub_id, locate, not_found
+from . import bundled, digits, emoji
+from .dataset import Dataset, InMemory, Opened, is_table
+from .fields import Modalities, find_fields, pick
+from .source_arrays import open_npz
+from .source_files import open_files
+from .source_tables import is_table_file, open_tables, tables_in
 
-Opened = Dataset | tuple[Dataset, Dataset]  # one data set, or its training and held-out part
-BUNDLED: dict[str, Callable[[], Dataset]] = {"digits": digits.load}
+FUNCTIONS: dict[str, Callable[..., Opened]] = {"digits": digits.load, "emoji": emoji.load}
 
 
-def open_source(data: Data, modalities: Sequence[str]) -> Opened:
+def open_source(data: Data, modalities: Modalities) -> Opened:
     """The data set of a config's section, for these modalities.
 
     Raises:
-        ValueError: there is none, or it lacks a modality.
+        ValueError: there is none, or it lacks a modality; one line that names it.
     """
-    if data.source in BUNDLED:
-        return BUNDLED[data.source]()
-    if ":" in data.source and locate(data.source) is None:
-        return call_function(data)
-    path = locate(data.source)
+    if data.source in FUNCTIONS:
+        return call_function(FUNCTIONS[data.source], data, modalities)
+    path = bundled.BUNDLED.get(data.source) or locate(data.source)
+    if path is None and ":" in data.source:
+        return call_function(import_object(data.source, "data.source"), data, modalities)
+    if path is None and is_hub_id(data.source):
+        path = download(data)
     if path is None:
         raise ValueError(not_found("data.source", data.source))
-    fields = {m: data.fields.get(m, m) for m in modalities}
+    if path.is_dir():
+        tables = tables_in(path)
+        return open_tables(tables, path, data, modalities) if tables else open_files(path, data, modalities)
     if path.suffix == ".npz":
-        return open_npz(path, fields)
-    raise ValueError(f"data.source {data.source!r} is of no known kind")
+        return open_npz(path, data, modalities)
+    if is_table_file(path):
+        return open_tables([path], path.parent, data, modalities)
+    raise ValueError(f"data.source {data.source!r}: give a folder, or an .npz, .csv, .parquet, .arrow or .jsonl file")
 
 
-def call_function(data: Data) -> Opened:
-    """What the user's function returns: a data set, or a training and a held-out one.
+def call_function(function: Any, data: Data, modalities: Modalities) -> Opened:
+    """What a function returns for `data.options`: a data set, or a training and a held-out one.
 
     Raises:
-        ValueError: it cannot be imported, fails, or returns something else.
+        ValueError: other arguments, or it returns something else.
     """
-    function = import_object(data.source, "data.source")
+    what = f"data.source {data.source!r}"
     try:
-        opened = function(**data.options)  # type: ignore[operator]
+        inspect.signature(function).bind(**data.options)
     except TypeError as error:
-        raise ValueError(f"data.source {data.source!r}: {error}; data.options are its arguments") from None
+        raise ValueError(f"{what}: {error}; data.options are its arguments") from None
+    opened = function(**data.options)
     parts = opened if isinstance(opened, tuple) else (opened,)
-    if len(parts) > 2 or not all(isinstance(part, Dataset) for part in parts):
+    if not 1 <= len(parts) <= 2 or not all(_is_dataset(part) for part in parts):
         raise ValueError(
-            f"data.source {data.source!r} returned a {type(opened).__name__}: return a data set (len and [i] → "
-            "{modality: value}), or a training and a held-out one"
+            f"{what} returned a {type(opened).__name__}: return a data set (len and [i] → {{modality: value}}), or a "
+            "training and a held-out one"
         )
-    return opened
+    chosen = [_choose(part, data, modalities, what) for part in parts]
+    return (chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0]
 
 
-EARLIER_NAMES = {"image": "images", "text": "captions"}  # arrays of .npz files before fields could be named
+def _is_dataset(part: Any) -> bool:
+    if isinstance(part, Mapping | str) or is_table(part) or not isinstance(part, Dataset):
+        return False
+    return not len(part) or isinstance(part[0], Mapping)
 
 
-def open_npz(path: Path, fields: dict[str, str]) -> Opened:
-    """An .npz with an array per modality; text may have several versions, (N, M).
-
-    An optional array `split` of the strings train and test determines the split. Further arrays (N,) are annotations.
-    """
-    arrays = read_npz(path)
-    values, used = {}, set()
-    for m, field in fields.items():
-        name = field if field in arrays else EARLIER_NAMES.get(field, field)
-        if name in arrays:
-            values[m], n = as_values(arrays[name]), len(arrays[name])
-            used.add(name)
-    if missing := [field for m, field in fields.items() if m not in values]:
-        raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays)} (data.fields names others)")
-    labels = {name: a for name, a in arrays.items() if name not in used and name != "split" and a.shape == (n,)}
-    try:
-        whole = InMemory(values, labels)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return whole if "split" not in arrays else by_split(whole, arrays["split"], path)
+def _choose(part: Dataset, data: Data, modalities: Modalities, what: str) -> Dataset:
+    """A data set of a function under the names of the modalities."""
+    if not isinstance(part, InMemory):
+        if data.fields:
+            raise ValueError(f"{what}: data.fields is for an InMemory; a data set of your own names its modalities")
+        return part
+    found = find_fields(part.values, modalities, data, what)
+    values, _ = pick(part.values, modalities, data, found, what)
+    return InMemory(values, part.labels)
 
 
-def by_split(whole: Dataset, split: np.ndarray, where: object) -> tuple[Dataset, Dataset]:
-    """Training and held-out part by an array of the strings train and test."""
-    if unknown := sorted(set(split.tolist()) - {"train", "test"}):
-        raise ValueError(f"{where}: split {unknown[0]!r}; it must be train or test")
-    train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
-    if not len(train) or not len(test):
-        raise ValueError(f"{where}: {len(train)} training and {len(test)} held-out examples; both need at least one")
-    return subset(whole, train), subset(whole, test)
-
-
-def as_values(array: np.ndarray) -> np.ndarray | list:
-    """An array as the values of a modality: strings as a list, rows of strings as lists of versions."""
-    return array.tolist() if array.dtype.kind in "US" else array
-
-
-def read_npz(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; pickled objects are refused.
+def download(data: Data) -> Path:
+    """The local folder of a data set of the Hugging Face hub; `data.options` are arguments of `snapshot_download`.
 
     Raises:
-        ValueError: not a readable .npz file of plain arrays.
+        ValueError: there is none, it cannot be reached, or huggingface_hub is not installed.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: not a readable .npz file of plain arrays ({error})") from None
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"{data.source!r} is no file or folder here; for a data set of the hub: pip install anystate[latents]"
+        ) from None
+    try:
+        return Path(snapshot_download(data.source, repo_type="dataset", **data.options))
+    except Exception as error:  # the hub and the network raise their own exception types
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{not_found('data.source', data.source)}, nor on the Hugging Face hub: {reason}") from None

@@ -78,7 +78,7 @@ class TableCodec:
 
     def decode(self, tokens: Tensor, z: Tensor, seed: int = 0, start: int = 0) -> pd.DataFrame:
         """The table of tokens (N, C) and z (N, C); `start` counts the rows made before, for identifiers."""
-        rng, n = np.random.default_rng(seed), len(tokens)
+        rng, n = np.random.default_rng([seed, start] if start else seed), len(tokens)
         token_columns = dict(zip(self.categorical, tokens.cpu().numpy().T, strict=True))
         z_columns = dict(zip(self.numerical, z.float().cpu().numpy().T, strict=True))
         return pd.DataFrame(

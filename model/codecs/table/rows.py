@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...storage import pack_json
-from ..base import Codec, Parts
+from ..base import ArraySpec, Codec, Parts, Stored, as_stored, require_fitted
 from .codec import TableCodec
-from .column import ColumnCodec, from_tag
+from .column import ColumnCodec, from_tag, to_tag
 from .encoding import EncodingConfig
 from .schema import Schema, infer
 
@@ -41,7 +43,7 @@ class RowCodec(Codec):
         """Raises ValueError if the file is damaged."""
         try:
             return cls.of(TableCodec.from_json(json.loads(files[CODEC])))
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"{CODEC} is truncated or damaged") from None
 
     @classmethod
@@ -58,7 +60,8 @@ class RowCodec(Codec):
     @property
     def table(self) -> TableCodec:
         """The codec of the columns."""
-        assert self.columns is not None  # see `require_fitted`
+        require_fitted(self)
+        assert self.columns is not None
         return self.columns
 
     def fit(self, values: Sequence | pd.DataFrame, seed: int = 0) -> None:
@@ -74,7 +77,19 @@ class RowCodec(Codec):
         Raises:
             ValueError: a cell without a code.
         """
-        tokens, z = self.table.encode(as_table(values), self.seed)
+        return self._encode(values, self.seed)
+
+    def store(self, values: Sequence, seed: int = 0) -> Stored:
+        return as_stored(self._encode(values, [self.seed, seed]))
+
+    def specs(self, diffused: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+        states = {"cat": self.table.states, "num": None}
+        return {
+            part: dataclasses.replace(spec, states=states[part], gaps=part == "num") for part, spec in diffused.items()
+        }
+
+    def _encode(self, values: Sequence | pd.DataFrame, seed: int | list[int]) -> Parts:
+        tokens, z = self.table.encode(as_table(values), seed)
         if bool((tokens < 0).any()):
             name = self.table.categorical[int((tokens < 0).any(0).nonzero()[0, 0])]
             raise ValueError(f"column {name!r} has empty cells, and had none in training")
@@ -95,12 +110,17 @@ class RowCodec(Codec):
             rows[name] = rows[name].astype(object).mask(masked[:, c].numpy(), None)
         return rows
 
+    def decode_samples(self, x: Parts, seed: int, start: int) -> pd.DataFrame:
+        return self.decode(x, seed, start)
+
     def encode_cells(self, values: Sequence | pd.DataFrame) -> dict[str, tuple[Tensor, Tensor | None]]:
         """{part: (tensor, mask of the known cells)}; missing cells and columns that are left out are not known.
 
         Raises:
             ValueError: an unknown column, or a value that the column does not have.
         """
+        if wrong := [v for v in values if not isinstance(v, Mapping | pd.Series | str)]:
+            raise ValueError(f"a row is a mapping {{column: value}}, got a {type(wrong[0]).__name__}")
         rows, rng = as_table(values), np.random.default_rng(0)
         if unknown := [name for name in rows if name not in self.table.columns]:
             raise ValueError(f"unknown column {unknown[0]!r}; there are {', '.join(map(str, self.table.columns))}")
@@ -109,18 +129,29 @@ class RowCodec(Codec):
         known = {"cat": torch.zeros(tokens.shape, dtype=torch.bool), "num": torch.zeros(z.shape, dtype=torch.bool)}
         for name in rows:
             column = self.table.columns[name]
+            require_values(column, rows[name])
             own_tokens, own_z = column.encode(as_in_training(column, rows[name]), rng)
             present = rows[name].notna().to_numpy()
             if own_tokens is not None:
                 c = self.table.categorical.index(name)
                 tokens[:, c] = torch.from_numpy(np.where(present, own_tokens, 0))
                 known["cat"][:, c] = torch.from_numpy(present)
-            if own_z is not None:  # the token of a cell that is not regular says so; its number is free
-                regular = present & ~np.isnan(own_z)
-                d = self.table.numerical.index(name)
-                z[:, d] = torch.from_numpy(np.where(regular, own_z, 0.0))
-                known["num"][:, d] = torch.from_numpy(regular)
+            if own_z is not None:  # a cell that is not regular has a token but no number: noise, as in training
+                d, noise = self.table.numerical.index(name), rng.standard_normal(len(rows))
+                z[:, d] = torch.from_numpy(np.where(np.isnan(own_z), noise, own_z))
+                known["num"][:, d] = torch.from_numpy(present)
         return {part: (x, known[part]) for part, x in self._parts(z, tokens).items()}
+
+    def with_given(self, rows: pd.DataFrame, given: Sequence | pd.DataFrame) -> pd.DataFrame:
+        """Rows whose known numbers, see `encode_cells`, are as given: z has the resolution and the range of training."""
+        cells = as_table(given).reset_index(drop=True)
+        for name in cells:
+            column = self.table.columns[name]
+            if column.quantiles is not None:
+                numbers = column.to_numbers(cells[name])
+                known = np.isfinite(numbers)
+                rows[name] = rows[name].mask(known, column.from_numbers(np.where(known, numbers, 0.0)))
+        return rows
 
     def files(self) -> dict[str, bytes]:
         return {CODEC: pack_json(self.table.to_json())}
@@ -134,18 +165,45 @@ class RowCodec(Codec):
         return parts
 
 
+def require_values(column: ColumnCodec, values: pd.Series) -> None:
+    """ValueError if a cell holds several values, such as a range."""
+    if values.dtype == object and any(isinstance(v, tuple | list | set | dict) for v in values):
+        raise ValueError(
+            f"column {column.name!r}: a condition is one value; ranges are for TableSynthesizer.sample(where=…)"
+        )
+
+
 def as_in_training(column: ColumnCodec, values: pd.Series) -> pd.Series:
-    """Values of a categorical column in which text stands for the category that is written so, say 1 for "1"."""
+    """Values of a categorical column; text stands for the category that is written so, say "1" for 1.
+
+    Raises:
+        ValueError: a value that the column does not have.
+    """
     if column.is_numerical or not column.states:
         return values
-    texts = {str(from_tag(tag)): from_tag(tag) for _, tag in column.value_states()}
-    texts |= {str(from_tag(tag)): from_tag(tag) for tag, _ in column.rare}
-    if unknown := [v for v in values.dropna() if str(v) not in texts]:
+    tags = [tag for _, tag in column.value_states()] + [tag for tag, _ in column.rare]
+    texts, known, unknown = {str(from_tag(tag)): from_tag(tag) for tag in tags}, set(tags), object()
+
+    def find(value: Any) -> Any:
+        if pd.isna(value):
+            return None
+        return value if to_tag(value) in known else texts.get(str(value), unknown)
+
+    found = [find(value) for value in values]
+    if unknown in found:
         shown = ", ".join(list(texts)[:12]) + (", …" if len(texts) > 12 else "")
-        raise ValueError(f"column {column.name!r} has no value {unknown[0]!r}; it has {shown}")
-    return pd.Series([texts[str(v)] if pd.notna(v) else None for v in values], index=values.index, dtype=object)
+        raise ValueError(f"column {column.name!r} has no value {values.iloc[found.index(unknown)]!r}; it has {shown}")
+    return pd.Series(found, index=values.index, dtype=object)
 
 
 def as_table(values: Any) -> pd.DataFrame:
     """Rows as a DataFrame."""
     return values if isinstance(values, pd.DataFrame) else pd.DataFrame(list(values))
+
+
+def is_column(values: Any) -> bool:
+    """Whether N values are a number, a text or a date each, and no arrays, lists, mappings or bytes."""
+    if isinstance(values, np.ndarray):
+        return values.ndim == 1
+    first = next((value for value in values if value is not None), None)
+    return not isinstance(first, np.ndarray | list | tuple | Mapping | bytes | Path)

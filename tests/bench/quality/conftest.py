@@ -13,6 +13,18 @@ TONES = {
     "dark": (124, 83, 62),
 }
 SIZE = 12
+THREE = """
+name: three
+data: {source: digits}
+modalities:
+  image: {kind: image, channels: 1, size: 8, pixel_max: 16, stream: {width: 16, patch: 4}}
+  label: {kind: label, stream: {width: 16}}
+  text: {kind: text, alphabet: " 0123456789abdefghimnorstuvwxz", length: 12, stream: {width: 16}}
+network: {depth: 1, heads: 2, head_dim: 8}
+times: {subset_prob: 0.3}
+train: {steps: 4, batch: 16, warmup_steps: 2, log_every: 1}
+sample: {steps: 3, batch_size: 8}
+"""
 
 
 def shape_image(shape: int, left, right, hat: bool) -> np.ndarray:
@@ -69,14 +81,37 @@ def tones_npz(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tones(tones_npz):
-    """(training, held-out) pairs of this data set."""
-    from anystate.model.codecs.characters import CharCodec
-    from anystate.model.codecs.pixels import PixelCodec
-    from anystate.train.data.pairs import load_npz
+def tones_overrides(tones_npz):
+    """Settings of the config digits for this data set."""
+    return [
+        f"data.source={tones_npz}",
+        "modalities.image.channels=3",
+        f"modalities.image.size={SIZE}",
+        "modalities.image.pixel_max=255",
+        "modalities.text.alphabet=' -abcdefghijklmnopqrstuvwxyz'",
+        "modalities.text.length=40",
+    ]
 
-    codec = CharCodec(" -abcdefghijklmnopqrstuvwxyz", 40)
-    return load_npz(str(tones_npz), PixelCodec(3, SIZE).encode, codec.encode, 0.2, 0)
+
+@pytest.fixture(scope="session")
+def tones(tones_overrides):
+    """(training, held-out) examples of this data set."""
+    from anystate.configs.load import load_config
+    from anystate.model.build import build_codecs
+    from anystate.train.data.load import load_data
+
+    config = load_config("digits", tones_overrides)
+    return load_data(config, build_codecs(config))
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory):
+    """three("train.steps=6", …) → Config of a small model of images, classes and captions of digits."""
+    from anystate.configs.load import load_config
+
+    path = tmp_path_factory.mktemp("three") / "three.yaml"
+    path.write_text(THREE)
+    return lambda *overrides: load_config(path, list(overrides))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from anystate.bench.quality.attribute_classifier import EmojiAttributeClassifier, fit_classifier
-from anystate.bench.quality.captions import Grammar, agreement, attributes, exact_match, split_tones
-from anystate.train.data.pairs import Pairs
+from anystate.bench.quality.captions import (
+    Grammar,
+    agreement,
+    attributes,
+    exact_match,
+    split_tones,
+    versions_of,
+)
+from anystate.train.data.dataset import InMemory
+from anystate.train.data.examples import Examples
 
 
 @pytest.mark.parametrize(
@@ -27,10 +35,10 @@ def test_tones_of_a_caption(caption, stem, tones):
 
 def test_attributes_follow_the_arrays_of_the_data_set(tones):
     """The attributes of a caption are its base and modifier, also if it has both a gender and a tone."""
-    grammar = Grammar(*tones)
+    grammar = Grammar(*tones, text="text")
     for part in tones:
-        columns = (part.meta[k] for k in ("base", "modifier", "kind"))
-        for (caption,), base, modifier, kind in zip(part.texts, *columns, strict=True):
+        columns = (part.labels[k] for k in ("base", "modifier", "kind"))
+        for (caption,), base, modifier, kind in zip(versions_of(part, "text"), *columns, strict=True):
             got = dict(grammar.attributes(caption))
             assert grammar.valid(caption)
             if kind == "gender":
@@ -64,44 +72,50 @@ def test_exact_match():
 
 @pytest.fixture(scope="module")
 def classifier(tones):
-    return fit_classifier(*tones)
+    return fit_classifier(*tones, "image", "text")
 
 
-def test_held_out_images_are_classified(classifier, tones):
+@pytest.fixture(scope="module")
+def images(tones):
+    """The held-out images."""
+    return tones[1].first(slice(None))["image"]
+
+
+def test_held_out_images_are_classified(classifier, tones, images):
     """Unseen combinations: each shape and each tone is in the training images, the pair is not."""
     assert isinstance(classifier, EmojiAttributeClassifier)
     test = tones[1]
-    truth = classifier.caption_attributes([texts[0] for texts in test.texts])
+    truth = classifier.caption_attributes([texts[0] for texts in versions_of(test, "text")])
     assert len(test) >= 8
-    got = agreement(classifier.image_attributes(test.images), truth)
+    got = agreement(classifier.image_attributes(images), truth)
     assert got["base"] == 1.0
     assert got["modifier"] == 1.0
     assert got["mean"] > 0.9
-    noisy = test.images + 0.03 * torch.randn(test.images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = images + 0.03 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     assert agreement(classifier.image_attributes(noisy), truth)["mean"] > 0.85
 
 
-def test_wrong_captions_are_detected(classifier, tones):
+def test_wrong_captions_are_detected(classifier, tones, images):
     """Images paired with captions of other images do not agree with them."""
     test = tones[1]
-    truth = classifier.caption_attributes([texts[0] for texts in test.texts])
-    assert agreement(classifier.image_attributes(test.images.roll(1, 0)), truth)["all"] < 0.3
+    truth = classifier.caption_attributes([texts[0] for texts in versions_of(test, "text")])
+    assert agreement(classifier.image_attributes(images.roll(1, 0)), truth)["all"] < 0.3
 
 
-def test_distance_to_the_reference(classifier, tones):
-    test = tones[1]
-    same = classifier.distance_to_reference(test.images, test.images)
+def test_distance_to_the_reference(classifier, images):
+    same = classifier.distance_to_reference(images, images)
     assert same["text_to_image nearest is the reference"] == 1.0
     assert same["text_to_image RMSE to the reference"] == pytest.approx(0.0, abs=1e-4)
-    other = classifier.distance_to_reference(test.images.roll(1, 0), test.images)
+    other = classifier.distance_to_reference(images.roll(1, 0), images)
     assert other["text_to_image nearest is the reference"] == 0.0
-    shifted = classifier.distance_to_reference((test.images * 0.9), test.images)
+    shifted = classifier.distance_to_reference((images * 0.9), images)
     assert shifted["text_to_image RMSE to the reference"] == pytest.approx(
-        float((0.1 * test.images).flatten(1).square().mean(1).sqrt().mean() * 127.5), rel=1e-4
+        float((0.1 * images).flatten(1).square().mean(1).sqrt().mean() * 127.5), rel=1e-4
     )
 
 
 def test_data_sets_without_a_classifier_are_refused():
-    bare = Pairs(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 3, dtype=torch.int64))
+    raw = InMemory({"image": [None, None], "text": ["a three", "a stone"]}, {"digit": [3, 4]})
+    bare = Examples({"image": torch.zeros(2, 1, 4, 4), "text": torch.zeros(2, 3, dtype=torch.int64)}, raw=raw)
     with pytest.raises(ValueError, match="no attribute classifier for this data set"):
-        fit_classifier(bare, bare)
+        fit_classifier(bare, bare, "image", "text")

@@ -39,18 +39,9 @@ def run(tmp_path_factory, tiny):
 
 
 @pytest.fixture(scope="module")
-def emoji_run(tmp_path_factory, tiny, tones_npz):
+def emoji_run(tmp_path_factory, tiny, tones_overrides):
     """A model of the small data set with skin tones, evaluated during training."""
-    config = tiny(
-        "data.name=npz",
-        f"data.path={tones_npz}",
-        "modalities.image.channels=3",
-        "modalities.image.size=12",
-        "modalities.image.pixel_max=255",
-        "modalities.text.alphabet=' -abcdefghijklmnopqrstuvwxyz'",
-        "modalities.text.length=40",
-        "train.eval_every=3",
-    )
+    config = tiny(*tones_overrides, "train.eval_every=3")
     out = tmp_path_factory.mktemp("emoji_run") / "run"
     Trainer(config, out, "cpu", on_evaluate=evaluate_in_training, quiet=True).run()
     return out
@@ -187,7 +178,7 @@ def test_labels_during_training(emoji_run):
     [
         (["--metrics", "beauty"], ["'beauty'", "elbo, labels, fid, clip"]),
         (["--n", "1"], ["--n"]),
-        (["--data", "nowhere"], ["'nowhere' not found", "anystate data pack"]),
+        (["--data", "nowhere"], ["'nowhere' not found", "ANYSTATE_DATA"]),
         (["--metrics", "elbo", "--repeats", "1"], ["--repeats"]),
         (["--metrics", "fid", "--features", "nothing"], ["neither inception"]),
         (["--metrics", "clip", "--clip", "/nowhere"], ["no CLIP model could be loaded"]),

@@ -66,6 +66,20 @@ def test_captions_of_any_images_and_of_our_own_samples(call, clip_model, tmp_pat
     assert json.loads((tmp_path / "b.json").read_text()) == found
 
 
+def test_folders_of_samples_of_other_mixes(call, refused, tmp_path):
+    """Classes beside the images are no captions; of several images one has to be named."""
+    folder(tmp_path / "samples" / "image", 5, 2)
+    (tmp_path / "samples" / "label.txt").write_text("a\n" * 5)
+    (tmp_path / "samples" / "manifest.json").write_text(json.dumps({"pictures": ["image"], "captions": []}))
+    assert "nothing to measure" in refused("score", tmp_path / "samples", *FEATURES)
+    out = tmp_path / "a.json"
+    assert call("score", tmp_path / "samples", "--reference", tmp_path / "samples", "--json", out, *FEATURES) == 0
+    assert set(json.loads(out.read_text())) == {"fid"}
+    folder(tmp_path / "samples" / "depth", 5, 2)
+    error = refused("score", tmp_path / "samples", "--save", tmp_path / "x.npz", *FEATURES)
+    assert "name one of its folders depth, image" in error
+
+
 def test_images_of_several_sizes(call, refused, tmp_path):
     folder(tmp_path / "mixed", 4, 3)
     Image.new("L", (9, 7), 128).save(tmp_path / "mixed" / "wide.png")

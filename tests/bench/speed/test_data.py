@@ -10,21 +10,28 @@ import torch
 from rich.console import Console
 
 from anystate.bench.speed import data as bench
+from anystate.configs.load import load_config
+from anystate.train.data.packed.match import stored_specs
 from anystate.train.data.packed.packed import Packed
 
 
 def test_files_and_shards_hold_the_same_samples(tmp_path):
     bench.write_data(tmp_path, 12, Console(quiet=True))
-    files, packed = bench.NpyFiles(tmp_path, 12), Packed(tmp_path, loader="webdataset")
-    pairs = packed.pairs()
-    assert len(files) == len(pairs) == 12
+    files = bench.NpyFiles(tmp_path, 12)
+    packed = Packed(tmp_path, bench.codecs_of_recipe(), loader="webdataset")
+    examples = packed.examples()
+    assert len(files) == len(examples) == 12
+    held = examples.first(slice(None))
     for i in range(12):
         x, tokens = files[i]
-        assert x.shape == pairs.images[i].shape == (4, 32, 32)
-        assert torch.equal(tokens, pairs.captions[i, 0])
+        assert x.shape == held["image"][i].shape == (4, 32, 32)
+        assert tokens.shape == (120,)
+        assert torch.equal(tokens, held["text"][i])
         stored = np.load(tmp_path / f"images/0000/{i}.npy")
-        assert np.allclose(packed.shards.read(0, i)[0], stored, atol=2e-3)
-        assert np.allclose(pairs.images[i], stored[:4] * 0.18215, atol=1e-3)
+        assert np.allclose(packed.shards.read(0, i)["image"], stored, atol=2e-3)
+        assert np.allclose(held["image"][i], stored[:4] * 0.18215, atol=1e-3)
+    recipe = stored_specs(load_config(bench.RECIPE), bench.codecs_of_recipe())
+    assert {m: about.specs for m, about in packed.manifest.modalities.items()} == recipe
 
 
 def test_every_loader_is_measured(tmp_path, capsys):

@@ -17,11 +17,13 @@ from anystate.bench.speed import scaling
 from anystate.bench.speed import train as training
 from anystate.bench.speed.results import ResultLog
 from anystate.bench.speed.sample import agreement
-from anystate.bench.speed.systems import config_of, synthetic_pairs
+from anystate.bench.speed.systems import SIZES, Synthetic, config_of
 from anystate.bench.speed.train import check_losses
 from anystate.bench.speed.workers import Worker, interleave, quantile, timer
 from anystate.bench.studies import sampler_figure
 from anystate.bench.studies.samplers import point
+from anystate.diffusion import Gaussian, LogLinear, Masked, ScaledLinear, Space, Uniform
+from anystate.model.build import build_codecs, build_space
 
 CPU = torch.device("cpu")
 
@@ -110,13 +112,37 @@ def test_differences_from_the_reference_are_errors():
         agreement("x", {**same, "fast": {"t": tokens, "p": images + 1}}, CPU)
 
 
-@pytest.mark.parametrize("size", ["official", "emoji", "digits"])
-def test_synthetic_data_has_the_config_s_shapes(size):
-    config = config_of(size, ["network.depth=1", "modalities.text.stream.width=16", "modalities.image.stream.width=16"])
-    pairs = synthetic_pairs(config, CPU)
-    batch = pairs.batch(0, 1, range(2, 5), 8)
-    assert set(batch) == set(config.modalities)
+@pytest.mark.parametrize("size", SIZES)
+def test_synthetic_data_has_the_shapes_of_the_space(size):
+    config = config_of(size, [])
+    space = build_space(config, build_codecs(config))
+    data = Synthetic(space, CPU)
+    batch = data.batch(0, 1, range(2, 5), 8)
+    assert set(batch) == set(space)
     assert {len(x) for x in batch.values()} == {3}
+    space.check(batch)
+    assert all(torch.equal(x, data.batch(7, 1, range(2, 5), 8)[m]) for m, x in batch.items())
+    assert not torch.equal(batch["image"], data.batch(0, 2, range(2, 5), 8)["image"])
+
+
+def test_synthetic_data_of_any_space():
+    """Padded tokens have random lengths of at least a quarter; without a pad, or under uniform diffusion, all count."""
+    space = Space(
+        {
+            "waves": Gaussian((3, 20), ScaledLinear()),
+            "words": Masked(8, 50, LogLinear(), pad_id=49),
+            "codes": Masked(6, 4, LogLinear()),
+            "class": Uniform(1, 10, LogLinear()),
+        }
+    )
+    data = Synthetic(space, CPU).x
+    space.check(data)
+    assert abs(float(data["waves"].std()) - 1.0) < 0.02
+    is_pad = data["words"] == 49
+    lengths = 8 - is_pad.flip(1).long().cumprod(1).sum(1)
+    assert set(lengths.tolist()) >= set(range(2, 9))
+    assert set(data["codes"].unique().tolist()) == set(range(4))
+    assert set(data["class"].unique().tolist()) == set(range(10))
 
 
 def test_the_page_shows_every_result_and_failure(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anystate.bench.speed import train as training
-from anystate.bench.speed.systems import SyntheticTrainer, config_of, randomize_weights, synthetic_pairs
+from anystate.bench.speed.systems import Synthetic, SyntheticTrainer, config_of, untrained
 from anystate.configs.load import load_config
 from anystate.kernels import reference
 from anystate.model import compilation as compiling
@@ -120,10 +120,8 @@ def draw(pipeline, conditions, n: int):
 def test_number_of_compilations_in_sampling(size, compiled, monkeypatch):
     """Joint and conditional sampling, of one and several samples in one process, stay below PyTorch's limit."""
     monkeypatch.setattr(Run, "positions", lambda self, k, outputs: {})
-    config = config_of(size, SIZES[size])
-    pipeline, pairs = randomize_weights(build_pipeline(config, codecs=False)), synthetic_pairs(config, CPU)
-    pipeline.net.eval().requires_grad_(False)
-    data = dict(zip(pairs.names, (pairs.images, pairs.captions[:, 0]), strict=True))
+    pipeline = untrained(size, SIZES[size])
+    data = Synthetic(pipeline.space, CPU).x
     counted = compiled(pipeline.net, dynamic=True)
     with torch._dynamo.config.patch(recompile_limit=LIMIT):
         for n in (4, 1, 3):
@@ -203,7 +201,7 @@ def test_flops_of_the_official_network_by_hand():
     """FLOPs of one sample, forward: every matrix product and attention, the logits included; 97 TFLOP a step of 256."""
     config = config_of("official", [])
     with torch.device("meta"):
-        pipeline = build_pipeline(config, codecs=False)
+        pipeline = build_pipeline(config)
     pipeline.net.to_empty(device="cpu")
     with torch.no_grad():
         for value in (*pipeline.net.parameters(), *pipeline.net.buffers()):

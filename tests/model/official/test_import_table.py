@@ -12,9 +12,11 @@ import torch
 import yaml
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 
+from anystate.configs.load import load_config
 from anystate.model.official.import_table import import_table, official_codec, read_official_table
 from anystate.model.official.table import is_table
-from anystate.sample.table.pipeline import TablePipeline
+from anystate.sample.pipeline import Pipeline
+from anystate.sample.table.rows import columns_of
 from anystate.train.synthesizer import TableSynthesizer
 
 # of a network with 4 numbers and 3, 7 and 2 categories: the target is a category, and first
@@ -70,9 +72,9 @@ def test_an_imported_network_predicts_as_the_official_one(tmp_path, folder, gold
     assert report.weights == ["ema", "raw"]
     assert not report.unused
     assert set(report.used) == set(state)
-    pipeline = TablePipeline.from_pretrained(tmp_path / "run", "raw")
-    assert pipeline.codec.numerical == ["d", "a", "b", "c"]
-    assert pipeline.codec.categorical == ["seven", "class", "flag"]
+    pipeline = Pipeline.from_pretrained(tmp_path / "run", "raw")
+    assert columns_of(pipeline).numerical == ["d", "a", "b", "c"]
+    assert columns_of(pipeline).categorical == ["seven", "class", "flag"]
     numerical, categorical = [3, 0, 1, 2], [1, 0, 2]  # official indices of our columns
     mask = torch.tensor(config["categories"])[categorical]
     x_cat = golden["forward/x_cat"][:, categorical]
@@ -85,17 +87,14 @@ def test_an_imported_network_predicts_as_the_official_one(tmp_path, folder, gold
         k = config["categories"][place]
         mine = torch.cat([out["cat"][:, c, :k], out["cat"][:, c, -1:]], -1)
         torch.testing.assert_close(mine, golden[f"forward/cat_{place}"], rtol=1e-5, atol=1e-5)
-    ema = TablePipeline.from_pretrained(tmp_path / "run").net.state_dict()
+    ema = Pipeline.from_pretrained(tmp_path / "run").net.state_dict()
     assert all(torch.equal(0.5 * value, ema[key]) for key, value in pipeline.net.state_dict().items())
 
 
 def test_numbers_and_categories_are_encoded_as_by_scikit_learn(folder):
-    from anystate.configs.load import load_config
-    from anystate.configs.table import TableConfig
-
     official, table = read_official_table(folder), rows()
     assert official.categorical == ["class", "seven", "flag"]
-    codec = official_codec(official, load_config("table/paper", [], TableConfig))
+    codec = official_codec(official, load_config("table/paper"))
     tokens, _ = codec.encode(table)
     theirs = OrdinalEncoder(dtype="int64").fit_transform(table[codec.categorical].astype(object))
     assert (tokens.numpy() == theirs).all()

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file, save_model
 
+from anystate.configs.load import parse_config
 from anystate.diffusion import Guidance
+from anystate.model.build import build_codecs
 from anystate.model.official import import_text_image as official
 from anystate.model.official.text_image import load_official, to_official
 from anystate.sample import sample
@@ -155,7 +157,8 @@ def test_a_network_survives_export_and_import(run, options, tmp_path, call):
     raw = Pipeline.from_pretrained(run).config.model_dump(mode="json")
     raw["modalities"]["text"]["stream"].update(single_stream_depth=0, output=False, width=32, cond=32)
     raw["network"].update(depth=3, heads=2)
-    pipeline = build_pipeline(type(Pipeline.from_pretrained(run).config).model_validate(raw), run / "step_00001234")
+    config = parse_config(raw, "another architecture")
+    pipeline = build_pipeline(config, build_codecs(config, run / "step_00001234"))
     for p in pipeline.net.parameters():
         torch.nn.init.normal_(p, std=0.2)
     theirs = {key: value.half() for key, value in to_official(pipeline.net).items()}

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anystate.model.codecs.base import Codec
+from anystate.model.codecs.characters import CharCodec
+from anystate.model.codecs.pixels import PixelCodec
+from anystate.model.codecs.subwords import TokenizerCodec
+from anystate.model.codecs.vae import LatentCodec
+from anystate.train.data.packed.manifest import Manifest
+from anystate.train.data.packing.image_text import Settings
 from anystate.train.data.packing.open import open_source
-from anystate.train.data.packing.pack import Settings, pack
+from anystate.train.data.packing.pack import pack
 
 N, TEST = 70, 10
 ADJECTIVES = ("red", "green", "blue", "old", "new", "small", "big")
@@ -28,6 +35,20 @@ def arrays(n: int = N, size: int = 4) -> dict[str, np.ndarray]:
         "word": np.array([ADJECTIVES[r % 7] for r in range(n)]),
         "number": rows,
     }
+
+
+def codecs_of(folder) -> dict[str, Codec]:
+    """The codecs of a packed data set of images and captions."""
+    manifest = Manifest.load(folder)
+    image, text = (dict(manifest.modalities[m].codec) for m in ("image", "text"))
+    side = image["channels"], image["size"]
+    latents = image["kind"] == "latents"
+    codecs = {"image": LatentCodec("none", image["scale"], *side) if latents else PixelCodec(*side, image["pixel_max"])}
+    if text["kind"] == "characters":
+        return {**codecs, "text": CharCodec(text["alphabet"], text["length"])}
+    place = folder / manifest.modalities["text"].files["tokenizer.json"]
+    del text["kind"]
+    return {**codecs, "text": TokenizerCodec(place, **text)}
 
 
 @pytest.fixture(scope="session")

@@ -10,22 +10,26 @@ import pytest
 import torch
 import yaml
 
-from anystate.sample.pipeline import build_pipeline
-from anystate.train.data.load import load_data
-from anystate.train.data.packed.shards import Manifest
+from anystate.model.build import build_codecs
+from anystate.train.data import load
+from anystate.train.data.packed.manifest import Manifest
 from anystate.train.data.packing.check import check
 from anystate.train.data.packing.open import open_source
 from anystate.train.data.packing.pack import Settings, pack
 from anystate.train.trainer import Trainer
 
 
+def load_data(config):
+    """The training and the held-out part."""
+    return load.load_data(config, build_codecs(config))
+
+
 @pytest.fixture
 def config(tiny, packed):
     """config("data.loader=dali") → Config of a digits-like model on the packed things."""
-    text = Manifest.load(packed).text
+    text = Manifest.load(packed).modalities["text"].settings
     fits = [
-        "data.name=packed",
-        f"data.path={packed}",
+        f"data.source={packed}",
         "data.loader=webdataset",
         "modalities.image.channels=3",
         "modalities.image.size=4",
@@ -37,12 +41,12 @@ def config(tiny, packed):
 
 
 def test_matching_config_loads_both_parts(config):
-    pipeline = build_pipeline(config())
-    train, test = load_data(pipeline)
+    codecs = build_codecs(config())
+    train, test = load.load_data(config(), codecs)
     assert (len(train), len(test)) == (60, 10)
     batch = train.batch(0, 0, range(6), 6)
-    assert pipeline.codecs["text"].decode(batch["text"])[0].split()[1] == "thing"
-    assert test.texts[0][0] == pipeline.codecs["text"].decode(test.captions[:1, 0])[0]
+    assert codecs["text"].decode(batch["text"])[0].split()[1] == "thing"
+    assert test.raw.values["text"][0] == codecs["text"].decode(test.first(slice(0, 1))["text"])
     train.close()
 
 
@@ -68,13 +72,12 @@ def test_training_resumes_bit_for_bit(config, tmp_path):
         ("modalities.image.latents={vae: x}", "packed with kind = 'pixels', the config has 'latents'"),
         ("modalities.text.length=9", "packed with length"),
         ("modalities.text.alphabet=abc", "packed with states"),
-        ("data.path=nowhere", "packed data set 'nowhere' not found"),
-        ("data.path=null", "data.path"),
+        ("data.source=nowhere", "data.source 'nowhere' not found"),
     ],
 )
 def test_mismatched_configs(config, override, message):
     with pytest.raises(ValueError, match=message):
-        load_data(build_pipeline(config(override)))
+        load_data(config(override))
 
 
 def test_missing_held_out_part(config, source, tmp_path, packed):
@@ -83,24 +86,24 @@ def test_missing_held_out_part(config, source, tmp_path, packed):
     del raw["splits"]["test"]
     (copy / "dataset.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"no split 'test'.*--test-share"):
-        load_data(build_pipeline(config(f"data.path={copy}")))
+        load_data(config(f"data.source={copy}"))
 
 
 def test_different_tokenizer_is_refused(tiny, source, tmp_path):
     out = tmp_path / "set"
-    text = pack(open_source(str(source)), out, Settings(text="bpe", states=300)).text
-    tokens = {"kind": "bpe", "path": str(out / "tokenizer.json"), "states": text["states"], "pad": 0}
+    text = pack(open_source(str(source)), out, Settings(text="bpe", states=300)).modalities["text"].settings
+    tokens = dict(text["tokenizer"], path=str(out / "text.tokenizer.json"))
     image = ["modalities.image.channels=3", "modalities.image.size=4", "modalities.image.pixel_max=255"]
-    data = ["data.name=packed", f"data.path={out}", "modalities.text.alphabet=null", *image]
+    data = [f"data.source={out}", "modalities.text.alphabet=null", *image]
     overrides = [*data, f"modalities.text.tokenizer={json.dumps(tokens)}", f"modalities.text.length={text['length']}"]
-    load_data(build_pipeline(tiny(*overrides)))
-    other = json.loads((out / "tokenizer.json").read_text())
+    load_data(tiny(*overrides))
+    other = json.loads((out / "text.tokenizer.json").read_text())
     first, second = other["model"]["merges"][:2]
     other["model"]["merges"][:2] = [second, first]
     (tmp_path / "other.json").write_text(json.dumps(other))
     tokens["path"] = str(tmp_path / "other.json")
-    with pytest.raises(ValueError, match=r"other.json is not the tokenizer that .* was packed with"):
-        load_data(build_pipeline(tiny(*overrides, f"modalities.text.tokenizer={json.dumps(tokens)}")))
+    with pytest.raises(ValueError, match=r"tokenizer\.json of 'text' is not the one that .* was packed with"):
+        load_data(tiny(*overrides, f"modalities.text.tokenizer={json.dumps(tokens)}"))
 
 
 # data check
@@ -133,7 +136,7 @@ def shift_an_offset(folder):
 
 def shrink_the_vocabulary(folder):
     raw = yaml.safe_load((folder / "dataset.yaml").read_text())
-    raw["text"]["states"] = 5
+    raw["modalities"]["text"]["parts"]["text"]["states"] = 5
     (folder / "dataset.yaml").write_text(yaml.safe_dump(raw))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import collections
+import dataclasses
 import json
 import os
 import weakref
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +17,22 @@ import torch
 from torch import Tensor
 
 from .... import kernels
-from ....configs.config import Config, Image, Text
+from ....configs.config import Config
 from ....configs.locate import locate, not_found
 from ....kernels import Draw, Rng
 from ....kernels.philox import MASK32
 from ....kernels.reference import words_to_index
-from ....model.codecs.characters import CharCodec
-from ....model.codecs.subwords import TokenizerCodec, open_tokenizer
+from ....model.build import Codecs, Names, part_names
+from ....model.codecs.base import Codec, Stored
+from ..dataset import InMemory
 from ..epochs import shard_rows
-from ..pairs import Pairs
+from ..examples import Examples, gap_stream, presence, spread
+from .manifest import Manifest, PackedModality
+from .match import match
 from .prefetch import Batches, Prefetcher
-from .readers import READERS, Batch, Shards, choose
+from .readers import READERS, Arrays, Batch, Sample, Shards, choose
 from .repair import Repair
-from .shards import LABELS, Manifest
+from .shards import LABELS
 
 MAX_PLAN_SAMPLES = 1 << 16  # samples of one plan, for which one reader is made
 MAX_PLAN_SHARDS = 96
@@ -34,17 +40,19 @@ MAX_PREFETCHERS = 8  # parts of a batch that are prefetched at the same time, fo
 
 
 class Packed:
-    """One split of a packed data set, with the interface of `Pairs`.
+    """One split of a packed data set, with the batches of `Examples`.
 
     Batch `step` of `size` holds positions step·size … of an endless stream that is reshuffled each epoch (see
-    `epochs.shard_rows`). The random choices of a sample (its latent, its caption, whether it is mirrored) are keyed by
+    `epochs.shard_rows`). The random choices of a sample (its latent, its versions, whether it is mirrored) are keyed by
     (seed, position), so batches do not depend on the loader, on the number of ranks or on where a run was resumed.
     Consecutive steps with the same rows are prefetched; any other access starts a new reader.
 
     Args:
-        names: names of the image and the text modality.
+        source: the folder, or its description with the modalities that are wanted.
+        codecs: {modality: the codec that restores it}.
+        names: {modality: {part: name of its process}}; default as in the data set.
         loader: dali, webdataset, or auto: DALI where it is installed.
-        flip: mirror half of the images; not for latents.
+        flip: mirror half of the samples, in all modalities that can be mirrored; not latents.
         bad_share: reading stops with an error when a larger share of the samples is unreadable; one is always allowed
             unless it is 0.
         log: file that gets one JSON line per unreadable sample.
@@ -56,24 +64,26 @@ class Packed:
 
     def __init__(
         self,
-        folder: Path | str,
+        source: Manifest | Path | str,
+        codecs: Mapping[str, Codec],
         split: str = "train",
-        names: tuple[str, str] = ("image", "text"),
+        names: Names | None = None,
         loader: str = "auto",
         flip: bool = False,
         bad_share: float = 0.01,
         log: Path | None = None,
         checksums: bool = True,
     ):
-        self.manifest = Manifest.load(folder)
-        self.names, self.loader, self.flip = names, choose(loader), flip
-        if flip and self.manifest.image["kind"] == "latents":
+        self.manifest = source if isinstance(source, Manifest) else Manifest.load(source)
+        self.codecs, self.loader, self.flip = codecs, choose(loader), flip
+        self.names = names or {m: about.names for m, about in self.manifest.modalities.items()}
+        if flip and not any(codecs[m].mirrored for m in self.manifest.modalities):
             raise ValueError("data.flip: latents of a mirrored image are not mirrored latents; flip works on pixels")
         self.shards = Shards(self.manifest, split, checksums)
         self.counts = self.shards.counts
         if not len(self):
-            raise ValueError(f"{folder}: its split {split!r} is empty")
-        self.repair = Repair(self.shards, self.manifest, bad_share, log)
+            raise ValueError(f"{self.manifest.folder}: its split {split!r} is empty")
+        self.repair = Repair(self.shards, bad_share, log)
         self.prefetchers: collections.OrderedDict[tuple, Prefetcher] = collections.OrderedDict()
         _OPEN.add(self)
 
@@ -85,8 +95,16 @@ class Packed:
         """The unreadable samples found so far, with the reasons."""
         return list(self.repair.bad.values())
 
+    @property
+    def present_share(self) -> dict[str, float]:
+        """{process: share of the samples that have it}, where samples lack one."""
+        absent = {m: about.absent.get(self.shards.split, 0) for m, about in self.manifest.modalities.items()}
+        return {k: 1.0 - n / len(self) for m, n in absent.items() if n for k in self.names[m].values()}
+
     def batch(self, seed: int, step: int, rows: range, size: int) -> dict[str, Tensor]:
-        """Rows `rows` of batch number `step` of `size`: float32 (n, C, S, S) and int64 (n, L).
+        """Rows `rows` of batch number `step` of `size`, {process: (n, …)}: float32, or int64 tokens.
+
+        A process that samples lack has a second entry, `presence(process)`, (n,) bool.
 
         Raises:
             ValueError: too many samples are unreadable, or a shard is truncated, changed or missing.
@@ -103,26 +121,51 @@ class Packed:
         self.prefetchers.move_to_end(key)
         return prefetcher.get()
 
-    def pairs(self, limit: int | None = None) -> Pairs:
+    def examples(self, limit: int | None = None) -> Examples:
         """The first `limit` samples in memory, in the order of the shards, without unusable ones.
 
-        Latents are their means. `texts` holds all captions of each sample, `meta` its labels, `source` among them.
+        Latents are their means. Annotations are those of the samples, `source` among them.
+
+        Raises:
+            ValueError: none has a modality.
         """
+        samples, labels = self._read(limit)
+        x, present, versions = {}, {}, {}
+        for m, about in self.manifest.modalities.items():
+            arrays = {part: [sample[name] for sample in samples] for part, name in about.names.items()}
+            if not about.versions:
+                arrays = {part: [value[None] for value in values] for part, values in arrays.items()}
+            counts = torch.tensor([len(value) for value in next(iter(arrays.values()))])
+            if not bool(counts.any()):
+                raise ValueError(
+                    f"{self.manifest.folder}: none of the {len(samples)} {self.shards.split} examples has {m}"
+                )
+            restored = self.codecs[m].restore({part: np.concatenate(values) for part, values in arrays.items()})
+            for part, values in restored.items():
+                x[self.names[m][part]] = spread(values, counts)
+                if bool((counts == 0).any()):
+                    present[self.names[m][part]] = counts > 0
+            if int(counts.max()) > 1:
+                versions[m] = counts.clamp(min=1)
+        return Examples(x, self.names, present, versions, self._annotations(labels))
+
+    def _read(self, limit: int | None) -> tuple[list[Sample], list[dict]]:
+        """The arrays and the annotations of the usable ones of the first `limit` samples."""
         locations = [(k, i) for k, count in enumerate(self.counts) for i in range(count)][:limit]
-        images, tokens, labels = [], [], []
+        samples, labels = [], []
         for k, i in locations:
-            image, text = self.shards.read(k, i)
-            if not self.repair.is_usable(k, i, image, text):
-                continue
-            images.append(image)
-            tokens.append(text)
-            labels.append(json.loads(self.shards.member(k, i, LABELS)))
-        most = max(len(t) for t in tokens)
-        captions = torch.from_numpy(np.stack([np.resize(t, (most, t.shape[1])) for t in tokens]).astype(np.int64))
-        texts = [sample.pop("captions") for sample in labels]
-        fields = dict.fromkeys(field for sample in labels for field in sample)
-        meta = {field: np.array([sample.get(field, "") for sample in labels]) for field in fields}
-        return Pairs(self._scaled(np.stack(images), None), captions, names=self.names, texts=texts, meta=meta)
+            sample = self.shards.read(k, i)
+            if self.repair.is_usable(k, i, sample):
+                samples.append(sample)
+                labels.append(json.loads(self.shards.member(k, i, LABELS)))
+        return samples, labels
+
+    def _annotations(self, labels: list[dict]) -> InMemory:
+        """The raw values that are stored with the samples, and the other annotations."""
+        raw = {m: about.raw for m, about in self.manifest.modalities.items()}
+        values = {m: [sample.get(field) for sample in labels] for m, field in raw.items()}
+        fields = dict.fromkeys(field for sample in labels for field in sample if field not in raw.values())
+        return InMemory(values, {field: np.array([sample.get(field, "") for sample in labels]) for field in fields})
 
     def close(self) -> None:
         """Stop prefetching."""
@@ -148,98 +191,90 @@ class Packed:
         return shards.reshape(positions.shape), samples.reshape(positions.shape)
 
     def _finish(self, batch: Batch, seed: int, position: np.ndarray) -> dict[str, Tensor]:
-        """The batch of tensors from stored arrays: caption drawn, image scaled and, with `flip`, mirrored."""
-        images, tokens = self.repair(batch)
-        keys = Rng(seed, torch.from_numpy(position & MASK32)).keys("data", Draw.DATA)
-        keys[:, 3] = torch.from_numpy(position >> 32)
-        words = kernels.reference.random_words(keys, 2)
-        x = self._scaled(images, noise_seeds(seed, position))
-        if self.flip:
-            mirrored = words[:, 1] >= 2**31
-            x[mirrored] = x[mirrored].flip(-1)
-        image, text = self.names
-        finished = {image: x, text: torch.from_numpy(_choose_caption(tokens, words[:, 0]))}
+        """The batch of tensors from stored arrays: a version of each drawn, restored and, with `flip`, mirrored."""
+        arrays, finished = self.repair(batch), {}
+        mirrored = _words("data", seed, position, 2)[:, 1] >= 2**31 if self.flip else None
+        for m, about in self.manifest.modalities.items():
+            stored = {part: arrays[name] for part, name in about.names.items()}
+            if about.versions:
+                words = _words(self._stream(m), seed, position, 1)[:, 0]
+                stored, present = _choose_version(stored, about, words)
+            values = self.codecs[m].restore(stored, self._seeds(m, seed, position))
+            for part, x in values.items():
+                name = self.names[m][part]
+                if mirrored is not None and self.codecs[m].mirrored:
+                    x[mirrored] = x[mirrored].flip(-1)
+                if about.specs[part].gaps:
+                    keys = _keys(gap_stream(name), seed, position)
+                    x = torch.where(x.isnan(), kernels.normal(keys, x[0].numel()).view(x.shape), x)
+                finished[name] = x
+                if about.absent.get(self.shards.split):
+                    finished[presence(name)] = present
         if torch.cuda.is_available():  # pinned memory lets the copy to the GPU run asynchronously
             finished = {name: value.pin_memory() for name, value in finished.items()}
         return finished
 
-    def _scaled(self, images: np.ndarray, seeds: list[int] | None) -> Tensor:
-        """Stored images as diffused: pixels in [−1, 1]; latents scale·(mean + std·ε), with ε = 0 without seeds."""
-        about = self.manifest.image
-        if about["kind"] == "pixels":
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-            return x.mul_(2.0 / about["pixel_max"]).sub_(1.0)
-        mean, std = torch.from_numpy(images).unflatten(1, (2, -1)).unbind(1)
-        if seeds is None:
-            return mean.float() * about["scale"]
-        return torch.addcmul(mean.float(), noise(seeds, mean.shape[1:]), std.float()).mul_(about["scale"])
+    def _stream(self, m: str) -> str:
+        """The random stream that draws the versions of a modality: "data" for the first one with versions."""
+        first = next(other for other, about in self.manifest.modalities.items() if about.versions)
+        return "data" if m == first else f"data {m}"
+
+    def _seeds(self, m: str, seed: int, position: np.ndarray) -> list[int] | None:
+        """Seeds of the random numbers with which a modality is restored, if it needs any."""
+        drawing = [other for other in self.manifest.modalities if self.codecs[other].draws]
+        if m not in drawing:
+            return None
+        return noise_seeds(seed if m == drawing[0] else seed + zlib.crc32(m.encode()), position)
 
 
-def _choose_caption(tokens: np.ndarray | list[np.ndarray], words: Tensor) -> np.ndarray:
-    """int64 (n, L): one caption of each sample's (M, L), chosen by a random 32-bit word per sample."""
-    if isinstance(tokens, np.ndarray):
-        choice = words_to_index(words, tokens.shape[1]).numpy()
-        return tokens[np.arange(len(tokens)), choice].astype(np.int64)
-    chosen = [t[int(words_to_index(word, len(t)))] for t, word in zip(tokens, words, strict=True)]
-    return np.asarray(chosen, np.int64)
+def _words(stream: str, seed: int, position: np.ndarray, n: int) -> Tensor:
+    """(B, n) random 32-bit words of the samples at these positions."""
+    return kernels.reference.random_words(_keys(stream, seed, position), n)
 
 
-def load_packed(
-    config: Config, names: tuple[str, str], codec: TokenizerCodec | CharCodec, log: Path | None = None
-) -> tuple[Packed, Pairs]:
-    """The training part and the held-out pairs (the first `data.held_out`) of the packed data set of a config.
+def _keys(stream: str, seed: int, position: np.ndarray) -> Tensor:
+    keys = Rng(seed, torch.from_numpy(position & MASK32)).keys(stream, Draw.DATA)
+    keys[:, 3] = torch.from_numpy(position >> 32)
+    return keys
+
+
+def _choose_version(stored: Arrays, about: PackedModality, words: Tensor) -> tuple[Stored, Tensor]:
+    """One version of each sample, chosen by a random word: {part: (n, …)}, zeros where there is none; (n,) whether."""
+    counts = torch.tensor([len(versions) for versions in next(iter(stored.values()))])
+    choice, chosen = words_to_index(words, counts.clamp(min=1)).numpy(), {}
+    for part, x in stored.items():
+        if isinstance(x, np.ndarray) and x.shape[1]:
+            chosen[part] = x[np.arange(len(x)), choice]
+        else:
+            none = np.zeros(about.specs[part].shape, about.specs[part].dtype)
+            chosen[part] = np.stack([v[i] if len(v) else none for v, i in zip(x, choice, strict=True)])
+    return chosen, counts > 0
+
+
+def load_packed(config: Config, codecs: Codecs, log: Path | None = None) -> tuple[Packed, Examples]:
+    """The training part and the held-out examples (the first `data.held_out`) of the packed data set of a config.
 
     Args:
-        codec: of the text modality.
+        codecs: {modality: codec}; those that are not fitted are replaced by the ones that the data set was packed with.
         log: file for unusable samples.
 
     Raises:
         ValueError: no such data set, it has no held-out part, or it does not match the config.
     """
     data = config.data
-    folder = locate(data.path or "")
-    if data.path is None or folder is None:
-        raise ValueError(not_found("packed data set", data.path or "data.path: null"))
+    assert data is not None  # see `load.load_data`
+    folder = locate(data.source)
+    if folder is None:
+        raise ValueError(not_found("packed data set", data.source))
     manifest = Manifest.load(folder)
     if "test" not in manifest.splits:
         raise ValueError(f"{folder} has no split 'test' for evaluation; pack it with --test-share")
-    image, text = (config.modalities[name] for name in names)
-    _check_match(manifest, manifest.image, _image_section(image), names[0])
-    _check_match(manifest, manifest.text, _text_section(text), names[1])
-    if text.tokenizer and codec.json() != open_tokenizer(manifest.folder / manifest.text["file"]).to_str():
-        raise ValueError(f"{text.tokenizer.path} is not the tokenizer that {manifest.folder} was packed with")
-    train = Packed(folder, "train", names, data.loader, data.flip, data.bad_share, log)
-    test = Packed(folder, "test", names, data.loader, data.flip, data.bad_share, log)
-    return train, test.pairs(data.held_out)
-
-
-def _image_section(image: Image) -> dict:
-    """The required entries of `dataset.yaml` for an image modality of a config."""
-    section = {"kind": "latents" if image.latents else "pixels", "channels": image.channels, "size": image.size}
-    if image.latents:
-        section["scale"] = image.latents.scale
-    else:
-        section["pixel_max"] = image.pixel_max
-    return section
-
-
-def _text_section(text: Text) -> dict:
-    """The required entries of `dataset.yaml` for a text modality of a config."""
-    section = {"length": text.length, "states": text.states, "pad": text.pad}
-    if text.tokenizer is None:
-        section["alphabet"] = text.alphabet
-    else:
-        section.update(kind=text.tokenizer.kind, start=text.tokenizer.start, end=text.tokenizer.end)
-    return section
-
-
-def _check_match(manifest: Manifest, packed: dict, expected: dict, name: str) -> None:
-    for key, value in expected.items():
-        if packed.get(key) != value:
-            raise ValueError(
-                f"{manifest.folder} was packed with {key} = {packed.get(key)!r}, "
-                f"the config has {value!r} for {name!r}; anystate data check {manifest.folder} prints matching settings"
-            )
+    modalities = match(manifest, config, codecs)
+    options = {"loader": data.loader, "flip": data.flip, "bad_share": data.bad_share, "log": log}
+    manifest = dataclasses.replace(manifest, modalities=modalities)
+    names = part_names(config, codecs)
+    train, test = (Packed(manifest, codecs, split, names, **options) for split in ("train", "test"))
+    return train, test.examples(data.held_out)
 
 
 def noise_seeds(seed: int, positions: np.ndarray) -> list[int]:
@@ -252,14 +287,6 @@ def noise_seeds(seed: int, positions: np.ndarray) -> list[int]:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         words = (words ^ words >> np.uint64(shift)) * np.uint64(factor) & mask
     return (words ^ words >> np.uint64(16)).tolist()
-
-
-def noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """float32 standard normals (len(seeds), *shape); row i is a function of seeds[i] alone."""
-    out, generator = torch.empty(len(seeds), *shape), torch.Generator()
-    for row, seed in zip(out, seeds, strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
-    return out
 
 
 _OPEN: weakref.WeakSet[Packed] = weakref.WeakSet()

@@ -18,28 +18,29 @@ from typing import Any
 
 import numpy as np
 
-from .shards import IMAGE, TEXT, Index, Manifest, index_text, read_npy
+from .manifest import Manifest
+from .shards import LABELS, Index, extension, index_text, read_npy
 
 MAX_CACHED_INDICES = 256
-Arrays = tuple[np.ndarray | None, np.ndarray | None]  # image as stored, tokens (M, L)
+Sample = dict[str, np.ndarray | None]  # {name: array as stored}; None: it cannot be read
+Arrays = dict[str, np.ndarray | list]  # {name: arrays of several samples}
 
 
 @dataclasses.dataclass
 class Batch:
-    """The images and tokens of one batch as stored.
+    """The arrays of one batch as stored.
 
-    Each is one array where all samples have the same shape, otherwise a list, with None for samples that cannot be
-    read. shards, samples (n,): the location of each sample.
+    Each entry is one array where all samples have the same shape, otherwise a list, with None for samples that cannot
+    be read. shards, samples (n,): the location of each sample.
     """
 
-    images: np.ndarray | list
-    tokens: np.ndarray | list
+    arrays: Arrays
     shards: np.ndarray
     samples: np.ndarray
 
 
 class Shards:
-    """The shards of a split, each opened and checked at its first use.
+    """The shards of a split, each opened and checked at its first use; only the manifest's modalities are read.
 
     Args:
         checksums: also compare the SHA-256 of the shards; under torchrun the ranks divide the shards among them.
@@ -48,7 +49,7 @@ class Shards:
     def __init__(self, manifest: Manifest, split: str, checksums: bool = True):
         if split not in manifest.splits:
             raise ValueError(f"{manifest.folder} has no split {split!r}; it has: {', '.join(manifest.splits)}")
-        self.manifest, self.shards = manifest, manifest.splits[split]
+        self.manifest, self.split, self.shards = manifest, split, manifest.splits[split]
         self.checksums, self.checked = checksums, set()
         self.indices: collections.OrderedDict[int, Index] = collections.OrderedDict()
         self.lock = threading.Lock()
@@ -81,18 +82,18 @@ class Shards:
 
     def name(self, k: int, sample: int) -> str:
         """The shard and key of a sample, for messages."""
-        return f"{self.path(k)}: {self.index(k).member(sample, IMAGE)[2].removesuffix('.' + IMAGE)}"
+        return f"{self.path(k)}: {self.index(k).member(sample, LABELS)[2].removesuffix('.' + LABELS)}"
 
-    def member(self, k: int, sample: int, extension: str) -> bytes:
+    def member(self, k: int, sample: int, ending: str) -> bytes:
         """The bytes of one member of one sample."""
-        offset, size, _ = self.index(k).member(sample, extension)
+        offset, size, _ = self.index(k).member(sample, ending)
         with open(self.path(k), "rb") as file:
             file.seek(offset)
             return file.read(size)
 
-    def read(self, k: int, sample: int) -> Arrays:
-        """Image and tokens of one sample; None for what cannot be read."""
-        return decode(self.member(k, sample, IMAGE)), decode(self.member(k, sample, TEXT))
+    def read(self, k: int, sample: int) -> Sample:
+        """The arrays of one sample."""
+        return {name: decode(self.member(k, sample, extension(name))) for name in self.manifest.names}
 
 
 def decode(data: bytes | None) -> np.ndarray | None:
@@ -134,19 +135,19 @@ def read_dali(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
     It stops at a sample that it cannot decode: that batch is then read sample by sample, and a new pipeline starts
     after it.
     """
-    start = 0
+    start, names = 0, shards.manifest.names
     while start < len(plan_shards):
         with tempfile.TemporaryDirectory(prefix="anystate-index-") as folder:  # read only while the pipeline is built
             pipe = _pipeline(shards, plan_shards[start:], plan_samples[start:], Path(folder), threads)
         while start < len(plan_shards):
             where = plan_shards[start], plan_samples[start]
             try:
-                images, tokens = pipe.run()
+                arrays = pipe.run()
             except RuntimeError:
                 yield _one_by_one(shards, *where)
                 start += 1
                 break
-            yield Batch(_arrays(images), _arrays(tokens), *where)
+            yield Batch(dict(zip(names, map(_arrays, arrays), strict=True)), *where)
             start += 1
         del pipe
 
@@ -161,6 +162,7 @@ def _pipeline(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
     from nvidia.dali import fn, pipeline_def
 
     flat_shards, flat_samples = plan_shards.ravel(), plan_samples.ravel()
+    endings = [extension(name) for name in shards.manifest.names]
     paths, indices = [], []
     for run in _runs(flat_shards):
         k = int(flat_shards[run[0]])
@@ -172,10 +174,8 @@ def _pipeline(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray,
 
     @pipeline_def(batch_size=plan_shards.shape[1], num_threads=threads, device_id=None, prefetch_queue_depth=2)
     def reading():
-        images, tokens = fn.readers.webdataset(
-            paths=paths, index_paths=indices, ext=[IMAGE, TEXT], missing_component_behavior="error"
-        )
-        return fn.decoders.numpy(images), fn.decoders.numpy(tokens)
+        files = fn.readers.webdataset(paths=paths, index_paths=indices, ext=endings, missing_component_behavior="error")
+        return tuple(fn.decoders.numpy(file) for file in (files if len(endings) > 1 else [files]))
 
     pipe = reading()
     pipe.build()
@@ -190,8 +190,12 @@ def _arrays(tensors: Any) -> np.ndarray | list[np.ndarray]:
 
 
 def _one_by_one(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray) -> Batch:
-    arrays = [shards.read(k, i) for k, i in zip(plan_shards.tolist(), plan_samples.tolist(), strict=True)]
-    return Batch([image for image, _ in arrays], [tokens for _, tokens in arrays], plan_shards, plan_samples)
+    samples = [shards.read(k, i) for k, i in zip(plan_shards.tolist(), plan_samples.tolist(), strict=True)]
+    return Batch(_columns(samples, shards.manifest.names), plan_shards, plan_samples)
+
+
+def _columns(samples: list[Sample], names: list[str]) -> Arrays:
+    return {name: [sample[name] for sample in samples] for name in names}
 
 
 def read_webdataset(shards: Shards, plan_shards: np.ndarray, plan_samples: np.ndarray, threads: int) -> Iterator[Batch]:
@@ -201,30 +205,30 @@ def read_webdataset(shards: Shards, plan_shards: np.ndarray, plan_samples: np.nd
     """
     flat_shards, flat_samples = plan_shards.ravel(), plan_samples.ravel()
     n = plan_shards.shape[1]
-    waiting: list[Arrays] = []
+    waiting: list[Sample] = []
     done = 0
     for run in _runs(flat_shards):
         waiting += _read_pass(shards, int(flat_shards[run[0]]), flat_samples[run])
         while len(waiting) >= n:
-            images, tokens = zip(*waiting[:n], strict=True)
+            yield Batch(_columns(waiting[:n], shards.manifest.names), plan_shards[done], plan_samples[done])
             del waiting[:n]
-            yield Batch(list(images), list(tokens), plan_shards[done], plan_samples[done])
             done += 1
 
 
-def _read_pass(shards: Shards, k: int, wanted: np.ndarray) -> list[Arrays]:
+def _read_pass(shards: Shards, k: int, wanted: np.ndarray) -> list[Sample]:
     """The samples `wanted` of shard k, in that order, by one pass through the tar."""
     import webdataset
 
     shards.index(k)  # opens and checks the shard
-    needed, found = set(wanted.tolist()), {}
+    needed, names = set(wanted.tolist()), shards.manifest.names
+    found, unread = {}, dict.fromkeys(names)
     reader = webdataset.WebDataset(
         str(shards.path(k)), shardshuffle=False, nodesplitter=_no_split, workersplitter=_no_split, empty_check=False
     )
     for i, sample in enumerate(reader):
         if i in needed:
-            found[i] = decode(sample.get(IMAGE)), decode(sample.get(TEXT))
-    return [found.get(i, (None, None)) for i in wanted.tolist()]
+            found[i] = {name: decode(sample.get(extension(name).lower())) for name in names}  # as webdataset names them
+    return [found.get(i, unread) for i in wanted.tolist()]
 
 
 def _no_split(urls: Iterator) -> Iterator:

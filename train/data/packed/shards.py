@@ -1,8 +1,10 @@
-"""Packed data on disk: WebDataset tar shards, their DALI index files, and the `dataset.yaml` that describes them.
+"""Packed data on disk: WebDataset tar shards and their DALI index files; `manifest` describes a data set of them.
 
-A sample is three members of a tar, in this order: `KEY.image.npy`, `KEY.text.npy`, `KEY.json`. An index file is
-identical to what NVIDIA's `wds2idx` writes for the same tar: the line `v1.2 N`, then one line per sample with the
-extension, offset, size and name of each member.
+A sample is one member of a tar for every part of its modalities, `KEY.NAME.npy`, in the order of the data set's
+description, and `KEY.json` with annotations. DALI needs all members of all samples, with the same number of axes: a
+modality that a sample lacks is an array of no versions, (0, …). An index file is identical to what NVIDIA's `wds2idx`
+writes for the same tar: the line `v1.2 N`, then one line per sample with the extension, offset, size and name of each
+member.
 """
 
 from __future__ import annotations
@@ -14,17 +16,14 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from ....model.storage import atomic_write, sha256
+from ....model.storage import atomic_write
 
-VERSION = 1
-MANIFEST = "dataset.yaml"
-IMAGE, TEXT, LABELS = "image.npy", "text.npy", "json"
+LABELS = "json"  # extension of the annotations
 BLOCK = 512  # bytes of a tar block
 NPY_HEADER = 128  # bytes of the usual .npy header
 
@@ -52,13 +51,13 @@ class ShardWriter:
         self.tar = tarfile.open(fileobj=self.raw, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=BLOCK * 128)  # noqa: SIM115
         self.lines: list[str] = []
 
-    def add(self, key: str, image: np.ndarray, tokens: np.ndarray, labels: dict) -> None:
-        """Append one sample: the image as stored, tokens (M, L) int32, labels as JSON."""
-        fields = []
-        for extension, data in ((IMAGE, npy(image)), (TEXT, npy(tokens)), (LABELS, _json(labels))):
-            entry = tarfile.TarInfo(f"{key}.{extension}")
+    def add(self, key: str, arrays: Mapping[str, np.ndarray], labels: dict) -> None:
+        """Append one sample: {name of a part: its array}, and annotations as JSON."""
+        fields, content = [], {extension(name): npy(array) for name, array in arrays.items()}
+        for ending, data in {**content, LABELS: _json(labels)}.items():
+            entry = tarfile.TarInfo(f"{key}.{ending}")
             entry.size = len(data)
-            fields.append(f"{extension} {self.tar.offset + BLOCK} {len(data)} {entry.name}")
+            fields.append(f"{ending} {self.tar.offset + BLOCK} {len(data)} {entry.name}")
             self.tar.addfile(entry, io.BytesIO(data))
         self.lines.append(" ".join(fields))
 
@@ -96,6 +95,11 @@ class _HashingFile:
         return self.size, self.digest.hexdigest()
 
 
+def extension(name: str) -> str:
+    """The extension of the member with the array of a part."""
+    return f"{name}.npy"
+
+
 def npy(array: np.ndarray) -> bytes:
     """The bytes of an .npy file with this array."""
     buffer = io.BytesIO()
@@ -118,114 +122,12 @@ class Index:
 
     lines: list[str]
 
-    def member(self, sample: int, extension: str) -> tuple[int, int, str]:
-        """Offset and size in bytes, and name, of one member of a sample."""
+    def member(self, sample: int, ending: str) -> tuple[int, int, str]:
+        """Offset and size in bytes, and name, of the member of a sample with this extension."""
         fields = self.lines[sample].split(" ")
-        start = fields.index(extension)
+        start = fields.index(ending)
         offset, size, name = fields[start + 1 : start + 4]
         return int(offset), int(size), name
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """The content of `dataset.yaml`.
-
-    Args:
-        image: kind (pixels or latents), channels and size of the diffused tensor, pixel_max; for latents vae, scale.
-        text: kind (characters, bpe or clip), length, states, pad, start, end, alphabet or file.
-        splits: {split: shards}.
-        skipped: {reason: number of samples left out}, with the key "total".
-        source: what was packed, with the seed and the held-out share.
-    """
-
-    folder: Path
-    image: dict
-    text: dict
-    splits: dict[str, list[Shard]]
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    source: dict = dataclasses.field(default_factory=dict)
-
-    def samples(self, split: str) -> int:
-        """The number of samples of a split."""
-        return sum(shard.samples for shard in self.splits[split])
-
-    def save(self) -> None:
-        """Write `dataset.yaml` atomically."""
-        splits = {}
-        for name, shards in self.splits.items():
-            splits[name] = {"samples": self.samples(name), "shards": [dataclasses.asdict(s) for s in shards]}
-        content = {
-            "version": VERSION,
-            "source": self.source,
-            "image": self.image,
-            "text": self.text,
-            "skipped": self.skipped,
-            "splits": splits,
-        }
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        atomic_write(self.folder / MANIFEST, text)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Manifest:
-        """The manifest of a folder.
-
-        Raises:
-            ValueError: missing, not readable, or of another version.
-        """
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} is not a packed data set: it has no {MANIFEST}; make one with anystate data pack"
-            )
-        try:
-            return cls._parse(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable description of a packed data set ({error})") from None
-
-    @classmethod
-    def _parse(cls, folder: Path, raw: dict) -> Manifest:
-        if raw["version"] != VERSION:
-            raise ValueError(f"version {raw['version']}, this program reads {VERSION}; pack it again")
-        splits = {}
-        for name, part in raw["splits"].items():
-            splits[name] = [Shard(**shard) for shard in part["shards"]]
-            for shard in splits[name]:
-                _check_relative(shard.file)
-                _check_relative(shard.index)
-        _check_relative(raw["text"].get("file") or "")
-        return cls(folder, raw["image"], raw["text"], splits, raw.get("skipped", {}), raw.get("source", {}))
-
-    def open(self, shard: Shard, checksum: bool = False) -> Index:
-        """The index of a shard, after checking that the shard and its index are the ones that were packed.
-
-        Args:
-            checksum: also compare the shard's SHA-256, which reads the whole file.
-
-        Raises:
-            ValueError: a file is missing, truncated or changed, or the index belongs to another shard.
-        """
-        tar, index = self.folder / shard.file, self.folder / shard.index
-        remedy = "delete it and run the same anystate data pack again, or copy it again"
-        for path in (tar, index):
-            if not path.is_file():
-                raise ValueError(f"{path} is missing; {remedy}")
-        size = tar.stat().st_size
-        if size != shard.bytes:
-            fault = "truncated" if size < shard.bytes else "not what was packed"
-            raise ValueError(f"{tar} is {fault}: {size} bytes, {shard.bytes} were packed; {remedy}")
-        data = index.read_bytes()
-        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-            raise ValueError(f"{index} does not match its shard {tar.name}: its checksum differs; {remedy}")
-        if checksum and sha256(tar) != shard.sha256:
-            raise ValueError(f"{tar} was changed: its checksum differs; {remedy}")
-        return Index(data.decode().splitlines()[1:])
-
-
-def _check_relative(name: str) -> None:
-    """Raise ValueError for a path outside the data set's folder."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of the data set's folder")
 
 
 def members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .sources import IndexedSource, RawSample, texts_of
+from .sources import IndexedSource, RawSample, image_text, texts_of
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences", "sentence")
@@ -57,7 +57,7 @@ class TableSource(IndexedSource):
         image = _image(values.pop(self.image))
         captions = texts_of(values.pop(self.caption))
         labels = {name: value for name, value in values.items() if isinstance(value, (str, int, float, bool))}
-        return RawSample(row, split, f"{part.name}:{i}", image, captions, labels)
+        return RawSample(row, split, f"{part.name}:{i}", image_text(image, captions), labels)
 
     def captions(self) -> Iterator[str]:
         for _, part in self.parts:

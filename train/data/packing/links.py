@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from ..packed.shards import members
 from .caption_tables import CaptionIndex
 from .download import download
-from .sources import IMAGE_SUFFIXES, Job, RawSample, RawSource
+from .sources import IMAGE_SUFFIXES, Job, RawSample, RawSource, image_text
 
 
 class LinkSource(RawSource):
@@ -74,7 +74,7 @@ class LinkSource(RawSource):
                 data = tar.extractfile(member).read()
                 split = "test" if self._uniform(key) < self.test_share else "train"
                 where = f"{name}/{member.name}"
-                yield RawSample(number * 10**6 + k, split, where, data, self.index[key], {"key": key})
+                yield RawSample(number * 10**6 + k, split, where, image_text(data, self.index[key]), {"key": key})
 
     def prefetch(self, jobs: list[Job]) -> None:
         for job in jobs:

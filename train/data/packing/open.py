@@ -1,13 +1,17 @@
-"""Opens the source that the user names."""
+"""Opens the source of images with captions that the user names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ....configs.config import Data
 from ....configs.locate import is_hub_id, locate, not_found
+from ....model.build import modalities_of
+from .. import sources
 from .caption_tables import TableSource
+from .image_text import ANY, minimal_config
 from .links import LinkSource
-from .sources import IMAGE_SUFFIXES, FolderSource, NpzSource, RawSource
+from .sources import IMAGE, IMAGE_SUFFIXES, TEXT, CaptionedImages, RawSource
 
 TABLE_SUFFIXES = (".arrow", ".parquet")
 
@@ -15,7 +19,7 @@ TABLE_SUFFIXES = (".arrow", ".parquet")
 def open_source(
     source: str, captions: str | None = None, image_column: str | None = None, caption_column: str | None = None
 ) -> RawSource:
-    """An .npz, a folder of images, Parquet or Arrow files (one or a folder of them), a list of links, or a hub id.
+    """Images with captions: a list of links, Parquet or Arrow files, a hub id, or whatever a config can name.
 
     Args:
         captions: of a list of links: a table of keys and captions.
@@ -25,21 +29,15 @@ def open_source(
         ValueError: not found, or of an unsupported kind.
     """
     path = locate(source)
-    if path is None:
-        if not is_hub_id(source):
-            raise ValueError(not_found("source", source))
-        return TableSource(source, image_column, caption_column)
-    if path.is_dir():
-        return TableSource(path, image_column, caption_column) if _holds_tables(path) else FolderSource(path)
-    if path.suffix == ".npz":
-        return NpzSource(path)
-    if path.suffix in TABLE_SUFFIXES:
-        return TableSource(path, image_column, caption_column)
+    if path is None and not is_hub_id(source):
+        raise ValueError(not_found("source", source))
+    if path is None or path.suffix in TABLE_SUFFIXES or (path.is_dir() and _holds_tables(path)):
+        return TableSource(path or source, image_column, caption_column)
     if path.suffix in (".tsv", ".txt"):
         return LinkSource(path, str(locate(captions) or captions) if captions else None)
-    raise ValueError(
-        f"{path}: give an .npz, a folder of images with captions, .parquet or .arrow, or a list of links (.tsv, .txt)"
-    )
+    named = {IMAGE: image_column, TEXT: caption_column}
+    data = Data(source=str(path), fields={m: name for m, name in named.items() if name is not None})
+    return CaptionedImages(str(path), sources.open_source(data, modalities_of(minimal_config(ANY))))
 
 
 def _holds_tables(folder: Path) -> bool:

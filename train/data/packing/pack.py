@@ -11,51 +11,26 @@ import dataclasses
 import datetime
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from ....configs.config import Latents
+from ....configs.config import Config
+from ....model.build import build_codecs, codec_files, part_names
 from ....model.storage import atomic_write
-from ..packed.shards import Manifest, Shard
+from ..packed.manifest import Manifest, PackedModality
+from ..packed.match import stored_specs
+from ..packed.shards import Shard
+from .image_text import Settings, minimal_config, plan_image_text
+from .job_shards import Moments
 from .packer import SKIPPED, STATE, Packer, Store, read_record
 from .sources import Job, RawSource
-from .stores import LatentStore, Moments, PixelStore, text_codec, text_section
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of packing a source; the settings of a data set cannot be changed once its packing has begun.
-
-    Args:
-        size: side of the images in pixels; None: that of the first image.
-        channels: of the images.
-        vae: autoencoder of the latents; None: store pixels.
-        scale: factor on the latents.
-        text: characters, bpe or clip.
-        states: vocabulary size of bpe.
-        tokenizer: file, folder or hub id of the clip tokenizer.
-        alphabet: None: the characters of the captions.
-        length: tokens per caption; None: fits the longest.
-        shard_size: samples per shard, unless the source determines it.
-        test_share: held-out share where the source has no split.
-        seed: of the order of the samples and of that split.
-    """
-
-    size: int | None = None
-    channels: int = 3
-    vae: str | None = None
-    scale: float = Latents().scale
-    text: str = "characters"
-    states: int = 1024
-    tokenizer: str | None = None
-    alphabet: str | None = None
-    length: int | None = None
-    shard_size: int = 4096
-    test_share: float = 0.0
-    seed: int = 0
+FORMAT = 2  # of the plan and the records
 
 
 def pack(
@@ -65,8 +40,13 @@ def pack(
     bad_share: float = 0.01,
     console: Console | None = None,
     device: torch.device | str | None = None,
+    config: Config | None = None,
 ) -> Manifest:
     """Pack a source into the folder `out` and return its manifest.
+
+    Args:
+        config: its modalities are packed, and their codecs are fitted on the training part first; None: images with
+            captions, as the settings say.
 
     Raises:
         ValueError: the folder has other content, the settings differ from those it was begun with, or more than
@@ -74,19 +54,19 @@ def pack(
     """
     console = console or Console(quiet=True)
     with _ranks() as (rank, world, barrier), contextlib.closing(source):
+        device = device or _own_gpu(world)
         jobs = source.jobs(settings.shard_size, settings.test_share, settings.seed)
         if rank == 0:
-            _begin(source, jobs, out, settings)
+            _begin(source, jobs, out, settings, device, config)
         barrier()
         if rank > 0:
             source.prepare(out / STATE, main=False)
-        plan = json.loads((out / STATE / "plan.json").read_text())
-        store = _store(plan["image"], device)
-        packer = Packer(source, out, store, text_codec(plan["text"], out))
+        stores = _stores(json.loads((out / STATE / "plan.json").read_text())["modalities"], out, device)
+        packer = Packer(source, out, stores)
         packer.run(jobs[rank::world], bad_share, console, f"rank {rank} of {world}" if world > 1 else "", rank > 0)
         barrier()
         if rank == 0:
-            _finish(source, jobs, out, plan, store.about, settings)
+            _finish(source, jobs, out, stores, settings)
         barrier()
     return Manifest.load(out)
 
@@ -107,11 +87,27 @@ def _ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
         dist.destroy_process_group()
 
 
-def _begin(source: RawSource, jobs: list[Job], out: Path, settings: Settings) -> None:
-    """Write the plan (settings, vocabulary), or check that an existing plan has the same settings."""
+def _own_gpu(world: int) -> str | None:
+    """The GPU of this rank among several; None: the default."""
+    if world == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _begin(
+    source: RawSource,
+    jobs: list[Job],
+    out: Path,
+    settings: Settings,
+    device: torch.device | str | None,
+    config: Config | None,
+) -> None:
+    """Write the plan and the files of the codecs, or check that an existing plan has the same settings."""
     path = out / STATE / "plan.json"
     listed = [[job.name, job.samples] for job in jobs if job.samples is not None]  # links may be left out later
-    requested = {**dataclasses.asdict(settings), "source": source.name, "jobs": listed}
+    codecs = {} if config is None else build_codecs(config)
+    requested = {"format": FORMAT, **dataclasses.asdict(settings), "source": source.name, "jobs": listed}
+    requested["modalities"] = {m: codec.settings() for m, codec in codecs.items()}
     requested = json.loads(json.dumps(requested))
     if path.is_file():
         _check_same(requested, json.loads(path.read_text())["asked"], out)
@@ -123,16 +119,42 @@ def _begin(source: RawSource, jobs: list[Job], out: Path, settings: Settings) ->
         raise ValueError(f"{source.name}: there is nothing to pack")
     (out / STATE).mkdir(parents=True, exist_ok=True)
     source.prepare(out / STATE, main=True)
-    image = {
-        "size": settings.size or _first_size(source, jobs, settings.channels),
-        "channels": settings.channels,
-        "vae": settings.vae,
-        "scale": settings.scale,
-    }
-    text = text_section(
-        settings.text, source.captions, settings.length, settings.states, settings.tokenizer, settings.alphabet, out
-    )
-    atomic_write(path, json.dumps({"asked": requested, "image": image, "text": text}))
+    if config is None:
+        plan = plan_image_text(settings, source, jobs, out, device)
+    else:
+        plan = plan_config(config)
+        source.fit(codecs, config.seed)
+        for name, content in codec_files(codecs).items():
+            atomic_write(out / name, content)
+    atomic_write(path, json.dumps({"asked": requested, "modalities": plan}))
+
+
+def plan_config(config: Config) -> dict[str, dict[str, Any]]:
+    """{modality: what is packed of it}.
+
+    section: of a config. settings: those of them to be shown; versions, raw: see `PackedModality`. required: whether
+    samples that lack it are left out.
+    """
+    common = {"settings": {}, "versions": True, "required": False}
+    sections = {m: section.model_dump(mode="json") for m, section in config.modalities.items()}
+    return {m: {"section": section, "raw": m, **common} for m, section in sections.items()}
+
+
+def _stores(plan: dict[str, dict[str, Any]], out: Path, device: torch.device | str | None) -> dict[str, Store]:
+    """How each modality of a plan is stored, with the codecs' files in the folder `out`."""
+    sections = {m: entry["section"] for m, entry in plan.items()}
+    config = minimal_config(sections, str(out / STATE / "plan.json"))
+    codecs = {m: codec.ready(device) for m, codec in build_codecs(config, out).items()}
+    names, specs, stores = part_names(config, codecs), stored_specs(config, codecs), {}
+    taken = [name.lower() for parts in names.values() for name in parts.values()]  # as webdataset reads them
+    if twice := [name for name in taken if taken.count(name) > 1]:
+        raise ValueError(f"two modalities are named {twice[0]}, but for capital letters: rename one")
+    for m, codec in codecs.items():
+        shown = {key: plan[m][key] for key in ("versions", "raw", "settings")}
+        files = {name: f"{m}.{name}" for name in codec.files()}
+        about = PackedModality(names[m], specs[m], codec.settings(), files=files, **shown)
+        stores[m] = Store(codec, about, plan[m]["required"])
+    return stores
 
 
 def _check_same(requested: dict, begun: dict, out: Path) -> None:
@@ -143,28 +165,11 @@ def _check_same(requested: dict, begun: dict, out: Path) -> None:
             raise ValueError(f"{out} was begun with {difference}; choose another --out or delete it")
 
 
-def _first_size(source: RawSource, jobs: list[Job], channels: int) -> int:
-    """The shorter side of the first readable image."""
-    for raw in source.read(jobs[0]):
-        try:
-            return min(raw.pixels(channels).shape[:2])
-        except ValueError:
-            continue
-    raise ValueError(f"{source.name}: no image can be read; give --size")
-
-
-def _store(image: dict, device: torch.device | str | None) -> Store:
-    if image["vae"] is None:
-        return PixelStore(image["channels"], image["size"])
-    return LatentStore(image["vae"], image["scale"], image["size"], device)
-
-
-def _finish(source: RawSource, jobs: list[Job], out: Path, plan: dict, image: dict, settings: Settings) -> None:
+def _finish(source: RawSource, jobs: list[Job], out: Path, stores: dict[str, Store], settings: Settings) -> None:
     """Merge the records of all jobs into dataset.yaml and skipped.jsonl."""
     records = [read_record(out, job) for job in jobs]
-    moments, splits, skipped = Moments(), {}, []
+    splits, skipped = {}, []
     for record in records:
-        moments.merge(record["moments"])
         skipped += record["skipped"]
         for split, shard in record["shards"].items():
             splits.setdefault(split, []).append(Shard(**shard))
@@ -173,10 +178,24 @@ def _finish(source: RawSource, jobs: list[Job], out: Path, plan: dict, image: di
     for leftover in out.rglob("*.partial"):  # of runs that were killed
         leftover.unlink()
     atomic_write(out / SKIPPED, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
-    reasons = {"total": len(skipped)}
-    for entry in skipped:
-        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-    image = {**image, **moments.summary()}
-    text = {**plan["text"], "captions": sum(r["captions"] for r in records), "cut": sum(r["cut"] for r in records)}
+    reasons = {"total": len(skipped), **Counter(entry["reason"] for entry in skipped)}
+    modalities = {m: _with_statistics(m, store.about, records) for m, store in stores.items()}
     about = {"name": source.name, "seed": settings.seed, "test_share": settings.test_share}
-    Manifest(out, image, text, splits, reasons, about).save()
+    manifest = Manifest(out, modalities, splits, reasons, about)
+    for m, packed in modalities.items():
+        if "train" in splits and packed.absent.get("train") == manifest.samples("train"):
+            raise ValueError(f"{source.name}: no usable training sample has the modality {m}")
+    manifest.save()
+
+
+def _with_statistics(m: str, about: PackedModality, records: list[dict]) -> PackedModality:
+    """What is packed of a modality, with counts and statistics from the records of all jobs."""
+    counts, absent, statistics = Counter(), Counter(), {}
+    for record in records:
+        counts.update(record["counts"].get(m, {}))
+        absent.update({split: n[m] for split, n in record["absent"].items() if m in n})
+        for name in set(about.names.values()) & set(record["moments"]):
+            statistics.setdefault(name, Moments()).merge(record["moments"][name])
+    summary = {name: moments.summary() for name, moments in statistics.items()}
+    found = {**counts, **({"statistics": summary} if summary else {})}
+    return dataclasses.replace(about, absent=dict(absent), about=found)

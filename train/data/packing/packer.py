@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,27 +16,59 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ....model.codecs.characters import CharCodec
-from ....model.codecs.subwords import TokenizerCodec
+from ....model.codecs.base import Codec
 from ....model.storage import atomic_write
+from ..packed.manifest import PackedModality
 from ..packed.repair import max_bad_samples
-from ..packed.shards import Shard, ShardWriter
+from ..packed.shards import Shard
+from .job_shards import JobShards, Moments
 from .progress import progress_bar
-from .sources import Job, RawSample, RawSource
-from .stores import LatentStore, Moments, PixelStore, encode_captions, fit
+from .sources import Job, RawSample, RawSource, plain
 
 STATE = ".pack"  # folder of the plan and of the records of finished jobs
 SKIPPED = "skipped.jsonl"
 BATCH = 64  # samples encoded at a time
 
-Store = PixelStore | LatentStore
+Prepared = dict[str, list]  # {modality: its values as `Codec.store` takes them}
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """How a modality is stored. required: a sample that lacks it is left out."""
+
+    codec: Codec
+    about: PackedModality
+    required: bool
+
+    def arrays(self, values: list, seed: int) -> dict[str, np.ndarray]:
+        """{part: (n, …)} of n prepared values.
+
+        Raises:
+            ValueError: a value cannot be stored.
+        """
+        specs, names = self.about.specs, self.about.names
+        if not values:
+            return {part: np.zeros((0, *spec.shape), spec.dtype) for part, spec in specs.items()}
+        stored = self.codec.store(values, seed)
+        for part, spec in specs.items():
+            if reason := spec.problem(names[part], stored[part], 1):
+                raise ValueError(reason)
+        return stored
+
+    def add_moments(self, stored: dict[str, np.ndarray], moments: dict[str, Moments]) -> None:
+        """Add the numbers among stored values, as they are diffused."""
+        if all(spec.states is not None for spec in self.about.specs.values()) or not len(next(iter(stored.values()))):
+            return
+        for part, x in self.codec.restore(stored).items():
+            if x.is_floating_point():
+                moments.setdefault(self.about.names[part], Moments()).add(x.numpy())
 
 
 class Packer:
     """Packs jobs of a source, one after the other."""
 
-    def __init__(self, source: RawSource, out: Path, store: Store, codec: CharCodec | TokenizerCodec):
-        self.source, self.out, self.store, self.codec = source, out, store, codec
+    def __init__(self, source: RawSource, out: Path, stores: dict[str, Store]):
+        self.source, self.out, self.stores = source, out, stores
 
     def run(self, jobs: list[Job], bad_share: float, console: Console, label: str, quiet: bool) -> None:
         """Pack the jobs that are not done yet, and show the progress unless `quiet`."""
@@ -59,79 +93,111 @@ class Packer:
         """Read, encode and write one job; returns its record."""
         shards = JobShards(self.out, job)
         try:
-            for batch, images in _decoded(self.source.read(job), self.store):
-                self._pack_batch(batch, images, shards, skipped)
+            for batch, prepared in _in_batches(self.source.read(job), self._prepare):
+                self._pack_batch(batch, prepared, shards, skipped)
                 progress.advance(task, len(batch))
         except BaseException:
             shards.discard()
             raise
         return {**shards.close(), "skipped": skipped.of_job}
 
+    def _prepare(self, raw: RawSample) -> Prepared:
+        """The values of a sample, read and cropped.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        if raw.fault is not None:
+            raise ValueError(raw.fault)
+        prepared = {}
+        for m, store in self.stores.items():
+            values = raw.versions(m)
+            if not values and store.required:
+                raise ValueError(f"{m}: missing")
+            with _naming(m):
+                prepared[m] = [store.codec.prepare(value) for value in values]
+        if not any(prepared.values()):
+            raise ValueError("it has none of the modalities")
+        return prepared
+
     def _pack_batch(
-        self, batch: list[RawSample], images: list[Future], shards: JobShards, skipped: SkipCounter
+        self, batch: list[RawSample], futures: list[Future], shards: JobShards, skipped: SkipCounter
     ) -> None:
-        captions = [[c.strip() for c in raw.captions if c and c.strip()] for raw in batch]
-        encoded = encode_captions(self.codec, captions)
-        good: list[tuple[RawSample, np.ndarray, np.ndarray, list[str]]] = []
-        for raw, texts, tokens, image in zip(batch, captions, encoded, images, strict=True):
+        samples: list[tuple[RawSample, Prepared]] = []
+        for raw, future in zip(batch, futures, strict=True):
             try:
-                if not texts:
-                    raise ValueError("caption is missing or empty")
-                if isinstance(tokens, ValueError):
-                    raise tokens
-                good.append((raw, image.result(), tokens.ids, texts))
+                samples.append((raw, future.result()))
             except ValueError as error:
                 skipped.add(raw, str(error))
-                continue
-            shards.truncated += tokens.truncated
-            shards.captions += len(texts)
-        stored = self.store([pixels for _, pixels, _, _ in good], shards.moments) if good else ()
-        for (raw, _, tokens, texts), image in zip(good, stored, strict=True):
-            shards.add(raw, image, tokens, texts)
+        samples, stored = self._store(samples, skipped)
+        for m, store in self.stores.items():
+            store.add_moments(stored[m], shards.moments)
+            values = [value for raw, _ in samples for value in raw.versions(m)]
+            shards.count(m, len(values), store.codec.count_truncated(values))
+        starts = Counter()
+        for raw, prepared in samples:
+            arrays = {}
+            for m, store in self.stores.items():
+                n, start = len(prepared[m]), starts[m]
+                here = slice(start, start + n) if store.about.versions else start
+                arrays |= {name: stored[m][part][here] for part, name in store.about.names.items()}
+                starts[m] += n
+            shards.add(raw, arrays, [m for m in self.stores if not prepared[m]], self._annotations(raw))
         skipped.seen += len(batch)
 
+    def _store(
+        self, samples: list[tuple[RawSample, Prepared]], skipped: SkipCounter
+    ) -> tuple[list[tuple[RawSample, Prepared]], dict[str, dict[str, np.ndarray]]]:
+        """The samples that can be stored, and {modality: {part: the values of all of them}}."""
+        try:
+            return samples, self._arrays(samples)
+        except ValueError:
+            good = []
+        for sample in samples:
+            try:
+                self._arrays([sample])
+                good.append(sample)
+            except ValueError as error:
+                skipped.add(sample[0], str(error))
+        return good, self._arrays(good)
 
-class JobShards:
-    """The shards that a job writes, one per split, and their statistics."""
+    def _arrays(self, samples: list[tuple[RawSample, Prepared]]) -> dict[str, dict[str, np.ndarray]]:
+        seed, stored = samples[0][0].number if samples else 0, {}
+        for m, store in self.stores.items():
+            with _naming(m):
+                stored[m] = store.arrays([value for _, prepared in samples for value in prepared[m]], seed)
+        return stored
 
-    def __init__(self, out: Path, job: Job):
-        self.out, self.job = out, job
-        self.writers: dict[str, ShardWriter] = {}
-        self.moments, self.truncated, self.captions = Moments(), 0, 0
-
-    def add(self, raw: RawSample, image: np.ndarray, tokens: np.ndarray, texts: list[str]) -> None:
-        if raw.split not in self.writers:
-            self.writers[raw.split] = ShardWriter(self.out, f"{raw.split}/{self.job.number:05d}.tar")
-        labels = {"captions": texts, "source": raw.where, **raw.labels}
-        self.writers[raw.split].add(f"{raw.number:09d}", image, tokens, labels)
-
-    def discard(self) -> None:
-        for writer in self.writers.values():
-            writer.discard()
-
-    def close(self) -> dict:
-        """Finish the shards; returns their descriptions and statistics for the record of the job."""
-        shards = {split: dataclasses.asdict(writer.close()) for split, writer in self.writers.items()}
-        return {"shards": shards, "moments": self.moments.dump(), "cut": self.truncated, "captions": self.captions}
+    def _annotations(self, raw: RawSample) -> dict:
+        """The raw values that are texts or numbers."""
+        fields = {store.about.raw: plain(raw.values.get(m)) for m, store in self.stores.items() if store.about.raw}
+        return {field: value for field, value in fields.items() if value is not None}
 
 
-def _decoded(samples: Iterator[RawSample], store: Store) -> Iterator[tuple[list[RawSample], list[Future]]]:
-    """Batches of samples with their images, which threads decode and crop while the previous batch is encoded."""
+@contextlib.contextmanager
+def _naming(m: str) -> Iterator[None]:
+    """Errors about a value name the modality."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{m}: {error}") from None
+
+
+def _in_batches(
+    samples: Iterator[RawSample], prepare: Callable[[RawSample], Prepared]
+) -> Iterator[tuple[list[RawSample], list[Future]]]:
+    """Batches of samples, which threads prepare while the previous batch is encoded."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     with ThreadPoolExecutor(threads) as pool:
         previous = None
         while batch := list(islice(samples, BATCH)):
-            images = [pool.submit(_decode, raw, store) for raw in batch]
+            prepared = [pool.submit(prepare, raw) for raw in batch]
             if previous:
                 yield previous
-            previous = batch, images
+            previous = batch, prepared
         if previous:
             yield previous
-
-
-def _decode(raw: RawSample, store: Store) -> np.ndarray:
-    return fit(raw.pixels(store.channels), store.image_size)
 
 
 class SkipCounter:

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from anystate.configs.table import EncodingConfig
 from anystate.model.codecs.table.codec import TableCodec
+from anystate.model.codecs.table.encoding import EncodingConfig
 from anystate.model.codecs.table.files import fill_csv, parse_csv, read_table, write_table
 from anystate.model.codecs.table.schema import Schema, infer
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 import yaml
 
-from anystate.model.codecs.characters import CharCodec
+from anystate.model.codecs.base import ArraySpec
 from anystate.model.codecs.pixels import PixelCodec
+from anystate.model.codecs.vae import noise
+from anystate.tests.train.data.conftest import codecs_of
 from anystate.train.data.epochs import shard_rows
 from anystate.train.data.packed import packed as module
 from anystate.train.data.packed import readers
-from anystate.train.data.packed.packed import Packed, noise, noise_seeds
-from anystate.train.data.packed.shards import Manifest, ShardWriter
+from anystate.train.data.packed.manifest import Manifest, PackedModality
+from anystate.train.data.packed.packed import Packed, noise_seeds
+from anystate.train.data.packed.shards import ShardWriter
 
 LOADERS = [
     pytest.param(
@@ -37,7 +40,7 @@ def load(packed):
     opened = []
 
     def open_it(loader="webdataset", folder=packed, **options):
-        opened.append(Packed(folder, loader=loader, **options))
+        opened.append(Packed(folder, codecs_of(folder), loader=loader, **options))
         return opened[-1]
 
     yield open_it
@@ -48,8 +51,7 @@ def load(packed):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_every_epoch_holds_every_image_with_its_caption(load, loader, packed):
     data = load(loader)
-    text = Manifest.load(packed).text
-    codec = CharCodec(text["alphabet"], text["length"])
+    codec = codecs_of(packed)["text"]
     epochs = []
     for epoch in range(3):
         seen = []
@@ -119,17 +121,27 @@ def test_seeds_differ(load):
 def test_flip_mirrors_about_half(load, tmp_path):
     writer = ShardWriter(tmp_path, "train/00000.tar")
     image = np.broadcast_to(np.array([0, 0, 255, 255], np.uint8)[None, :, None], (4, 4, 1))
-    writer.add("0", image, np.ones((1, 2), np.int32), {"captions": ["x"]})
-    one_shard(tmp_path, writer.close(), {"kind": "pixels", "channels": 1, "size": 4, "pixel_max": 255.0})
+    writer.add("0", {"image": image, "text": np.ones((1, 2), np.int32)}, {"captions": ["x"]})
+    one_shard(tmp_path, writer.close(), PIXELS | {"size": 4})
     x = load(folder=tmp_path, flip=True).batch(0, 0, range(400), 400)["image"]
     mirrored = x[:, 0, 0, 0] == 1.0
     assert torch.equal(x[~mirrored][0], -x[mirrored][0])
     assert abs(mirrored.float().mean() - 0.5) < 0.1  # four standard deviations
 
 
-def one_shard(folder, shard, image, states=3, length=2):
-    text = {"kind": "characters", "length": length, "states": states, "pad": 0, "alphabet": "ab"}
-    Manifest(folder, image, text, {"train": [shard]}).save()
+PIXELS = {"kind": "pixels", "channels": 1, "size": 2, "pixel_max": 255.0}
+TEXT = {"kind": "characters", "length": 2, "states": 3, "pad": 0, "alphabet": "ab"}
+
+
+def one_shard(folder, shard, image):
+    c, s = image["channels"], image["size"]
+    pixels = image["kind"] == "pixels"
+    spec = ArraySpec((s, s, c), "uint8") if pixels else ArraySpec((2 * c, s, s), "float16")
+    modalities = {
+        "image": PackedModality({"": "image"}, {"": spec}, image, versions=False),
+        "text": PackedModality({"": "text"}, {"": ArraySpec((2,), "int32", 3)}, TEXT, raw="captions"),
+    }
+    Manifest(folder, modalities, {"train": [shard]}).save()
 
 
 @pytest.fixture
@@ -139,7 +151,8 @@ def latents(tmp_path):
     rng = np.random.default_rng(0)
     stored = [np.concatenate([rng.normal(size=(2, 8, 8)), np.full((2, 8, 8), s)]).astype(np.float16) for s in (0.5, 2)]
     for key, moments in enumerate(stored):
-        writer.add(str(key), moments, np.array([[1, 1], [2, 2], [1, 2]], np.int32), {"captions": ["a", "b", "c"]})
+        tokens = np.array([[1, 1], [2, 2], [1, 2]], np.int32)
+        writer.add(str(key), {"image": moments, "text": tokens}, {"captions": ["a", "b", "c"]})
     one_shard(tmp_path, writer.close(), {"kind": "latents", "channels": 2, "size": 8, "scale": 0.2, "vae": "x"})
     return tmp_path, stored
 
@@ -173,10 +186,9 @@ def test_captions_are_chosen_evenly(load, latents, loader):
 def test_different_numbers_of_captions(load, tmp_path):
     writer = ShardWriter(tmp_path, "train/00000.tar")
     for key, m in enumerate((1, 3, 2)):
-        writer.add(
-            str(key), np.full((2, 2, 1), key, np.uint8), np.full((m, 2), m - 1, np.int32), {"captions": ["a"] * m}
-        )
-    one_shard(tmp_path, writer.close(), {"kind": "pixels", "channels": 1, "size": 2, "pixel_max": 255.0})
+        arrays = {"image": np.full((2, 2, 1), key, np.uint8), "text": np.full((m, 2), m - 1, np.int32)}
+        writer.add(str(key), arrays, {"captions": ["a"] * m})
+    one_shard(tmp_path, writer.close(), PIXELS)
     a, b = (load(loader, folder=tmp_path).batch(0, 0, range(9), 9) for loader in ("auto", "webdataset"))
     assert torch.equal(a["text"], b["text"])
     key = ((a["image"][:, 0, 0, 0] + 1) * 127.5).round().long()
@@ -185,7 +197,7 @@ def test_different_numbers_of_captions(load, tmp_path):
 
 def test_latents_are_not_mirrored(latents):
     with pytest.raises(ValueError, match="flip works on pixels"):
-        Packed(latents[0], flip=True)
+        Packed(latents[0], codecs_of(latents[0]), flip=True)
 
 
 def test_noise_is_a_function_of_the_seed_of_each_row():
@@ -200,15 +212,24 @@ def test_noise_seeds_are_all_different():
     assert set(noise_seeds(13, np.arange(1000))) != set(seeds[1000:2000])
 
 
-def test_held_out_pairs_in_memory(load):
-    pairs = load(split="test").pairs()
-    assert len(pairs) == 10
-    rows = ((pairs.images[:, 0, 0, 0] + 1.0) * 127.5).round().long().tolist()
+def test_held_out_examples_in_memory(load):
+    examples = load(split="test").examples()
+    assert len(examples) == 10
+    rows = ((examples.x["image"][:, 0, 0, 0] + 1.0) * 127.5).round().long().tolist()
     assert sorted(rows) == list(range(60, 70))
-    assert [t[0].split()[-1] for t in pairs.texts] == [str(r) for r in rows]
-    assert pairs.meta["number"].tolist() == rows
-    assert pairs.meta["word"].tolist() == [t[0].split()[0] for t in pairs.texts]
-    assert len(load(split="test").pairs(limit=3)) == 3
+    texts = examples.raw.values["text"]
+    assert [text[0].split()[-1] for text in texts] == [str(r) for r in rows]
+    assert examples.labels["number"].tolist() == rows
+    assert examples.labels["word"].tolist() == [text[0].split()[0] for text in texts]
+    assert len(load(split="test").examples(limit=3)) == 3
+
+
+def test_held_out_examples_keep_all_captions(load, latents):
+    examples = load(folder=latents[0]).examples()
+    assert examples.x["text"].tolist() == [[[1, 1], [2, 2], [1, 2]]] * 2
+    assert examples.versions["text"].tolist() == [3, 3]
+    means = torch.from_numpy(np.stack([s[:2] for s in latents[1]])).float() * 0.2
+    assert torch.equal(examples.x["image"], means)
 
 
 def test_order_of_an_epoch_goes_shard_by_shard():
@@ -267,44 +288,46 @@ def test_missing_shard(load, copy):
 def test_manifest_with_a_path_outside_the_folder(copy, name):
     edit(copy, lambda raw: raw["splits"]["train"]["shards"][0].update(file=name))
     with pytest.raises(ValueError, match="leads out"):
-        Packed(copy)
+        Packed(copy, {})
 
 
 def test_manifest_with_a_tokenizer_outside_the_folder(copy):
-    edit(copy, lambda raw: raw["text"].update(file="../tokenizer.json"))
+    edit(copy, lambda raw: raw["modalities"]["text"].update(files={"tokenizer.json": "../tokenizer.json"}))
     with pytest.raises(ValueError, match="leads out"):
-        Packed(copy)
+        Packed(copy, {})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda raw: raw.update(version=7), "version 7"),
-        (lambda raw: raw.pop("image"), "not a readable description"),
+        (lambda raw: raw.pop("modalities"), "not a readable description"),
+        (lambda raw: raw["modalities"]["image"].pop("parts"), "not a readable description"),
         (lambda raw: raw["splits"].pop("train"), "no split 'train'"),
     ],
 )
 def test_invalid_manifests(copy, change, message):
     edit(copy, change)
     with pytest.raises(ValueError, match=message):
-        Packed(copy)
+        Packed(copy, {})
 
 
 def test_no_data_set(tmp_path):
     with pytest.raises(ValueError, match="not a packed data set"):
-        Packed(tmp_path)
+        Packed(tmp_path, {})
 
 
 def test_unknown_loader(packed):
     with pytest.raises(ValueError, match="auto, dali, webdataset"):
-        Packed(packed, loader="tar")
+        Packed(packed, codecs_of(packed), loader="tar")
 
 
 GOOD = np.zeros((2, 2, 1), np.uint8), np.ones((1, 2), np.int32)
 FAULTS = {
     "token": ((GOOD[0], np.full((1, 2), 3, np.int32)), "token 3 is beyond the vocabulary of 3"),
     "shape": ((np.zeros((3, 2, 1), np.uint8), GOOD[1]), r"shape \(3, 2, 1\)"),
-    "length": ((GOOD[0], np.ones((1, 3), np.int32)), r"tokens have shape \(1, 3\)"),
+    "length": ((GOOD[0], np.ones((1, 3), np.int32)), r"its text has shape \(1, 3\)"),
+    "empty": ((GOOD[0], np.ones((0, 2), np.int32)), "its text is empty"),
     "broken": (None, "image cannot be read"),
 }
 
@@ -313,17 +336,18 @@ def with_fault(folder, fault, n=20):
     """n good samples and a bad one after the seventh."""
     writer = ShardWriter(folder, "train/00000.tar")
     for key in range(n):
-        writer.add(f"{key:03d}", np.full((2, 2, 1), key, np.uint8), GOOD[1], {"captions": ["a"]})
+        arrays = {"image": np.full((2, 2, 1), key, np.uint8), "text": GOOD[1]}
+        writer.add(f"{key:03d}", arrays, {"captions": ["a"]})
         if key == 6:
             image, tokens = FAULTS[fault][0] or GOOD
-            writer.add("bad", image, tokens, {"captions": ["a"]})
+            writer.add("bad", {"image": image, "text": tokens}, {"captions": ["a"]})
     shard = writer.close()
     if FAULTS[fault][0] is None:
         tar = folder / shard.file
         data = tar.read_bytes()
         at = data.index(b"bad.image.npy") + 512
         tar.write_bytes(data[:at] + b"NOT A NUMPY FILE" + data[at + 16 :])
-    one_shard(folder, shard, {"kind": "pixels", "channels": 1, "size": 2, "pixel_max": 255.0})
+    one_shard(folder, shard, PIXELS)
     return folder
 
 
@@ -352,19 +376,19 @@ def test_a_bad_sample_is_replaced(load, tmp_path, fault):
 def test_latents_that_are_not_finite(load, tmp_path):
     writer = ShardWriter(tmp_path, "train/00000.tar")
     for key, value in (("a", 0.0), ("b", np.inf), ("c", 1.0)):
-        writer.add(key, np.full((4, 2, 2), value, np.float16), GOOD[1], {"captions": ["a"]})
+        writer.add(key, {"image": np.full((4, 2, 2), value, np.float16), "text": GOOD[1]}, {"captions": ["a"]})
     one_shard(tmp_path, writer.close(), {"kind": "latents", "channels": 2, "size": 2, "scale": 1.0, "vae": "x"})
     data = load(folder=tmp_path)
     assert data.batch(0, 0, range(6), 6)["image"].isfinite().all()
-    assert [b["reason"] for b in data.bad] == ["its latents are not finite"]
+    assert [b["reason"] for b in data.bad] == ["its image is not finite"]
 
 
 def test_more_bad_samples_than_allowed_stop_the_run(load, tmp_path):
     writer = ShardWriter(tmp_path, "train/00000.tar")
     for key in range(100):
         tokens = np.full((1, 2), 9 if key % 25 == 0 else 1, np.int32)
-        writer.add(str(key), GOOD[0], tokens, {"captions": ["a"]})
-    one_shard(tmp_path, writer.close(), {"kind": "pixels", "channels": 1, "size": 2, "pixel_max": 255.0})
+        writer.add(str(key), {"image": GOOD[0], "text": tokens}, {"captions": ["a"]})
+    one_shard(tmp_path, writer.close(), PIXELS)
     with pytest.raises(ValueError, match=r"3 unusable samples, more than data.bad_share = 0.02 allows"):
         load(folder=tmp_path, bad_share=0.02).batch(0, 0, range(100), 100)
     load(folder=tmp_path, bad_share=0.04).batch(0, 0, range(100), 100)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anystate.tests.train.data.conftest import codecs_of
 from anystate.train.data.packed.packed import Packed
+from anystate.train.data.packing.image_text import Settings
 from anystate.train.data.packing.open import open_source
-from anystate.train.data.packing.pack import Settings, pack
+from anystate.train.data.packing.pack import pack
 
 
 def png(k: int) -> bytes:
@@ -52,16 +54,16 @@ def run(work, settings=None, bad_share=0.01):
     return pack(source, work / "set", settings or Settings(), bad_share)
 
 
-def pairs_of(work, split="train"):
-    return Packed(work / "set", split, loader="webdataset").pairs()
+def examples_of(work, split="train"):
+    return Packed(work / "set", codecs_of(work / "set"), split, loader="webdataset").examples()
 
 
 def check_all_there(work):
-    pairs = pairs_of(work)
-    numbers = [int(key.split("_")[1]) for key in pairs.meta["key"].tolist()]
+    examples = examples_of(work)
+    numbers = [int(key.split("_")[1]) for key in examples.labels["key"].tolist()]
     assert sorted(numbers) == list(range(60))
-    assert pairs.texts == [[f"image {k}"] for k in numbers]
-    assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
+    assert examples.raw.values["text"] == [[f"image {k}"] for k in numbers]
+    assert np.array_equal(((examples.x["image"][:, 0, 0, 0] + 1) * 127.5).round(), numbers)
     left = list((work / "set").rglob("*.tar"))
     assert sorted(str(p.relative_to(work / "set")) for p in left) == [f"train/0000{k}.tar" for k in (1, 2, 3)]
 
@@ -151,7 +153,7 @@ def test_images_without_a_caption_are_counted(work):
     (work / "captions.jsonl").write_text("\n".join(lines[4:]))
     with pytest.raises(ValueError, match=r"4 of 20 samples cannot be used"):
         run(work)
-    assert run(work, bad_share=0.2).skipped == {"total": 4, "caption is missing or empty": 4}
+    assert run(work, bad_share=0.2).skipped == {"total": 4, "text: missing": 4}
 
 
 def test_held_out_share_is_drawn_by_key(work):
@@ -159,7 +161,7 @@ def test_held_out_share_is_drawn_by_key(work):
     counts = {s: manifest.samples(s) for s in manifest.splits}
     assert sum(counts.values()) == 60
     assert abs(counts["test"] - 18) < 14  # four standard deviations
-    assert not set(pairs_of(work).meta["key"]) & set(pairs_of(work, "test").meta["key"])
+    assert not set(examples_of(work).labels["key"]) & set(examples_of(work, "test").labels["key"])
 
 
 @pytest.mark.parametrize(

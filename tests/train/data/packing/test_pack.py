@@ -19,20 +19,26 @@ from PIL import Image
 
 from anystate.model.codecs.subwords import TokenizerCodec, train_bpe
 from anystate.model.codecs.vae import LatentCodec, center_crop
-from anystate.tests.train.data.conftest import arrays
+from anystate.tests.train.data.conftest import arrays, codecs_of
+from anystate.train.data.packed.manifest import Manifest
 from anystate.train.data.packed.packed import Packed
-from anystate.train.data.packed.shards import Manifest, read_npy
+from anystate.train.data.packed.shards import read_npy
 from anystate.train.data.packing import packer
+from anystate.train.data.packing.image_text import Settings
 from anystate.train.data.packing.open import open_source
-from anystate.train.data.packing.pack import Settings, pack
+from anystate.train.data.packing.pack import pack
 
 
 def packed_of(source, out, settings=None, **options):
     return pack(open_source(str(source)), out, settings or Settings(), **options)
 
 
-def pairs_of(folder, split="train"):
-    return Packed(folder, split, loader="webdataset").pairs()
+def examples_of(folder, split="train"):
+    return Packed(folder, codecs_of(folder), split, loader="webdataset").examples()
+
+
+def texts_of(examples):
+    return examples.raw.values["text"]
 
 
 def test_an_npz_through_the_command_line(call, source, tmp_path, capsys):
@@ -42,11 +48,13 @@ def test_an_npz_through_the_command_line(call, source, tmp_path, capsys):
     assert {s: p["samples"] for s, p in about["splits"].items()} == {"train": 60, "test": 10}
     assert [s["samples"] for s in about["splits"]["train"]["shards"]] == [15] * 4
     letters = sorted(set("".join(arrays()["captions"])))
-    assert about["text"]["alphabet"] == "".join(letters)
-    assert about["text"]["length"] == max(len(c) for c in arrays()["captions"])
+    image, text = about["modalities"]["image"], about["modalities"]["text"]
+    assert text["codec"]["alphabet"] == "".join(letters)
+    assert text["codec"]["length"] == max(len(c) for c in arrays()["captions"])
     x = arrays()["images"] / 127.5 - 1.0
-    assert about["image"]["mean"] == pytest.approx(x.mean((0, 1, 2)), abs=1e-6)
-    assert about["image"]["std"] == pytest.approx(x.std((0, 1, 2)), abs=1e-6)
+    statistics = image["about"]["statistics"]["image"]
+    assert statistics["mean"] == pytest.approx(x.mean((0, 1, 2)), abs=1e-6)
+    assert statistics["std"] == pytest.approx(x.std((0, 1, 2)), abs=1e-6)
     assert call("data", "check", tmp_path / "set") == 0
 
 
@@ -73,7 +81,7 @@ def test_shards_are_what_webdataset_reads(packed):
 
 
 def test_samples_are_shuffled_over_the_shards(packed):
-    numbers = pairs_of(packed).meta["number"]
+    numbers = examples_of(packed).labels["number"]
     assert sorted(numbers) == list(range(60))
     assert abs(np.corrcoef(numbers, np.arange(60))[0, 1]) < 0.5  # four standard deviations
 
@@ -100,15 +108,15 @@ def test_packing_again_does_only_what_is_missing(source, tmp_path, monkeypatch):
 
 def test_a_killed_run_resumes_without_incomplete_shards(source, tmp_path, monkeypatch):
     out, settings = tmp_path / "set", Settings(shard_size=16)
-    real, calls = packer.encode_captions, []
+    real, calls = packer.Store.add_moments, []
 
-    def dies(*args):
-        calls.append(0)
-        if len(calls) == 3:
+    def dies(self, *args):
+        calls.append(self.about.codec["kind"])
+        if calls.count("pixels") == 3:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(self, *args)
 
-    monkeypatch.setattr(packer, "encode_captions", dies)
+    monkeypatch.setattr(packer.Store, "add_moments", dies)
     with pytest.raises(KeyboardInterrupt):
         packed_of(source, out, settings)
     assert sorted(p.name for p in (out / "train").iterdir()) == ["00000.idx", "00000.tar", "00001.idx", "00001.tar"]
@@ -132,7 +140,7 @@ def test_a_folder_with_something_else_is_refused(source, tmp_path):
 def test_held_out_share(tmp_path):
     np.savez(tmp_path / "x.npz", **{k: v for k, v in arrays().items() if k != "split"})
     packed_of(tmp_path / "x.npz", tmp_path / "set", Settings(test_share=0.2))
-    train, test = (pairs_of(tmp_path / "set", s).meta["number"].tolist() for s in ("train", "test"))
+    train, test = (examples_of(tmp_path / "set", s).labels["number"].tolist() for s in ("train", "test"))
     assert (len(train), len(test)) == (56, 14)
     assert sorted(train + test) == list(range(70))
 
@@ -161,25 +169,25 @@ def test_latents_and_clip_tokens_through_the_command_line(call, source, vae, cli
     out = tmp_path / "set"
     kinds = ["--latents", "--vae", vae, "--scale", 0.5, "--size", 8, "--text", "clip", "--tokenizer", clip_tokenizer]
     assert call("data", "pack", source, "--out", out, *kinds, "--device", "cpu") == 0
-    about = Manifest.load(out)
-    assert about.image | {"mean": 0, "std": 0} == {
-        "kind": "latents", "channels": 4, "size": 4, "picture": 8, "vae": str(vae), "scale": 0.5, "mean": 0, "std": 0
+    about = Manifest.load(out).modalities
+    assert about["image"].settings == {
+        "kind": "image", "channels": 4, "size": 4, "latents": {"vae": str(vae), "scale": 0.5}
     }  # fmt: skip
-    data = Packed(out, loader="webdataset")
-    pairs = data.pairs()
-    number = int(pairs.meta["number"][0])
+    data = Packed(out, codecs_of(out), loader="webdataset")
+    examples = data.examples()
+    number = int(examples.labels["number"][0])
     codec = LatentCodec(str(vae), 0.5, 4, 4, "cpu")
     image = center_crop(arrays()["images"][number], 8)[None]
     mean, std = codec.moments(image)
-    assert np.allclose(pairs.images[0], mean[0] * 0.5, atol=1e-3)  # stored in half precision
-    stored = data.shards.read(0, 0)[0]
+    assert np.allclose(examples.x["image"][0], mean[0] * 0.5, atol=1e-3)  # stored in half precision
+    stored = data.shards.read(0, 0)["image"]
     assert stored.dtype == np.float16
     assert np.allclose(stored, np.concatenate([mean[0], std[0]]), atol=1e-3)
-    tokens = TokenizerCodec(out / "tokenizer.json", about.text["length"], 76, 75, 74, 75)
-    shown = [c.replace(" ", "") for c in tokens.decode(pairs.captions[:, 0])]  # CLIP separates digits
-    assert shown == [t[0].replace(" ", "") for t in pairs.texts]
-    both = torch.cat([pairs.images, Packed(out, "test", loader="webdataset").pairs().images])
-    assert about.image["mean"] == pytest.approx(both.mean((0, 2, 3)).tolist(), abs=1e-3)
+    tokens = TokenizerCodec(out / "text.tokenizer.json", about["text"].codec["length"], 76, 75, 74, 75)
+    shown = [c.replace(" ", "") for c in tokens.decode(examples.first(slice(None))["text"])]  # CLIP separates digits
+    assert shown == [t[0].replace(" ", "") for t in texts_of(examples)]
+    both = torch.cat([examples.x["image"], examples_of(out, "test").x["image"]])
+    assert about["image"].about["statistics"]["image"]["mean"] == pytest.approx(both.mean((0, 2, 3)).tolist(), abs=1e-3)
 
 
 def test_size_must_suit_the_autoencoder(source, vae, tmp_path):
@@ -188,12 +196,12 @@ def test_size_must_suit_the_autoencoder(source, vae, tmp_path):
 
 
 def test_bpe_tokens(source, tmp_path):
-    about = packed_of(source, tmp_path / "set", Settings(text="bpe", states=300)).text
-    pairs = pairs_of(tmp_path / "set")
-    codec = TokenizerCodec(tmp_path / "set/tokenizer.json", about["length"], about["states"])
+    about = packed_of(source, tmp_path / "set", Settings(text="bpe", states=300)).modalities["text"].codec
+    examples = examples_of(tmp_path / "set")
+    codec = TokenizerCodec(tmp_path / "set/text.tokenizer.json", about["length"], about["states"])
     assert about["states"] <= 300
-    assert codec.decode(pairs.captions[:, 0]) == [t[0] for t in pairs.texts]
-    assert (pairs.captions != 0).sum(-1).max() == about["length"]
+    assert codec.decode(examples.x["text"]) == [t[0] for t in texts_of(examples)]
+    assert (examples.x["text"] != 0).sum(-1).max() == about["length"]
 
 
 def test_a_file_that_is_not_a_clip_tokenizer(source, tmp_path):
@@ -219,6 +227,10 @@ def image_folder(tmp_path):
 
 def name(k):
     return f"sub/p{k}.png" if k % 2 else f"p{k}.png"
+
+
+def outside(folder):
+    return folder.parent / "outside.png"
 
 
 def sidecars(folder):
@@ -247,13 +259,13 @@ def captions_csv(folder):
 def test_a_folder_of_images(image_folder, tmp_path, write):
     write(image_folder)
     packed_of(image_folder, tmp_path / "set")
-    pairs = pairs_of(tmp_path / "set")
-    assert pairs.images.shape == (8, 3, 4, 4)
-    for k, texts, x in zip(pairs.meta["source"], pairs.texts, pairs.images, strict=True):
+    examples = examples_of(tmp_path / "set")
+    assert examples.x["image"].shape == (8, 3, 4, 4)
+    for k, texts, x in zip(examples.labels["source"], texts_of(examples), examples.x["image"], strict=True):
         number = int(k[-5])
         assert texts == [f"image {number}", f"number {number}"]
         assert np.allclose(x, (255 - number) / 127.5 - 1.0)  # the middle, without the black columns
-    assert pairs.captions.shape[1] == 2
+    assert examples.x["text"].shape[1] == 2
 
 
 def test_folders_named_train_and_test_are_the_split(image_folder, tmp_path):
@@ -283,35 +295,36 @@ def test_faults_of_a_folder_are_skipped_counted_and_named(call, refused, image_f
     assert "4 train; 4 skipped" in capsys.readouterr().out
     skipped = [json.loads(line) for line in (tmp_path / "set/skipped.jsonl").read_text().splitlines()]
     assert {e["sample"]: e["reason"] for e in skipped} == {
-        "p0.png": "image is broken",
-        "p2.png": "image is broken",
-        "sub/p1.png": "caption is missing or empty",
-        "sub/p3.png": "caption is missing or empty",
+        "p0.png": "image: not a readable image",
+        "p2.png": "image: not a readable image",
+        "sub/p1.png": "text: missing",
+        "sub/p3.png": "text: missing",
     }
     assert Manifest.load(tmp_path / "set").skipped == {
-        "total": 4, "image is broken": 2, "caption is missing or empty": 2
+        "total": 4, "image: not a readable image": 2, "text: missing": 2
     }  # fmt: skip
 
 
 def test_one_broken_image_is_always_allowed(image_folder, tmp_path):
     captions_json(image_folder)
     (image_folder / "p4.png").unlink()
-    assert packed_of(image_folder, tmp_path / "set").skipped == {"total": 1, "image is broken": 1}
+    assert packed_of(image_folder, tmp_path / "set").skipped == {"total": 1, "image: not a readable image": 1}
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda folder: None, "no captions; give NAME.txt"),
+        (lambda folder: None, "no array, column or file 'text'"),
         (lambda folder: (folder / "captions.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "captions.json").write_text('["p0.png"]'), "entries with file and caption"),
-        (lambda folder: (folder / "captions.json").write_text('{"../x.png": "a"}'), "leads out"),
-        (lambda folder: (folder / "captions.json").write_text('{"/x.png": "a"}'), "leads out"),
-        (lambda folder: (folder / "a.csv").write_text("name,title\n"), "needs columns file and caption"),
-        (lambda folder: [(folder / n).write_text("file,caption\n") for n in ("a.csv", "b.csv")], "several .csv"),
+        (lambda folder: (folder / "captions.json").write_text('["p0.png"]'), "expected an object"),
+        (lambda folder: (folder / "captions.json").write_text('{"../outside.png": "a"}'), "leads out"),
+        (lambda folder: (folder / "captions.json").write_text(json.dumps({str(outside(folder)): "a"})), "leads out"),
+        (lambda folder: (folder / "a.csv").write_text("name,title\n1,2\n"), "no array, column or file 'image'"),
+        (lambda folder: [(folder / n).write_text("file,caption\n") for n in ("a.csv", "b.csv")], "several tables"),
     ],
 )
 def test_folders_that_cannot_be_packed(image_folder, tmp_path, write, message):
+    shutil.copy(image_folder / "p0.png", outside(image_folder))
     write(image_folder)
     with pytest.raises(ValueError, match=message):
         packed_of(image_folder, tmp_path / "set")
@@ -320,8 +333,8 @@ def test_folders_that_cannot_be_packed(image_folder, tmp_path, write, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.pop("captions"), "no array 'captions'"),
-        (lambda a: a.update(captions=a["captions"][:5]), "70 images but 5 captions"),
+        (lambda a: a.pop("captions"), "no array, column or file 'text'"),
+        (lambda a: a.update(captions=a["captions"][:5]), "70 of image, 5 of text"),
         (lambda a: a.update(images=a["images"] * 1.5), "whole numbers from 0 to 255"),
         (lambda a: a.update(split=np.full(70, "dev")), "split 'dev'"),
     ],
@@ -348,14 +361,13 @@ def test_long_captions_are_truncated_and_counted(source, tmp_path):
     manifest = packed_of(source, tmp_path / "set", Settings(length=11))
     long = sum(len(c) > 11 for c in arrays()["captions"])
     assert 0 < long < 70
-    assert manifest.text["cut"] == long
-    assert manifest.text["captions"] == 70
+    assert manifest.modalities["text"].about == {"values": 70, "truncated": long}
 
 
 @pytest.mark.parametrize("size", [4, 3])
 def test_requested_size(source, tmp_path, size):
     packed_of(source, tmp_path / "set", Settings(size=size))
-    assert pairs_of(tmp_path / "set").images.shape == (60, 3, size, size)
+    assert examples_of(tmp_path / "set").x["image"].shape == (60, 3, size, size)
 
 
 def test_no_such_source():
@@ -403,11 +415,11 @@ def write_parquet(folder):
 def check_packed_table(source, out):
     packed_of(source, out, Settings(shard_size=25))
     for split, rows in (("train", range(60)), ("test", range(60, 70))):
-        pairs = pairs_of(out, split)
-        numbers = pairs.meta["number"].tolist()
+        examples = examples_of(out, split)
+        numbers = examples.labels["number"].tolist()
         assert sorted(numbers) == list(rows)
-        assert pairs.texts == [[arrays()["captions"][k], "x"] for k in numbers]
-        assert np.array_equal(((pairs.images[:, 0, 0, 0] + 1) * 127.5).round(), numbers)
+        assert texts_of(examples) == [[arrays()["captions"][k], "x"] for k in numbers]
+        assert np.array_equal(((examples.x["image"][:, 0, 0, 0] + 1) * 127.5).round(), numbers)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
