@@ -85,7 +85,8 @@ def upgrade(raw: dict[str, Any], table_base: Callable[[], dict[str, Any]]) -> di
         if "modalities" not in raw:
             raw = merge(table_base(), raw)
         name = next(iter(raw["modalities"]), TABLE_MODALITY)
-        raw = merge(raw, {"modalities": {name: _split_balanced(table)}})
+        whole = merge(raw, {"modalities": {name: table}})
+        raw = merge(whole, {"modalities": {name: _split_balanced(whole["modalities"][name])}})
     if isinstance(raw.get("data"), dict):
         raw["data"] = _upgrade_data(dict(raw["data"]))
     if isinstance(raw.get("modalities"), dict):
@@ -113,8 +114,9 @@ def _with_kind(section: Any) -> Any:
     """A modality's section with its kind, which its process told earlier."""
     if not isinstance(section, dict):
         return section
-    kind = section.get("kind") or KINDS.get(section.get("process"))
-    if section.get("process") == "gaussian":
+    process = str(section.get("process"))
+    kind = section.get("kind") or KINDS.get(process)
+    if process == "gaussian" and kind == KINDS["gaussian"]:
         section = {key: value for key, value in section.items() if key != "process"}
     return section if kind is None else {"kind": kind, **section}
 

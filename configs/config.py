@@ -252,6 +252,9 @@ class Config(Section):
             for m in [part for subset in given for part in subset.split("+")]:
                 if m not in self.modalities:
                     raise ValueError(f"times.{key} names unknown modality {m!r}; there are {names}")
+        for subset in self.times.condition_prob:
+            if len(self.modalities) > 1 and set(subset.split("+")) == set(self.modalities):
+                raise ValueError(f"times.condition_prob: {subset} is everything, which leaves nothing to learn")
         if self.data and (unknown := sorted(set(self.data.fields) - set(self.modalities))):
             raise ValueError(f"data.fields names unknown modality {unknown[0]!r}; there are {names}")
         return self

@@ -11,6 +11,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 GROUP = "anystate.modalities"  # entry points: NAME = package.module:Class
 PACKAGE = __package__.rpartition(".")[0]
@@ -22,7 +23,7 @@ def shipped_kinds() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
-def find_kind(name: str) -> type:
+def find_kind(name: str) -> Any:
     """The class of a kind.
 
     Raises:
@@ -34,7 +35,7 @@ def find_kind(name: str) -> type:
     kind, base = import_object(place, "kind"), importlib.import_module(f"{PACKAGE}.model.modalities.base").Modality
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"kind {name!r} is not a class derived from anystate.Modality")
-    if missing := sorted(kind.__abstractmethods__):
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
         raise ValueError(f"kind {name!r} lacks the method {missing[0]}; see docs/own-modality.md")
     return kind
 
@@ -50,7 +51,7 @@ def _registered(name: str) -> str:
     raise ValueError(f"unknown kind {name!r}; there are {', '.join(shipped_kinds())}{more}, {_ways()}")
 
 
-def import_object(place: str, what: str) -> object:
+def import_object(place: str, what: str) -> Any:
     """The object `package.module:name`; modules are also looked for in the working directory.
 
     Raises:

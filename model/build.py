@@ -17,11 +17,10 @@ import torch
 from ..configs.config import Config, Loss, MMDiTConfig, SamplerConfig, TableDiTConfig
 from ..diffusion import Process, Space
 from .codecs.base import Codec, require_fitted
-from .codecs.table.rows import RowCodec
 from .mmdit import MMDiT
 from .modalities.base import Modality
 from .streams import Stream
-from .table_dit import Categorical, Numerical, TableDiT
+from .table_dit import TableDiT
 
 Codecs = dict[str, Codec]
 Names = dict[str, dict[str, str]]  # {modality: {part: name of its process}}
@@ -145,26 +144,21 @@ def _joined(stream: Stream, streams: Mapping[str, Stream], owner: str) -> Stream
 
 def _table_dit(config: Config, n: TableDiTConfig, codecs: Codecs) -> TableDiT:
     ((m, modality),) = modalities_of(config).items()
-    codec = codecs[m]
-    require_fitted(codec, m)
-    if not isinstance(codec, RowCodec):
-        raise ValueError(f"network.kind: table_dit takes a modality of table columns, {m} is none: use mmdit")
-    groups: dict[str, Numerical | Categorical] = {}
-    if codec.table.numerical:
-        groups["num"] = Numerical(len(codec.table.numerical))
-    if codec.table.categorical:
-        groups["cat"] = Categorical(tuple(codec.table.states))
-    time_conditioning: list[str] = [g for g in n.time_conditioning if g in groups] or list(groups)
+    require_fitted(codecs[m], m)
+    with naming(m):
+        columns = modality.build_groups(codecs[m])
+    groups = columns["groups"]
+    seen = [g for g in n.time_conditioning if g in groups] or list(groups)
     return TableDiT(
         groups,
         n.width,
         n.depth,
         n.heads,
-        time_conditioning[:1] if config.times.draw == "unified" else time_conditioning,
+        seen[:1] if config.times.draw == "unified" else seen,
         n.mlp,
         n.deep_heads,
-        modality.categorical.mask_logit is not None,
-        modality.conditioning_prob > 0,
+        columns["mask_logit"],
+        columns["observed"],
         n.time_scale,
         n.sinusoids,
     )

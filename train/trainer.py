@@ -226,7 +226,7 @@ class Trainer:
         if data is None:
             train, test = load_data(self.config, self.codecs, self.out / "bad_samples.jsonl")
         elif isinstance(data[0], Dataset):
-            train, test = encode_split(*data, self.config, self.codecs, "the data")
+            train, test = encode_split(data[0], data[1], self.config, self.codecs, "the data")
         else:
             train, test = data
         return (train.to(self.device) if isinstance(train, Examples) else train), test

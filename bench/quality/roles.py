@@ -36,4 +36,4 @@ def require_one(names: list[str], what: str, family: str) -> str:
 
 def has_pixels(pipeline: Pipeline, m: str) -> bool:
     """Whether what is diffused of an image are its pixels, not latents."""
-    return pipeline.modalities[m].levels(pipeline.codecs[m]) is not None
+    return pipeline.modalities[m].grid_levels(pipeline.codecs[m]) is not None

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from anystate import Codec, DiscreteModality, InMemory, Pipeline, Trainer, parse_config
-from anystate.model.streams import Tokens
+from anystate import Codec, GaussianModality, InMemory, Pipeline, Trainer, parse_config
+from anystate.model.streams import Features
 
 FORMS = ("sine", "square", "sawtooth", "triangle")
 SPEEDS = {"slow": 1, "medium": 2, "fast": 4}  # periods in a wave
 STEPS = 48
 
 
-class LevelCodec(Codec):
-    """Waves ↔ int64 (N, length): the loudness of every sample as one of some levels, the state space."""
+class LoudnessCodec(Codec):
+    """Waves ↔ float32 (N, length): on the logarithmic scale of loudness (mu-law, in [−1, 1]), the state space."""
 
-    def __init__(self, length: int, levels: int, files):
-        self.length, self.levels = length, levels
+    def __init__(self, length: int, mu: float, files):
+        self.length, self.mu = length, mu
         self.limit = json.loads(files["limit.json"]) if "limit.json" in files else None
 
     @property
@@ -37,30 +37,31 @@ class LevelCodec(Codec):
     def encode(self, values):
         if any(len(wave) != self.length for wave in values):
             raise ValueError(f"a wave has {self.length} samples")
-        share = np.clip(np.stack(values) / self.limit, -1, 1) / 2 + 0.5
-        return torch.from_numpy(np.minimum(share * self.levels, self.levels - 1).astype(np.int64))
+        x = np.stack(values) / self.limit
+        return torch.from_numpy(np.sign(x) * np.log1p(self.mu * np.abs(x)) / np.log1p(self.mu)).float()
 
     def decode(self, x):
-        return ((x.cpu().numpy() + 0.5) / self.levels * 2 - 1) * self.limit
+        x = x.double().cpu().numpy()
+        return np.sign(x) * np.expm1(np.abs(x) * np.log1p(self.mu)) / self.mu * self.limit
 
     def files(self):
         return {"limit.json": json.dumps(self.limit).encode()}
 
 
-class Wave(DiscreteModality):
-    """A wave under masked diffusion of its levels: the kind of modality."""
+class Wave(GaussianModality):
+    """A wave under Gaussian diffusion of its loudness: the kind of modality."""
 
     length: int = Field(gt=0, description="samples of a wave")
-    levels: int = Field(24, gt=1, description="of loudness")
+    mu: float = Field(4.0, gt=0, description="of the mu-law: larger values stretch quiet samples")
 
     def build_codec(self, files):
-        return LevelCodec(self.length, self.levels, files)
+        return LoudnessCodec(self.length, self.mu, files)
 
     def build_process(self, codec):
-        return self.discrete(self.length, self.levels)
+        return self.gaussian(self.length)
 
     def build_stream(self, codec):
-        return Tokens.of(self.stream, length=self.length, states=self.levels)
+        return Features.of(self.stream, features=self.length, patch=4)
 
 
 def sounds(n: int = 3000, seed: int = 0):
@@ -83,19 +84,16 @@ def sounds(n: int = 3000, seed: int = 0):
     return whole.subset(np.arange(cut)), whole.subset(np.arange(cut, n))
 
 
-OWN = {
-    "stream": {"width": 64},
-    "loss_on": "masked",
-    "loss": {"weighting": "elbo"},
-    "sampler": {"method": "first_hitting"},
-}
+STREAM = {"stream": {"width": 64}}
+GAUSSIAN = {"prediction_type": "v_prediction", "sampler": {"method": "dpmpp_2m", "time_grid": "logsnr"}, **STREAM}
+MASKED = {"loss_on": "masked", "loss": {"weighting": "elbo", "scale": 0.3}, **STREAM}
 CONFIG = {
     "name": "own_modality",
     "data": {"source": "own_modality:sounds"},
     "modalities": {
-        "wave": {"kind": "own_modality:Wave", "length": STEPS, **OWN},
-        "form": {"kind": "label", **OWN},
-        "text": {"kind": "text", "alphabet": " adefghilmnoqrstuw", "length": 17, **OWN},
+        "wave": {"kind": "own_modality:Wave", "length": STEPS, **GAUSSIAN},
+        "form": {"kind": "label", **MASKED},
+        "text": {"kind": "text", "alphabet": " adefghilmnoqrstuw", "length": 17, **MASKED},
     },
     "network": {"depth": 3, "heads": 4, "head_dim": 16, "time_scale": 100},
     "times": {"subset_prob": 0.4, "time_skew": {"form": 2, "text": 2}},

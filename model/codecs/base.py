@@ -77,8 +77,8 @@ class Codec(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, x: Any) -> Sequence:
-        """N raw values of what `encode` returns."""
+    def decode(self, x: Any) -> Any:
+        """N raw values, in a sequence, an array or a DataFrame, of what `encode` returns."""
 
     def decode_samples(self, x: Any, seed: int, start: int) -> Sequence:
         """`decode` of samples start, … of a seed, for codecs that draw random numbers or number the values."""

@@ -56,12 +56,20 @@ class Modality(Section, abc.ABC):
         """The codec; `files` is what `Codec.files` returned when the checkpoint was saved, empty for a new model."""
 
     @abc.abstractmethod
-    def build_process(self, codec: Codec) -> Process | dict[str, Process]:
+    def build_process(self, codec: Any) -> Process | dict[str, Process]:
         """The process, or {part: process}, for a fitted codec."""
 
     @abc.abstractmethod
-    def build_stream(self, codec: Codec) -> Stream | dict[str, Stream]:
+    def build_stream(self, codec: Any) -> Stream | dict[str, Stream]:
         """The stream, or {part: stream}, of the MMDiT (see `model.streams`)."""
+
+    def build_groups(self, codec: Any) -> dict[str, Any]:
+        """The arguments `groups`, `mask_logit` and `observed` of the TableDiT, for kinds of table columns.
+
+        Raises:
+            ValueError: this is no such kind.
+        """
+        raise ValueError(f"network.kind: table_dit takes table columns, kind {self.kind} has none: use mmdit")
 
     # losses and samplers of its parts, and what is known of an example in training
 
@@ -73,14 +81,14 @@ class Modality(Section, abc.ABC):
     def samplers(self) -> dict[str, SamplerConfig]:
         """{part: its sampler}."""
 
-    def draw_observed(self, codec: Codec, rng: Rng, prefix: str) -> Parts:
+    def draw_observed(self, codec: Any, rng: Rng, prefix: str) -> Parts:
         """{part: (B, *shape) bool}: elements that are clean conditions of a training batch; {} for none.
 
         prefix: put before the names of random streams, so that modalities differ.
         """
         return {}
 
-    def draw_uniforms(self, codec: Codec, seed: int, start: int, n: int) -> Parts:
+    def draw_uniforms(self, codec: Any, seed: int, start: int, n: int) -> Parts:
         """{part: (n, *shape) float64 in (0, 1)} of samples start, …, in place of independent noise; {} for none."""
         return {}
 
@@ -122,7 +130,7 @@ class Modality(Section, abc.ABC):
         """One line for each decoded value, for a kind that is `joined`."""
         return [str(value) for value in values]
 
-    def header(self, codec: Codec) -> str | None:
+    def header(self, codec: Any) -> str | None:
         """The line above `lines`, if any."""
         return None
 
@@ -140,11 +148,11 @@ class Modality(Section, abc.ABC):
 
     # conditions that are known in part
 
-    def encode_condition(self, codec: Codec, values: Sequence) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def encode_condition(self, codec: Any, values: Sequence) -> dict[str, tuple[Tensor, Tensor | None]]:
         """{part: (tensor, mask of the known elements; None: all)} of raw values that are conditions."""
         return {part: (x, None) for part, x in as_parts(codec.encode(values)).items()}
 
-    def restore(self, codec: Codec, values: Sequence, given: Sequence) -> Sequence:
+    def restore(self, codec: Any, values: Sequence, given: Sequence) -> Sequence:
         """Decoded values in which what was known, see `encode_condition`, is exactly as it was given."""
         return values
 
@@ -152,11 +160,11 @@ class Modality(Section, abc.ABC):
         """Encoded values of which at most `limit` tokens are used, for kinds with `prompts`."""
         return x
 
-    def read_mask(self, codec: Codec, path: str) -> Tensor | Parts:
+    def read_mask(self, codec: Any, path: str) -> Tensor | Parts:
         """(1, …) bool mask of the known elements from a file; by default a boolean array in an .npy file."""
         return self.encode_mask(codec, [self.read(path)])
 
-    def encode_mask(self, codec: Codec, masks: Sequence) -> Tensor | Parts:
+    def encode_mask(self, codec: Any, masks: Sequence) -> Tensor | Parts:
         """(N, …) bool, broadcastable to what is diffused, of N masks in the shape of raw values.
 
         A modality with several processes gives {part: mask}.
@@ -167,15 +175,15 @@ class Modality(Section, abc.ABC):
 
     # how its values are judged: `bench.quality.agreement` fits classifiers on real data
 
-    def features(self, codec: Codec, values: Sequence) -> np.ndarray:
+    def features(self, codec: Any, values: Sequence) -> np.ndarray:
         """(N, D) numbers that a classifier reads off decoded values."""
         return np.stack([np.asarray(value, dtype=np.float64).ravel() for value in values])
 
-    def attributes(self, codec: Codec, values: Sequence) -> dict[str, np.ndarray]:
+    def attributes(self, codec: Any, values: Sequence) -> dict[str, np.ndarray]:
         """{name: (N,) classes} of decoded values, for kinds that hold classes; the name "" is the modality itself."""
         return {}
 
-    def grid_levels(self, codec: Codec) -> int | None:
+    def grid_levels(self, codec: Any) -> int | None:
         """Number of equally spaced values from −1 to 1 that the encoded data take; None: they are continuous."""
         return None
 

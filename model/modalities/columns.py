@@ -6,6 +6,7 @@ A modality of this kind has two parts, `num` and `cat`, as far as the table has 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,14 @@ from torch import Tensor
 from ... import kernels
 from ...configs.config import Loss, SamplerConfig, Schedule, Section, StreamConfig
 from ...diffusion.build import gaussian, masked
+from ...diffusion.processes import Process
 from ...kernels import Draw, Rng
 from ..codecs.base import Parts
 from ..codecs.table.encoding import EncodingConfig
 from ..codecs.table.rows import CODEC, RowCodec, is_column
 from ..codecs.table.schema import Schema, check_columns
 from ..streams import Categories, Numbers, Stream
+from ..table_dit import Categorical, Numerical
 from .base import Modality
 
 if TYPE_CHECKING:
@@ -95,7 +98,8 @@ class Columns(Modality):
 
     def build_process(self, codec: RowCodec):
         """`num` and `cat`; the categorical process has the largest number of states of a column."""
-        table, processes = codec.table, {}
+        processes: dict[str, Process] = {}
+        table = codec.table
         if table.numerical:
             processes["num"] = gaussian((len(table.numerical),), self.numerical)
         if table.categorical:
@@ -108,16 +112,27 @@ class Columns(Modality):
             raise ValueError("columns in an mmdit need a stream: {width: …}")
         if self.categorical.mask_logit is not None:
             raise ValueError("categorical.mask_logit is for network.kind: table_dit")
-        table, streams = codec.table, {}
+        streams: dict[str, Stream] = {}
+        table = codec.table
         if table.numerical:
             observed = self.conditioning_prob > 0
             streams["num"] = Numbers.of(
                 self.stream, columns=len(table.numerical), sinusoids=self.sinusoids, observed=observed
             )
         if table.categorical:
-            share = {"share": "num", "aligned": False} if table.numerical else {}
-            streams["cat"] = Categories.of(self.stream, states=tuple(table.states), **share)
+            cat = Categories.of(self.stream, states=tuple(table.states))
+            streams["cat"] = dataclasses.replace(cat, share="num", aligned=False) if table.numerical else cat
         return streams
+
+    def build_groups(self, codec: RowCodec) -> dict[str, Any]:
+        groups: dict[str, Numerical | Categorical] = {}
+        table = codec.table
+        if table.numerical:
+            groups["num"] = Numerical(len(table.numerical))
+        if table.categorical:
+            groups["cat"] = Categorical(tuple(table.states))
+        kept, observed = self.categorical.mask_logit is not None, self.conditioning_prob > 0
+        return {"groups": groups, "mask_logit": kept, "observed": observed}
 
     def losses(self, processes):
         """The configured scales are per column."""
@@ -176,7 +191,7 @@ class Columns(Modality):
         import pandas as pd
 
         whole = [column for column in columns.values() if isinstance(column, pd.DataFrame)]
-        own = columns.get(field)
+        own = columns.get(field or "")
         if not whole and own is not None and any(isinstance(cell, dict | Path) for cell in own):
             return own
         rows = pd.concat(whole, axis=1) if whole else pd.DataFrame({k: v for k, v in columns.items() if is_column(v)})

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .encoding import EncodingConfig
 from .column import ColumnCodec
+from .encoding import EncodingConfig
 from .quantiles import Quantiles
 from .schema import Column, Schema, check_columns
 

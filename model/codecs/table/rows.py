@@ -143,7 +143,7 @@ class RowCodec(Codec):
         return {part: (x, known[part]) for part, x in self._parts(z, tokens).items()}
 
     def with_given(self, rows: pd.DataFrame, given: Sequence | pd.DataFrame) -> pd.DataFrame:
-        """Rows whose known numbers, see `encode_cells`, are as given: z has the resolution and the range of training."""
+        """Rows with the known numbers as given (see `encode_cells`); z only has the resolution of training."""
         cells = as_table(given).reset_index(drop=True)
         for name in cells:
             column = self.table.columns[name]
