@@ -248,8 +248,8 @@ def bench_schedules(
     """Decoupled and tied noise times at equal training budget; the same command resumes an interrupted one."""
     from ..configs.load import load_config
 
-    load_config(config, override)
     names = parse_choices("--variants", variants, VARIANTS)
+    load_config(config, override)
     from .studies.schedules import compare_schedules
 
     compare_schedules(config, override or [], names, seeds, n, out, choose_device(device), console)

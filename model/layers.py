@@ -48,18 +48,17 @@ class PatchEmbedding(nn.Module):
 
 
 class FrameEmbedding(nn.Module):
-    """(B, channels, T), or (B, T) for channels None, → (B, T/p, D): a linear map per piece plus a learned position."""
+    """(B, channels, T), or (B, T) for channels None, → (B, T/p, D): a linear map per piece plus a fixed sine table."""
 
     def __init__(self, channels: int | None, steps: int, patch: int, width: int):
         super().__init__()
         self.patch = patch
         self.proj = nn.Linear((channels or 1) * patch, width)
-        self.position = nn.Embedding(steps // patch, width)
-        nn.init.normal_(self.position.weight, std=0.02)
+        self.register_buffer("position", sincos_1d(steps // patch, width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, None] if x.ndim == 2 else x
-        return self.proj(rearrange(x, "b c (l p) -> b l (c p)", p=self.patch)) + self.position.weight
+        return self.proj(rearrange(x, "b c (l p) -> b l (c p)", p=self.patch)) + self.position
 
 
 class TokenEmbedding(nn.Module):
@@ -224,13 +223,20 @@ def leading(x: Tensor, n: int | None) -> Tensor:
     return x if n is None else x[:n]
 
 
+def sincos_1d(length: int, width: int) -> Tensor:
+    """(length, width) float32: [sin, cos] of the position at `width`/2 frequencies."""
+    if width % 2:
+        raise ValueError(f"the width of a series' stream must be even, got {width}")
+    omega = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * omega
+    return torch.cat([torch.sin(angle), torch.cos(angle)], -1).float()
+
+
 def sincos_2d(grid: int, width: int) -> Tensor:
     """(grid², width) float32: the first half of the features is the column, the second the row, each [sin, cos]."""
     if width % 4:
         raise ValueError(f"an image stream's width must be divisible by 4, got {width}")
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
-    table = torch.cat([torch.sin(angle), torch.cos(angle)], -1)  # (grid, width / 2)
+    table = sincos_1d(grid, width // 2).double()
     column = table[None].expand(grid, -1, -1)
     row = table[:, None].expand(-1, grid, -1)
     return torch.cat([column, row], -1).flatten(0, 1).float()

@@ -11,9 +11,7 @@ import typer.main
 
 import anystate
 from anystate.cli import app
-from anystate.configs.config import Config
 from anystate.configs.load import load_config
-from anystate.configs.table import TableConfig
 
 ROOT = Path(anystate.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,10 +51,9 @@ def test_shown_commands_exist(page, arguments):
     parameters = command.make_context(command.name, list(rest), resilient_parsing=False).params
     if command.name not in ("train", "fit"):
         return
-    model = Config if command.name == "train" else TableConfig
     config = parameters["config"]
     if Path(config).suffix == "":  # a shipped one
-        load_config(config, parameters["override"], model)
+        load_config(config, parameters["override"])
 
 
 def settings(text: str, sections: list[str]) -> list[str]:
@@ -69,7 +66,7 @@ def test_settings_named_in_tables_exist():
     pairs, tables = (ROOT / "docs/from-official.md").read_text(encoding="utf-8").split("\n## Tables\n")
     for page, config in (
         (pairs, load_config("text_image/stage2")),
-        (tables, load_config("table/paper", model=TableConfig)),
+        (tables, load_config("table/paper")),
     ):
         names = settings(page, list(type(config).model_fields))
         assert len(names) > 10

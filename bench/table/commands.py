@@ -86,8 +86,8 @@ def fit(
     if seed is not None:
         overrides.append(f"seed={seed}")
     require_path("--schema:", schema)
-    resolved = load_config(config, overrides)
     path = find_table(source)
+    resolved = load_config(config, overrides)
     from ...model.codecs.table.files import describe, read_table
     from ...sample.table.config import missing_strings, schema_of
     from ...train.synthesizer import TableSynthesizer

@@ -186,7 +186,10 @@ def test_columns_that_do_not_fit_an_mmdit(section, message):
 def test_a_table_dit_is_for_columns():
     raw = mix(other=VECTOR).model_dump(mode="json")
     config = parse_config({**raw, "network": {"kind": "table_dit", "width": 8, "depth": 1, "heads": 2}}, "mix")
-    with pytest.raises(ValueError, match="table_dit takes a modality of table columns, other is none: use mmdit"):
+    with pytest.raises(
+        ValueError,
+        match="modalities.other: network.kind: table_dit takes table columns, kind vector has none: use mmdit",
+    ):
         build_pipeline(config)
 
 
