@@ -188,7 +188,7 @@ def test_a_table_dit_is_for_columns():
     config = parse_config({**raw, "network": {"kind": "table_dit", "width": 8, "depth": 1, "heads": 2}}, "mix")
     with pytest.raises(
         ValueError,
-        match="modalities.other: network.kind: table_dit takes table columns, kind vector has none: use mmdit",
+        match="table_dit takes table columns, kind vector has none: use mmdit",
     ):
         build_pipeline(config)
 
