@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from anystate import Codec, GaussianModality, InMemory, Pipeline, Trainer, parse_config
+from anystate.model.modalities.series import plot_lines
 from anystate.model.streams import Features
 
 FORMS = ("sine", "square", "sawtooth", "triangle")
@@ -62,6 +63,9 @@ class Wave(GaussianModality):
 
     def build_stream(self, codec):
         return Features.of(self.stream, features=self.length, patch=4)
+
+    def render(self, value):  # in galleries
+        return plot_lines(value)
 
     def features(self, codec, values):  # a classifier of real waves, in evaluations, hears no phase
         return np.abs(np.fft.rfft(np.stack(values)))

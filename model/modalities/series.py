@@ -42,17 +42,20 @@ class Series(GaussianModality):
         return [np.asarray(value, dtype=np.float32) for value in values]
 
     def render(self, value: Any) -> PILImage.Image:
-        """One line per channel."""
-        size = 160
-        image = PILImage.new("RGB", (size, size), (255, 255, 255))
-        draw, x = ImageDraw.Draw(image), np.atleast_2d(np.asarray(value, dtype=np.float64))
-        low, high = float(x.min()), float(x.max())
-        across = np.linspace(4, size - 5, x.shape[1])
-        for k, channel in enumerate(x):
-            down = size - 5 - (channel - low) / (high - low or 1.0) * (size - 9)
-            draw.line(list(zip(across.tolist(), down.tolist(), strict=True)), COLOURS[k % len(COLOURS)], width=2)
-        return image
+        return plot_lines(value)
 
     def features(self, codec, values) -> np.ndarray:
         """Standardized as for the network."""
         return codec.encode(values).flatten(1).double().numpy()
+
+
+def plot_lines(value: Any, size: int = 160) -> PILImage.Image:
+    """A picture of a series (T,) or (C, T), one line per channel."""
+    image = PILImage.new("RGB", (size, size), (255, 255, 255))
+    draw, x = ImageDraw.Draw(image), np.atleast_2d(np.asarray(value, dtype=np.float64))
+    low, high = float(x.min()), float(x.max())
+    across = np.linspace(4, size - 5, x.shape[1])
+    for k, channel in enumerate(x):
+        down = size - 5 - (channel - low) / (high - low or 1.0) * (size - 9)
+        draw.line(list(zip(across.tolist(), down.tolist(), strict=True)), COLOURS[k % len(COLOURS)], width=2)
+    return image
