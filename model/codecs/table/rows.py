@@ -131,7 +131,7 @@ class RowCodec(Codec):
             column = self.table.columns[name]
             require_values(column, rows[name])
             own_tokens, own_z = column.encode(as_in_training(column, rows[name]), rng)
-            present = rows[name].notna().to_numpy()
+            present = rows[name].notna().to_numpy(copy=True)
             if own_tokens is not None:
                 c = self.table.categorical.index(name)
                 tokens[:, c] = torch.from_numpy(np.where(present, own_tokens, 0))
