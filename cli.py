@@ -369,6 +369,8 @@ def main(argv: list[str] | None = None) -> None:
         # checkpoint and config errors are ValueErrors, a loss that is not finite a FloatingPointError
         if isinstance(error, (ValueError, FloatingPointError, OSError)):
             _fail(str(error))
+        if isinstance(error, ModuleNotFoundError) and error.name == "pandas":
+            _fail("tables need pandas: pip install 'anystate[table]'")
         if type(error).__name__ == "Abort":
             _fail("interrupted")
         raise

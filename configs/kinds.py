@@ -61,6 +61,8 @@ def import_object(place: str, what: str) -> Any:
     try:
         module = _import(module_name)
     except Exception as error:  # whatever the user's module raises
+        if module_name.startswith(f"{PACKAGE}."):  # ours: a library is missing, say pandas
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"{what} {place!r} cannot be imported ({reason}); run the command in the folder of its file, or install it"

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -170,3 +171,11 @@ def _all_finite(x: np.ndarray) -> bool:
     if x.dtype != np.float16:
         return bool(np.isfinite(x).all())
     return not ((x.view(np.uint16) & 0x7C00) == 0x7C00).any()
+
+
+def is_column(values: Any) -> bool:
+    """Whether N values are a number, a text or a date each, and no arrays, lists, mappings or bytes."""
+    if isinstance(values, np.ndarray):
+        return values.ndim == 1
+    first = next((value for value in values if value is not None), None)
+    return not isinstance(first, np.ndarray | list | tuple | Mapping | bytes | Path)

@@ -23,9 +23,9 @@ from ...configs.config import Loss, SamplerConfig, Schedule, Section, StreamConf
 from ...diffusion.build import gaussian, masked
 from ...diffusion.processes import Process
 from ...kernels import Draw, Rng
-from ..codecs.base import Parts
+from ..codecs.base import Parts, is_column
 from ..codecs.table.encoding import EncodingConfig
-from ..codecs.table.rows import CODEC, RowCodec, is_column
+from ..codecs.table.rows import CODEC, RowCodec
 from ..codecs.table.schema import Schema, check_columns
 from ..streams import Categories, Numbers, Stream
 from ..table_dit import Categorical, Numerical

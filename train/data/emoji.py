@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ...configs.locate import locate, not_found
-from ...model.codecs.table.schema import TEXT
 from .dataset import InMemory, Opened, by_split
 from .source_arrays import read_npz
 
@@ -25,6 +24,8 @@ def load(path: str = "emoji/emoji.npz") -> Opened:
         ValueError: not found, unreadable, or without an array.
     """
     import pandas as pd
+
+    from ...model.codecs.table.schema import TEXT
 
     file = locate(path)
     if file is None:

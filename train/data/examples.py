@@ -15,7 +15,6 @@ from ...kernels import Draw, Rng
 from ...kernels.reference import words_to_index
 from ...model.build import Codecs, Names, part_names
 from ...model.codecs.base import as_parts
-from ...model.codecs.table.rows import as_table
 from .dataset import Dataset, InMemory, columns, is_table, labels_of
 from .epochs import batch_rows
 
@@ -156,7 +155,11 @@ def flatten(values: Any) -> tuple[Any, Tensor]:
         versions = value if isinstance(value, list) else [] if value is None else [value]
         flat += versions
         counts.append(len(versions))
-    return as_table(flat) if flat and isinstance(flat[0], Mapping) else flat, torch.tensor(counts)
+    if flat and isinstance(flat[0], Mapping):
+        from ...model.codecs.table.rows import as_table  # needs pandas, which other modalities do not
+
+        return as_table(flat), torch.tensor(counts)
+    return flat, torch.tensor(counts)
 
 
 def encode_values(codec: Any, values: Any, what: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...configs.config import Data
-from ...model.codecs.table.rows import is_column
+from ...model.codecs.base import is_column
 from .dataset import InMemory, Opened, by_split
 from .fields import Modalities, as_values, find_fields, pick
 

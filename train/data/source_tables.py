@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.config import Data
-from ...model.codecs.table.files import read_table
-from ...model.codecs.table.rows import is_column
+from ...model.codecs.base import is_column
 from .dataset import InMemory, Opened, by_split, is_table, split_named
 from .fields import Modalities, as_values, find_fields, is_missing, pick
 
@@ -128,6 +127,8 @@ def _read_rows(file: Path, missing: Collection[str], as_text: Collection[str]) -
     elif is_table_file(file, (".jsonl", ".json")):
         rows = _read_json(file)
     else:
+        from ...model.codecs.table.files import read_table
+
         rows = read_table(file, sorted(missing), as_text)
     if not len(rows):
         raise ValueError(f"{file}: the table has no rows")

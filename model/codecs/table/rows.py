@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,11 +198,3 @@ def as_in_training(column: ColumnCodec, values: pd.Series) -> pd.Series:
 def as_table(values: Any) -> pd.DataFrame:
     """Rows as a DataFrame."""
     return values if isinstance(values, pd.DataFrame) else pd.DataFrame(list(values))
-
-
-def is_column(values: Any) -> bool:
-    """Whether N values are a number, a text or a date each, and no arrays, lists, mappings or bytes."""
-    if isinstance(values, np.ndarray):
-        return values.ndim == 1
-    first = next((value for value in values if value is not None), None)
-    return not isinstance(first, np.ndarray | list | tuple | Mapping | bytes | Path)

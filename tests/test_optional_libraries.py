@@ -1,0 +1,34 @@
+"""What needs no table needs no pandas: the demo installs none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+WITHOUT_PANDAS = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+
+sys.meta_path.insert(0, Blocked())
+from anystate.cli import main
+from anystate.configs.load import load_config
+
+for config in ("digits", "emoji/stage1", "text_image/stage1"):
+    load_config(config)
+import anystate.bench.demo.demo
+import anystate.bench.quality.evaluate
+import anystate.sample.generate
+import anystate.train.data.load
+
+main(["train", "table/default", "--dry-run"])
+"""
+
+
+def test_images_and_text_need_no_pandas_and_tables_say_what_they_need():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PANDAS], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == "error: tables need pandas: pip install 'anystate[table]'"
