@@ -6,12 +6,18 @@ import subprocess
 import sys
 
 WITHOUT_PANDAS = """
+import importlib.util
 import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "pandas":
-            raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+        return importlib.util.spec_from_loader(name, self) if name.partition(".")[0] == "pandas" else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+
+    def exec_module(self, module):
+        pass
 
 sys.meta_path.insert(0, Blocked())
 from anystate.cli import main
