@@ -131,14 +131,16 @@ class Data(Section):
     """The data set."""
 
     source: str = Field(
-        description="digits or adult, which come with the package; an .npz, CSV or Parquet file; a folder of files; a "
-        "folder made by anystate data pack; a Hugging Face data set; or package.module:function, which returns "
-        "data sets. Relative paths are also looked up in $ANYSTATE_DATA"
+        description="digits or adult, which come with the package; emoji (emoji/emoji.npz); an .npz, CSV, Parquet or "
+        "JSON file; a folder of files; a folder made by anystate data pack; a Hugging Face data set; or "
+        "package.module:function, which returns data sets. Relative paths are also looked up in $ANYSTATE_DATA"
     )
     fields: dict[str, str] = Field(
         {}, description="array or column of the source per modality, where it is not the modality's name"
     )
-    options: dict[str, Any] = Field({}, description="keyword arguments of a function")
+    options: dict[str, Any] = Field(
+        {}, description="keyword arguments of a function, or of the download of a Hugging Face data set"
+    )
     test_share: float = Field(0.2, gt=0, lt=1, description="held-out share where the data has no split of its own")
     split_seed: int = Field(0, description="seed of that split")
     held_out: int = Field(5000, gt=0, description="packed: at most so many held-out examples are kept in memory")

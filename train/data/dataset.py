@@ -145,17 +145,10 @@ def split_rows(n: int, test_share: float, seed: int) -> tuple[np.ndarray, np.nda
     return order[:cut], order[cut:]
 
 
-def column(dataset: Dataset, m: str) -> Any:
-    """All values of a modality; None where it is absent."""
-    if isinstance(dataset, InMemory):
-        return dataset.values.get(m, [None] * len(dataset))
-    return [dataset[i].get(m) for i in range(len(dataset))]
-
-
 def columns(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
-    """{modality: all its values}; every example is read once."""
+    """{modality: all its values, None where it is absent}; every example is read once."""
     if isinstance(dataset, InMemory):
-        return {m: column(dataset, m) for m in names}
+        return {m: dataset.values.get(m, [None] * len(dataset)) for m in names}
     rows = list(_rows(dataset))
     return {m: [row.get(m) for row in rows] for m in names}
 

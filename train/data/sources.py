@@ -34,7 +34,8 @@ def open_source(data: Data, modalities: Modalities) -> Opened:
     if path is None and is_hub_id(data.source):
         path = download(data)
     if path is None:
-        raise ValueError(not_found("data.source", data.source))
+        ways = "a file, a folder, OWNER/NAME of the hub or package.module:function"
+        raise ValueError(f"{not_found('data.source', data.source)}; give {', '.join(FUNCTIONS)}, adult, {ways}")
     if path.is_dir():
         tables = tables_in(path)
         return open_tables(tables, path, data, modalities) if tables else open_files(path, data, modalities)

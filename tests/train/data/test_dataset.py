@@ -8,7 +8,7 @@ import pytest
 
 from anystate.train.data import digits
 from anystate.train.data.bundled import find_table, load_bundled
-from anystate.train.data.dataset import InMemory, Subset, by_split, column, columns, split_at_random, subset
+from anystate.train.data.dataset import InMemory, Subset, by_split, columns, split_at_random, subset
 
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.5, 2.5]})
 
@@ -34,7 +34,7 @@ def test_values_of_an_example():
     part = whole.subset(np.array([2, 0]))
     assert part.values["text"] == [["b", "c"], "a"]
     assert part.values["row"]["n"].tolist() == [3, 1]
-    assert column(part, "sound") == [None, None]
+    assert columns(part, ["sound"]) == {"sound": [None, None]}
 
 
 @pytest.mark.parametrize(
