@@ -164,13 +164,14 @@ def flatten(values: Any) -> tuple[Any, Tensor]:
 
 def encode_values(codec: Any, values: Any, what: str) -> dict[str, Tensor]:
     """{part: (N, …)} of N values; errors name `what`."""
-    try:
-        if is_table(values):  # encoded at once: the random numbers of its codec depend on the whole table
-            return as_parts(codec.encode(values))
-        pieces = [values[i : i + ENCODED_AT_ONCE] for i in range(0, len(values), ENCODED_AT_ONCE)]
-        encoded = [as_parts(codec.encode(piece)) for piece in pieces]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{what}: {error}") from None
+    # a table is encoded at once: the random numbers of its codec depend on the whole table
+    size, encoded = max(len(values), 1) if is_table(values) else ENCODED_AT_ONCE, []
+    for start in range(0, len(values), size):
+        try:
+            encoded.append(as_parts(codec.encode(values[start : start + size])))
+        except (ValueError, TypeError) as error:
+            where = f"{what}, counted from value {start}" if start else what
+            raise ValueError(f"{where}: {error}") from None
     for part in encoded[0]:
         if len(shapes := {tuple(piece[part].shape[1:]) for piece in encoded}) > 1:
             raise ValueError(f"{what}: values of the shapes {' and '.join(map(str, sorted(shapes)))}; one is needed")

@@ -14,9 +14,10 @@ from anystate import kernels
 from anystate.kernels import Draw, Rng
 from anystate.kernels.reference import words_to_index
 from anystate.model.build import build_codecs
+from anystate.model.codecs.arrays import ArrayCodec
 from anystate.train.data import digits
 from anystate.train.data.dataset import InMemory
-from anystate.train.data.examples import Examples, encode, fit_codecs, flatten, presence
+from anystate.train.data.examples import ENCODED_AT_ONCE, Examples, encode, encode_values, fit_codecs, flatten, presence
 from anystate.train.data.load import encode_split, load_data
 
 ERROR = 1e-6  # a correct implementation fails each statistical test with this probability, over the choice of the seed
@@ -243,3 +244,11 @@ def test_codecs_are_fitted_on_the_training_part(tiny):
     absent = InMemory({"image": np.zeros((2, 8, 8)), "text": ["one"] * 2})
     with pytest.raises(ValueError, match="mine: no example has the modality label"):
         fit_codecs(absent, build_codecs(config), 0, "mine")
+
+
+def test_errors_count_values_from_their_piece():
+    """Values are encoded 4,096 at a time, and codecs count within what they are given."""
+    values = [np.zeros(3)] * (ENCODED_AT_ONCE + 2) + [np.zeros(4)]
+    codec = ArrayCodec((3,), standardize=False)
+    with pytest.raises(ValueError, match=r"sound, counted from value 4096: value 2 has shape \(4,\)"):
+        encode_values(codec, values, "sound")
