@@ -24,9 +24,8 @@ PAIRS = [  # packed images and captions
 ]
 LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]  # autoencoders, weights from the hub
 EVAL = ["torchmetrics>=1.6", "transformers>=4.45"]
-FP8 = ["torchao>=0.18"]
 PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
-TEST = [*TABLE, *PAIRS, *LATENTS, *EVAL, *FP8, "sdmetrics>=0.11.1", *PYTEST]
+TEST = [*TABLE, *PAIRS, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
 
 setup(
     name="anystate",
@@ -68,7 +67,6 @@ setup(
         "latents": LATENTS,
         "table": TABLE,
         "eval": EVAL,
-        "fp8": FP8,
         "inception": ["torch-fidelity>=0.3", "torchvision"],  # the usual FID network
         "log": ["tensorboard>=2.18", "wandb>=0.19"],
         "dev": [*TEST, "ruff>=0.9", "mypy>=1.15", "tensorboard>=2.18"],

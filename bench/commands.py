@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -146,6 +147,20 @@ def bench_kernels(
     raise typer.Exit(run(op, size, json, plot, compile_only, device))
 
 
+@app.command("counts")
+def bench_counts(
+    json: Json = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Counts of an earlier commit, written by this command, to compare with.")
+    ] = None,
+) -> None:
+    """Memory traffic of the official blocks, kernels of a table's step, launches and registers, without a GPU."""
+    require_path("--before:", before)
+    from .speed.counts import run
+
+    run(json, before)
+
+
 @app.command("data", cls=renamed({"--samples": "--n", "--batch": "--batch-size"}))
 def bench_data(
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Samples of the synthetic data set.")] = 8192,
@@ -253,3 +268,21 @@ def bench_schedules(
     from .studies.schedules import compare_schedules
 
     compare_schedules(config, override or [], names, seeds, n, out, choose_device(device), console)
+
+
+@app.command("precisions")
+def bench_precisions(
+    override: Annotated[list[str] | None, typer.Argument(help="Settings of the config, key=value.")] = None,
+    config: Annotated[str, typer.Option(help="A config with network.kind: mmdit.")] = "digits",
+    steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 800,
+    precisions: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32,bf16,fp8",
+    json: JsonOut = None,
+    device: Device = None,
+) -> None:
+    """Training in fp8 beside bf16 and fp32, all else equal: losses, and quality of samples."""
+    from .speed.results import ResultLog
+    from .studies.precisions import PRECISIONS, compare_precisions
+
+    names, where = parse_choices("--precisions", precisions, PRECISIONS), choose_device(device)
+    with tempfile.TemporaryDirectory() as out:
+        compare_precisions(config, override or [], steps, names, Path(out), ResultLog(where, json), where)

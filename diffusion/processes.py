@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,17 @@ class Process(abc.ABC):
 
         observed: bool of x₀'s shape, elements that are a condition and add nothing; the mean is over all elements.
         """
+
+    def loss_sum(
+        self, weigh: Callable[[Tensor], Tensor], proportional: bool, out, x0: Tensor, xt: Tensor, keys: Tensor, observed
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ weigh(loss), detached loss (B,)) of `loss`.
+
+        weigh: weighted losses (B,) from losses (B,); proportional: they are in proportion, so that the weights are
+        known before the losses, and gradients may be computed together with them.
+        """
+        loss = self.loss(out, x0, xt, keys, observed)
+        return weigh(loss).sum(), loss.detach()
 
     @abc.abstractmethod
     def elbo_weight(self, t: Tensor) -> Tensor:
@@ -119,7 +130,7 @@ class Gaussian(Process):
     def to_prediction(self, out, x, t):
         if self.prediction_type == "epsilon":
             return out
-        alpha, sigma = (f(t).float().view(-1, *[1] * (x.ndim - 1)) for f in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = (value.float().view(-1, *[1] * (x.ndim - 1)) for value in self.schedule.alpha_sigma(t))
         return sigma * x + alpha * out.float()
 
     def check(self, name, x):
@@ -180,6 +191,39 @@ class Discrete(Process):
         """Probability that a position that is clean at time s is noised by time t."""
         return -torch.expm1(self.schedule.total(s) - self.schedule.total(t))
 
+    @property
+    def columns(self) -> int:
+        """The number of outputs over which p is normalized."""
+        return self.states
+
+    def target(self, x0: Tensor, xt: Tensor, observed: Tensor | None) -> Tensor:
+        """(B, L): the tokens to predict, −1 where none is."""
+        return x0 if observed is None else torch.where(observed, -1, x0)
+
+    def mean(self, losses: Tensor, target: Tensor, observed: Tensor | None) -> Tensor:
+        """(B,) from the losses of positions (B, L), in which it is linear."""
+        return losses.mean(1)
+
+    def mask_logit_loss(self, out: LazyLogits, target: Tensor) -> Tensor | None:
+        """(B, L): what a logit of the mask adds to the losses; None for nothing."""
+        return None
+
+    def loss(self, out, x0, xt, keys, observed=None):
+        target, out = self.target(x0, xt, observed), LazyLogits.wrap(out)
+        losses, added = out.cross_entropy(target, self.columns), self.mask_logit_loss(out, target)
+        return self.mean(losses if added is None else losses + added, target, observed)
+
+    def loss_sum(self, weigh, proportional, out, x0, xt, keys, observed):
+        if not (proportional and LazyLogits.wrap(out).sums_at_once()):
+            return super().loss_sum(weigh, proportional, out, x0, xt, keys, observed)
+        target = self.target(x0, xt, observed)
+        ones = torch.ones(target.shape, device=target.device)
+        row_weight = (weigh(self.mean(ones, target, observed)) / target.shape[1])[:, None] * ones
+        total, losses = out.cross_entropy_sum(target, self.columns, row_weight)
+        if (added := self.mask_logit_loss(out, target)) is not None:
+            total, losses = total + (row_weight * added).sum(), losses + added.detach()
+        return total, self.mean(losses, target, observed)
+
 
 class Masked(Discrete):
     """Absorbing diffusion: states 0 … K−1 and the mask, index K. Networks predict log p(x₀) over the K real states.
@@ -233,17 +277,24 @@ class Masked(Discrete):
     def key_mask(self, x):
         return None if self.attend_pads else x != self.pad_id
 
-    def loss(self, out, x0, xt, keys, observed=None):
+    @property
+    def columns(self):
+        return self.states + (self.mask_logit == "kept")
+
+    def target(self, x0, xt, observed):
         target = x0 if self.loss_on == "all" else torch.where(xt == self.mask_id, x0, -1)
-        target = target if observed is None else torch.where(observed, -1, target)
-        out = LazyLogits.wrap(out)
-        losses = out.cross_entropy(target, self.states + (self.mask_logit == "kept"))
-        if self.mask_logit == "ignored":
-            losses = losses + torch.where(target < 0, 0.0, torch.nn.functional.softplus(out.column(self.states)))
+        return super().target(target, xt, observed)
+
+    def mean(self, losses, target, observed):
         if not self.balanced:
             return losses.mean(1)
         free = losses.shape[1] if observed is None else (~observed).sum(1)
         return losses.mean(1) * (free + 1) / (target >= 0).sum(1).clamp(min=1)
+
+    def mask_logit_loss(self, out, target):
+        if self.mask_logit != "ignored":
+            return None
+        return torch.where(target < 0, 0.0, torch.nn.functional.softplus(out.column(self.states)))
 
     def elbo_weight(self, t):
         return self.schedule.reverse_rate(t)
@@ -267,10 +318,6 @@ class Uniform(Discrete):
     def odds(self, t: Tensor) -> Tensor:
         """a K/(1 − a) with a = e^{−s}: the odds of the clean state against any other state, minus 1."""
         return self.states / torch.expm1(self.schedule.total(t))
-
-    def loss(self, out, x0, xt, keys, observed=None):
-        target = x0 if observed is None else torch.where(observed, -1, x0)
-        return LazyLogits.wrap(out).cross_entropy(target, self.states).mean(1)
 
     def elbo_weight(self, t):
         raise ValueError("weighting elbo is not defined for the uniform process: choose none or learned")

@@ -39,6 +39,11 @@ class GaussianSchedule(abc.ABC):
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-2.0 * self.integral(t)))
 
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, from one integral."""
+        b = self.integral(t)
+        return torch.exp(-b), torch.sqrt(-torch.expm1(-2.0 * b))
+
     def log_snr(self, t: Tensor) -> Tensor:
         """log(α²/σ²) = −log(e^{2B} − 1)."""
         return -torch.log(torch.expm1(2.0 * self.integral(t)))
@@ -127,31 +132,33 @@ class LogSNR(GaussianSchedule):
         if not (np.all(np.isfinite(log_snr)) and np.all(np.diff(log_snr) < 0.0)):
             raise ValueError("log-SNR schedule must be finite and strictly decreasing on (0, 1]")
         log_t, log_b = np.log(t), np.log(0.5 * np.logaddexp(0.0, -log_snr))
-        self._curve = PchipInterpolator(log_t, log_b)
-        self._slope, self._guess = self._curve.derivative(), PchipInterpolator(log_b, log_t)
-        self._first = log_t[0], log_b[0], float(self._slope(log_t[0]))
+        curve = PchipInterpolator(log_t, log_b)
+        self._curve, self._slope = PiecewisePolynomial(curve), PiecewisePolynomial(curve.derivative())
+        self._guess = PiecewisePolynomial(PchipInterpolator(log_b, log_t))
+        self._first = float(log_t[0]), float(log_b[0]), float(curve.derivative()(log_t[0]))
+        self._last = float(log_b[-1])
 
     @staticmethod
     def _apply(function, values: Tensor) -> Tensor:
-        """A function of log values, exp'd, on a tensor; 0 goes to 0."""
-        v = values.double().cpu().numpy()
-        return torch.from_numpy(np.exp(function(np.log(np.maximum(v, 1e-300)))) * (v > 0.0)).to(values)
+        """A function of log values, exp'd; 0 goes to 0."""
+        v = values.double()
+        return (torch.exp(function(torch.log(v.clamp(min=1e-300)))) * (v > 0.0)).to(values)
 
-    def _log_integral(self, log_t: np.ndarray) -> np.ndarray:
+    def _log_integral(self, log_t: Tensor) -> Tensor:
         start, _, slope = self._first
-        return self._curve(np.maximum(log_t, start)) + slope * np.minimum(log_t - start, 0.0)
+        return self._curve(log_t.clamp(min=start)) + slope * (log_t - start).clamp(max=0.0)
 
-    def _log_inverse(self, log_b: np.ndarray) -> np.ndarray:
+    def _log_inverse(self, log_b: Tensor) -> Tensor:
         start, value, slope = self._first
-        log_t = self._guess(np.clip(log_b, value, self._curve(0.0)))
+        log_t = self._guess(log_b.clamp(value, self._last))
         for _ in range(4):  # the two cubics differ between their nodes
-            excess = self._curve(log_t) - np.maximum(log_b, value)
-            log_t = np.clip(log_t - excess / self._slope(log_t), start, 0.0)
-        return log_t + np.minimum(log_b - value, 0.0) / slope
+            excess = self._curve(log_t) - log_b.clamp(min=value)
+            log_t = (log_t - excess / self._slope(log_t)).clamp(start, 0.0)
+        return log_t + (log_b - value).clamp(max=0.0) / slope
 
     def beta(self, t):
         def log_beta(log_t):
-            return self._log_integral(log_t) + np.log(self._slope(np.maximum(log_t, self._first[0]))) - log_t
+            return self._log_integral(log_t) + torch.log(self._slope(log_t.clamp(min=self._first[0]))) - log_t
 
         return self._apply(log_beta, t)
 
@@ -160,6 +167,23 @@ class LogSNR(GaussianSchedule):
 
     def inverse(self, b):
         return self._apply(self._log_inverse, b)
+
+
+class PiecewisePolynomial:
+    """scipy's, evaluated in float64 on the device of its argument, without waiting for it."""
+
+    def __init__(self, polynomial):
+        self.tables = {torch.device("cpu"): torch.from_numpy(np.stack([polynomial.x[:-1], *polynomial.c]))}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.device not in self.tables:
+            self.tables[x.device] = next(iter(self.tables.values())).to(x.device)
+        starts, *coefficients = self.tables[x.device].unbind()
+        piece = (torch.searchsorted(starts, x.contiguous(), right=True) - 1).clamp(min=0)
+        distance, value = x - starts[piece], torch.zeros_like(x)
+        for coefficient in coefficients:
+            value = value * distance + coefficient[piece]
+        return value
 
 
 class LogLinear:

@@ -58,12 +58,33 @@ class Space(dict[str, Process]):
         """
         t = {m: t[m].clamp(min=self[m].t_min) for m in x}
         times = {m: self[m].time_conditioning(t[m]) for m in x}
-        masks = {m: mask for m in x if (mask := self[m].key_mask(x[m])) is not None}
+        masks = {m: self[m].key_mask(x[m]) for m in x}
+        masks = {m: mask for m, mask in masks.items() if mask is not None}
         more = {"observed": observed, "positions": positions}
         more = {name: value for name, value in more.items() if value}
         out = net(x, times, mask=masks or None, outputs=outputs, **more)
         first = outputs if isinstance(outputs, Mapping) else {}
         return {m: self[m].to_prediction(v, x[m][: first.get(m)], t[m][: first.get(m)]) for m, v in out.items()}
+
+    def predictions(
+        self,
+        net: Net,
+        x0: dict[str, Tensor],
+        t: dict[str, Tensor],
+        rng: Rng,
+        names: Iterable[str] | None = None,
+        observed: dict[str, Tensor] | None = None,
+    ) -> dict[str, tuple]:
+        """{modality: the arguments of its `Process.loss`}: every modality noised at its own time, and the prediction.
+
+        observed: {modality: bool of x₀'s shape}, elements that stay clean as a condition: the network sees which, and
+        they do not count in the loss.
+        """
+        names, observed = list(x0 if names is None else names), observed or {}
+        xt = self.perturb(x0, t, rng)
+        xt = {m: torch.where(observed[m], x0[m], x) if m in observed else x for m, x in xt.items()}
+        out = self.evaluate(net, xt, t, names, observed)
+        return {m: (out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE), observed.get(m)) for m in names}
 
     def losses(
         self,
@@ -74,16 +95,9 @@ class Space(dict[str, Process]):
         names: Iterable[str] | None = None,
         observed: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """{modality: (B,) float32}: the loss of every modality at its own time, unweighted.
-
-        observed: {modality: bool of x₀'s shape}, elements that stay clean as a condition: the network sees which, and
-        they do not count in the loss.
-        """
-        names, observed = list(x0 if names is None else names), observed or {}
-        xt = self.perturb(x0, t, rng)
-        xt = {m: torch.where(observed[m], x0[m], x) if m in observed else x for m, x in xt.items()}
-        out = self.evaluate(net, xt, t, names, observed)
-        return {m: self[m].loss(out[m], x0[m], xt[m], rng.keys(m, Draw.NOISE), observed.get(m)) for m in names}
+        """{modality: (B,) float32}: the loss of every modality at its own time, unweighted; see `predictions`."""
+        predictions = self.predictions(net, x0, t, rng, names, observed)
+        return {m: self[m].loss(*prediction) for m, prediction in predictions.items()}
 
     def check(self, x: dict[str, Tensor]) -> None:
         """Raise ValueError unless every modality of x belongs to the space and holds valid data."""

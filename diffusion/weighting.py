@@ -45,6 +45,10 @@ class Weighting(nn.Module):
             return self.scale * (loss * torch.exp(-u) + u)
         return self.scale * loss * self.weight(t).to(loss.dtype)
 
+    def sum(self, t: Tensor, mask: Tensor, *prediction) -> tuple[Tensor, Tensor]:
+        """(Σ mask · weighted loss, detached unweighted loss (B,)); the prediction: the arguments of `Process.loss`."""
+        return self.process.loss_sum(lambda loss: self(loss, t) * mask, self.kind != "learned", *prediction)
+
     def weight(self, t: Tensor) -> Tensor:
         if self.kind == "elbo":
             return self.process.elbo_weight(t)

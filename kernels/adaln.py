@@ -1,11 +1,10 @@
-"""`adaln_modulate` and `gated_residual`, forward and backward.
+"""`adaln_modulate`: layer norm, scaled and shifted per sample, forward and backward.
 
-Floor, per element of x: `adaln_modulate` reads x and writes the result; its backward reads x and the upstream gradient
-and writes one gradient. `gated_residual` reads x and the branch and writes the sum; its backward reads the upstream
-gradient and the branch and writes the branch's gradient. Scale, shift and gate are (B, D) and stay in cache.
+    y = (x − mean)/std · γ + β,   γ = scale or 1 + scale,   β = shift
 
-In the backward passes a program covers consecutive rows of one sample (a run). The sums for scale, shift and gate are
-computed per run and then added in a fixed order, so that results are deterministic.
+Floor, per element of x: x is read and y is written, in the dtype that the following matrix product takes; the backward
+pass reads x and the upstream gradient and writes one gradient. With float32 x and bfloat16 y 6 and 10 bytes. Scale and
+shift are (B, D) and stay in cache; mean and 1/std are kept for the backward pass, 8 bytes a row.
 """
 
 import torch
@@ -23,21 +22,8 @@ from .backend import (
     tl,
     triton,
     use_triton,
-    warps,
 )
-from .tiles import measured
-
-TILE = 2048
-PROGRAMS = 2048
-
-
-@jit
-def normalized(p_x, o_d, m_d, m, width, eps):
-    """(rows, D) float32 (x − mean)/std and (rows,) 1/std."""
-    b_x = tl.load(p_x, mask=m, other=0.0).to(tl.float32)
-    b_centered = tl.where(m_d[None, :], b_x - (tl.sum(b_x, 1) / width)[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(b_centered * b_centered, 1) / width + eps)
-    return b_centered * rstd[:, None], rstd
+from .row_tiles import backward_tile, normalized, normalized_gradient, run_sums, tile
 
 
 @jit
@@ -46,6 +32,8 @@ def _adaln_kernel(
     p_scale,
     p_shift,
     p_out,
+    p_mean,
+    p_rstd,
     length,
     width,
     stride_b,
@@ -60,23 +48,28 @@ def _adaln_kernel(
     i_sample = tl.program_id(0).to(tl.int64)
     o_l = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     o_d = tl.arange(0, BLOCK)
-    m_d = o_d < width
-    m = (o_l < length)[:, None] & m_d[None, :]
-    b_normed, _ = normalized(
-        p_x + i_sample * stride_b + o_l[:, None] * stride_l + o_d[None, :], o_d, m_d, m, width, eps
-    )
+    m_l, m_d = o_l < length, o_d < width
+    m = m_l[:, None] & m_d[None, :]
+    p_row = p_x + i_sample * stride_b + o_l[:, None] * stride_l + o_d[None, :]
+    b_x = tl.load(p_row, mask=m, other=0.0).to(tl.float32)
     b_gamma = tl.load(p_scale + i_sample * stride_scale + o_d, mask=m_d, other=0.0).to(tl.float32)
     if PLUS_ONE:
         b_gamma += 1.0
     b_shift = tl.load(p_shift + i_sample * stride_shift + o_d, mask=m_d, other=0.0).to(tl.float32)
-    p_row = p_out + (i_sample * length + o_l[:, None]) * width + o_d[None, :]
-    tl.store(p_row, b_normed * b_gamma[None, :] + b_shift[None, :], mask=m)
+    b_normed, mean, rstd = normalized(b_x, m_d, width, eps)
+    o_row = i_sample * length + o_l
+    tl.store(p_out + o_row[:, None] * width + o_d[None, :], b_normed * b_gamma[None, :] + b_shift[None, :], mask=m)
+    tl.store(p_mean + o_row, mean, mask=m_l)
+    tl.store(p_rstd + o_row, rstd, mask=m_l)
 
 
 @jit
 def _adaln_backward_kernel(
     p_grad,
+    p_grad_kept,
     p_x,
+    p_mean,
+    p_rstd,
     p_scale,
     p_grad_x,
     p_grad_scale,
@@ -86,12 +79,12 @@ def _adaln_backward_kernel(
     stride_b,
     stride_l,
     stride_scale,
-    eps,
     run,
     PLUS_ONE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """p_grad_kept: the gradient of x from its other uses, which is added, or None."""
     i_sample = tl.program_id(0).to(tl.int64)
     i_run = tl.program_id(1)
     o_d = tl.arange(0, BLOCK)
@@ -101,105 +94,40 @@ def _adaln_backward_kernel(
         b_gamma += 1.0
     b_sum_scale = tl.zeros((ROWS, BLOCK), tl.float32)
     b_sum_shift = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(i_run * run, tl.minimum(i_run * run + run, length), ROWS):
+    end = tl.minimum(i_run * run + run, length)
+    for start in range(i_run * run, end, ROWS):
         o_l = (start + tl.arange(0, ROWS)).to(tl.int64)
-        m = (o_l < tl.minimum(i_run * run + run, length))[:, None] & m_d[None, :]
-        b_normed, rstd = normalized(
-            p_x + i_sample * stride_b + o_l[:, None] * stride_l + o_d[None, :], o_d, m_d, m, width, eps
-        )
-        o_out = (i_sample * length + o_l[:, None]) * width + o_d[None, :]
+        m_l = o_l < end
+        m = m_l[:, None] & m_d[None, :]
+        o_row = i_sample * length + o_l
+        o_out = o_row[:, None] * width + o_d[None, :]
+        p_row = p_x + i_sample * stride_b + o_l[:, None] * stride_l + o_d[None, :]
+        mean = tl.load(p_mean + o_row, mask=m_l, other=0.0)
+        rstd = tl.load(p_rstd + o_row, mask=m_l, other=0.0)
+        b_x = tl.load(p_row, mask=m, other=0.0).to(tl.float32)
         b_grad = tl.load(p_grad + o_out, mask=m, other=0.0).to(tl.float32)
+        if p_grad_kept is not None:
+            b_kept = tl.load(p_grad_kept + o_out, mask=m, other=0.0).to(tl.float32)
+        b_normed = tl.where(m_d[None, :], (b_x - mean[:, None]) * rstd[:, None], 0.0)
         b_sum_scale += b_grad * b_normed
         b_sum_shift += b_grad
-        b_grad = b_grad * b_gamma[None, :]
-        mean = tl.sum(b_grad, 1) / width
-        slope = tl.sum(b_grad * b_normed, 1) / width
-        b_grad_x = (b_grad - mean[:, None] - b_normed * slope[:, None]) * rstd[:, None]
+        b_grad_x = normalized_gradient(b_grad * b_gamma[None, :], b_normed, rstd, width)
+        if p_grad_kept is not None:
+            b_grad_x += b_kept
         tl.store(p_grad_x + o_out, b_grad_x, mask=m)
     o_part = (i_sample * tl.num_programs(1) + i_run) * width + o_d
     tl.store(p_grad_scale + o_part, tl.sum(b_sum_scale, 0), mask=m_d)
     tl.store(p_grad_shift + o_part, tl.sum(b_sum_shift, 0), mask=m_d)
 
 
-@jit
-def _gate_kernel(
-    p_x,
-    p_branch,
-    p_gate,
-    p_out,
-    length,
-    width,
-    stride_xb,
-    stride_xl,
-    stride_bb,
-    stride_bl,
-    stride_gate,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i_sample = tl.program_id(0).to(tl.int64)
-    o_l = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    o_d = tl.arange(0, BLOCK)[None, :]
-    m = (o_l < length) & (o_d < width)
-    b_gate = tl.load(p_gate + i_sample * stride_gate + o_d, mask=o_d < width, other=0.0).to(tl.float32)
-    b_x = tl.load(p_x + i_sample * stride_xb + o_l * stride_xl + o_d, mask=m, other=0.0).to(tl.float32)
-    b_branch = tl.load(p_branch + i_sample * stride_bb + o_l * stride_bl + o_d, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_out + (i_sample * length + o_l) * width + o_d, b_x + b_gate * b_branch, mask=m)
-
-
-@jit
-def _gate_backward_kernel(
-    p_grad,
-    p_branch,
-    p_gate,
-    p_grad_branch,
-    p_grad_gate,
-    length,
-    width,
-    stride_bb,
-    stride_bl,
-    stride_gate,
-    run,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i_sample = tl.program_id(0).to(tl.int64)
-    i_run = tl.program_id(1)
-    o_d = tl.arange(0, BLOCK)
-    m_d = o_d < width
-    b_gate = tl.load(p_gate + i_sample * stride_gate + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(i_run * run, tl.minimum(i_run * run + run, length), ROWS):
-        o_l = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        m = (o_l < tl.minimum(i_run * run + run, length)) & m_d[None, :]
-        o_out = (i_sample * length + o_l) * width + o_d[None, :]
-        p_row = p_branch + i_sample * stride_bb + o_l * stride_bl + o_d[None, :]
-        b_grad = tl.load(p_grad + o_out, mask=m, other=0.0).to(tl.float32)
-        b_sum += b_grad * tl.load(p_row, mask=m, other=0.0).to(tl.float32)
-        tl.store(p_grad_branch + o_out, b_grad * b_gate[None, :], mask=m)
-    tl.store(p_grad_gate + (i_sample * tl.num_programs(1) + i_run) * width + o_d, tl.sum(b_sum, 0), mask=m_d)
-
-
-def tile(op: str, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Rows, features and warps of a tile of about TILE elements. Entries of `tiles.json` override the defaults."""
-    block = triton.next_power_of_2(width)
-    rows = max(1, TILE // block)
-    default = {"ROWS": min(rows, 64), "BLOCK": block, "num_warps": warps(min(rows, 64) * block)}
-    return default | measured(op, width, dtype)
-
-
-def backward_tile(op: str, width: int, dtype: torch.dtype, batch: int, length: int) -> tuple[dict[str, int], int]:
-    """The tile of a backward kernel and the rows per run: whole tiles, for about PROGRAMS programs in total."""
-    shape = tile(op, width, dtype)
-    programs, rows = shape.pop("programs", PROGRAMS), shape["ROWS"]
-    runs = max(1, min(triton.cdiv(length, rows), programs // max(1, batch)))
-    return shape, max(1, triton.cdiv(triton.cdiv(length, runs), rows)) * rows
-
-
-def launch_adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool) -> Tensor:
+def launch_adaln(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """y, and mean and 1/std of every row, (2, B, L) float32."""
     x, scale, shift = (last_dim_contiguous(value) for value in (x, scale, shift))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, length, width = x.shape
+    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    moments = torch.empty(2, batch, length, dtype=torch.float32, device=x.device)
     if x.numel():
         shape = tile("adaln_modulate", width, x.dtype)
         _adaln_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
@@ -207,6 +135,8 @@ def launch_adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: 
             p_scale=scale,
             p_shift=shift,
             p_out=out,
+            p_mean=moments[0],
+            p_rstd=moments[1],
             length=length,
             width=width,
             stride_b=x.stride(0),
@@ -217,22 +147,25 @@ def launch_adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: 
             PLUS_ONE=plus_one,
             **shape,
         )
-    return out
+    return out, moments
 
 
 def launch_adaln_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, eps: float, plus_one: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, scale and shift; the last two in float32."""
+    grad: Tensor, grad_kept: Tensor | None, x: Tensor, moments: Tensor, scale: Tensor, plus_one: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, to which grad_kept is added, and those of scale and shift, (2, B, D) float32."""
     grad, x, scale = grad.contiguous(), last_dim_contiguous(x), last_dim_contiguous(scale)
     batch, length, width = x.shape
     shape, run = backward_tile("adaln_modulate_backward", width, x.dtype, batch, length)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    parts = torch.zeros(2, batch, triton.cdiv(length, run), width, device=x.device)
+    parts = run_sums(2, x, run)
     if x.numel():
         _adaln_backward_kernel[parts.shape[1:3]](
             p_grad=grad,
+            p_grad_kept=None if grad_kept is None else grad_kept.contiguous(),
             p_x=x,
+            p_mean=moments[0],
+            p_rstd=moments[1],
             p_scale=scale,
             p_grad_x=grad_x,
             p_grad_scale=parts[0],
@@ -242,117 +175,72 @@ def launch_adaln_backward(
             stride_b=x.stride(0),
             stride_l=x.stride(1),
             stride_scale=scale.stride(0),
-            eps=eps,
             run=run,
             PLUS_ONE=plus_one,
             **shape,
         )
-    return grad_x, parts[0].sum(1), parts[1].sum(1)
-
-
-def launch_gate(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    x, branch, gate = (last_dim_contiguous(value) for value in (x, branch, gate))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    batch, length, width = x.shape
-    if x.numel():
-        shape = tile("gated_residual", width, x.dtype)
-        _gate_kernel[(batch, triton.cdiv(length, shape["ROWS"]))](
-            p_x=x,
-            p_branch=branch,
-            p_gate=gate,
-            p_out=out,
-            length=length,
-            width=width,
-            stride_xb=x.stride(0),
-            stride_xl=x.stride(1),
-            stride_bb=branch.stride(0),
-            stride_bl=branch.stride(1),
-            stride_gate=gate.stride(0),
-            **shape,
-        )
-    return out
-
-
-def launch_gate_backward(grad: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of branch and gate; the latter in float32."""
-    grad, branch, gate = grad.contiguous(), last_dim_contiguous(branch), last_dim_contiguous(gate)
-    batch, length, width = branch.shape
-    shape, run = backward_tile("gated_residual_backward", width, grad.dtype, batch, length)
-    grad_branch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
-    parts = torch.zeros(batch, triton.cdiv(length, run), width, device=branch.device)
-    if branch.numel():
-        _gate_backward_kernel[parts.shape[:2]](
-            p_grad=grad,
-            p_branch=branch,
-            p_gate=gate,
-            p_grad_branch=grad_branch,
-            p_grad_gate=parts,
-            length=length,
-            width=width,
-            stride_bb=branch.stride(0),
-            stride_bl=branch.stride(1),
-            stride_gate=gate.stride(0),
-            run=run,
-            **shape,
-        )
-    return grad_branch, parts.sum(1)
+    return grad_x, parts.sum(2)
 
 
 _adaln = custom_op("adaln_modulate", launch_adaln)
 _adaln_backward = custom_op("adaln_modulate_backward", launch_adaln_backward)
-_gate = custom_op("gated_residual", launch_gate)
-_gate_backward = custom_op("gated_residual_backward", launch_gate_backward)
 
 
 @_adaln.register_fake
-@_gate.register_fake
-def _(x, *others):
-    return x.new_empty(x.shape)
+def _(x, scale, shift, eps, plus_one, out_dtype):
+    return x.new_empty(x.shape, dtype=out_dtype), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
 
 
 @_adaln_backward.register_fake
-def _(grad, x, scale, eps, plus_one):
-    rows = scale.new_empty(scale.shape, dtype=torch.float32)
-    return x.new_empty(x.shape), rows, torch.empty_like(rows)
+def _(grad, grad_kept, x, moments, scale, plus_one):
+    return x.new_empty(x.shape), scale.new_empty((2, *scale.shape), dtype=torch.float32)
 
 
-@_gate_backward.register_fake
-def _(grad, branch, gate):
-    return branch.new_empty(branch.shape), gate.new_empty(gate.shape, dtype=torch.float32)
-
-
-def _setup_adaln(ctx, inputs, output):
-    x, scale, shift, ctx.eps, ctx.plus_one = inputs
+def _setup(ctx, inputs, output):
+    x, scale, shift, _, ctx.plus_one, _ = inputs
     ctx.shift_dtype = shift.dtype
-    ctx.save_for_backward(x, scale)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], scale)
 
 
-def _autograd_adaln(ctx, grad):
-    x, scale = ctx.saved_tensors
-    grad_x, grad_scale, grad_shift = _adaln_backward(grad, x, scale, ctx.eps, ctx.plus_one)
-    return grad_x, grad_scale.to(scale.dtype), grad_shift.to(ctx.shift_dtype), None, None
+def _autograd(ctx, grad, _):
+    return *_gradients(ctx, grad, None), None, None, None
 
 
-def _setup_gate(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[1:])
+def _gradients(ctx, grad: Tensor, grad_kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, scale and shift, in their dtypes."""
+    x, moments, scale = ctx.saved_tensors
+    grad_x, (grad_scale, grad_shift) = _adaln_backward(grad, grad_kept, x, moments, scale, ctx.plus_one)
+    return grad_x, grad_scale.to(scale.dtype), grad_shift.to(ctx.shift_dtype)
 
 
-def _autograd_gate(ctx, grad):
-    branch, gate = ctx.saved_tensors
-    grad_branch, grad_gate = _gate_backward(grad, branch, gate)
-    return grad, grad_branch, grad_gate.to(gate.dtype)
+_adaln.register_autograd(_autograd, setup_context=_setup)
 
 
-_adaln.register_autograd(_autograd_adaln, setup_context=_setup_adaln)
-_gate.register_autograd(_autograd_gate, setup_context=_setup_gate)
+class KeepInput(torch.autograd.Function):
+    """(x, y) of the arguments of `_adaln`: one backward kernel takes the gradients of both, so that none adds them."""
+
+    @staticmethod
+    def forward(ctx, x, scale, shift, eps, plus_one, out_dtype):
+        y, moments = _adaln(x, scale, shift, eps, plus_one, out_dtype)
+        ctx.plus_one, ctx.shift_dtype = plus_one, shift.dtype
+        ctx.save_for_backward(x, moments, scale)
+        return x.view_as(x), y
+
+    @staticmethod
+    def backward(ctx, grad_kept, grad):
+        return *_gradients(ctx, grad, grad_kept), None, None, None
 
 
-def _check(x: Tensor, **others: Tensor) -> None:
+def check_rows(x: Tensor, branch: Tensor | None = None, **vectors: Tensor) -> None:
+    """x and branch are (B, L, D), vectors (B, D), all floating and on one device."""
     check(x.ndim == 3 and x.shape[2] > 0, "x", f"must be (B, L, D), got {tuple(x.shape)}")
-    check_floating(x=x, **others)
-    check_device(x.device, **others)
-    for name, value in others.items():
-        check_shape(name, value, x.shape if name == "branch" else (x.shape[0], x.shape[2]))
+    check_floating(x=x, branch=branch, **vectors)
+    check_device(x.device, branch=branch, **vectors)
+    check_shape("branch", branch, x.shape)
+    for name, value in vectors.items():
+        check_shape(name, value, (x.shape[0], x.shape[2]))
 
 
 def adaln_modulate(
@@ -361,21 +249,14 @@ def adaln_modulate(
     shift: Tensor,
     eps: float = 1e-5,
     plus_one: bool = False,
+    out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """LayerNorm(x)·γ + β without learned parameters. β = shift; γ = scale (MMDiT), or 1 + scale if plus_one (DiT).
 
-    x (B, L, D); scale, shift (B, D). Computes in float32 and returns x's dtype.
+    x (B, L, D); scale, shift (B, D). Computes in float32 and rounds once, to out_dtype or x's dtype.
     """
-    _check(x, scale=scale, shift=shift)
+    check_rows(x, scale=scale, shift=shift)
     if use_triton(backend, x, x=x, scale=scale, shift=shift):
-        return _adaln(x, scale, shift, eps, plus_one)
-    return reference.adaln_modulate(x, scale, shift, eps, plus_one)
-
-
-def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, backend: str | None = None) -> Tensor:
-    """x + gate·branch. x, branch (B, L, D); gate (B, D). Returns x's dtype."""
-    _check(x, branch=branch, gate=gate)
-    if use_triton(backend, x, x=x, branch=branch, gate=gate):
-        return _gate(x, branch, gate)
-    return reference.gated_residual(x, branch, gate)
+        return _adaln(x, scale, shift, eps, plus_one, out_dtype or x.dtype)[0]
+    return reference.adaln_modulate(x, scale, shift, eps, plus_one, out_dtype)

@@ -1,15 +1,10 @@
 """`joint_attention`: softmax attention over the joint sequence, by the fused kernels that are installed.
 
-Without a key mask: flash-attn (4, 3 or 2, the first that can be imported), else PyTorch's SDPA. With a key mask: the
+Without a key mask: flash-attn (4, 3 or 2, the first that is installed), else PyTorch's SDPA. With a key mask: the
 variable-length function of flash-attn, else `torch.nn.attention.varlen.varlen_attn`, else SDPA with a mask.
 
-Variable-length functions get all queries, because the network computes masked positions too, and only the attended keys
-and values, those of all samples packed one after the other. The packing is a permutation of the B·L rows: the buffer
-keeps its size and its tail is not read, so that no synchronization is needed. The kernels leave gradients of the tail
-unwritten; they are set to zero before the packing is differentiated.
-
-Flash-attn 4 uses its own just-in-time compiler, which torch.compile cannot trace. Compiled networks call it as an
-opaque operation (`untraced`).
+Variable-length functions get all queries and the packed keys and values. A network packs its key mask once per
+evaluation (`pack_keys`) and hands the `Packing` to `qk_norm_pack` and `joint_attention`; a plain mask is packed here.
 
 On CPU short sequences with narrow heads use `short_attention`, two batched matrix products around a softmax with padded
 rows. Compiled it was 2.3 times as fast as SDPA for 15 positions and 4 heads of 8, 1.8 times for 12 positions and heads
@@ -20,33 +15,19 @@ Floor: 4 · ΣL · (attended keys) · H · Dh FLOPs; q, k, v read once, the resu
 
 import functools
 import importlib
-import inspect
 import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import flash_attention, reference
 from .backend import check, check_device, check_floating, check_shape, is_reference, use_triton
+from .flash_attention import first_output
+from .packing import Packing
 
-# (module, required compute capability, whether torch.compile can trace it)
-FLASH_MODULES = (
-    ("flash_attn.cute", (9, 0), False),
-    ("flash_attn_interface", (9, 0), True),
-    ("flash_attn", (8, 0), True),
-)
 VECTOR = 16  # float32 numbers in a vector register of current CPUs
-LENGTHS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")  # arguments of variable-length functions
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {"sdpa": reference.joint_attention}
-
-
-def packing_order(key_mask: Tensor) -> Tensor:
-    """(B·L,) permutation that moves the attended positions to the front in order, without synchronization."""
-    attended = key_mask.flatten()
-    front, back = attended.cumsum(0) - 1, (~attended).cumsum(0) - 1
-    target = torch.where(attended, front, back + attended.sum())
-    return torch.empty_like(target).scatter_(0, target, torch.arange(target.shape[0], device=target.device))
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -61,7 +42,20 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(scores, v).unflatten(0, (batch, heads)).transpose(1, 2)
 
 
-def is_short(k: Tensor, key_mask: Tensor | None) -> bool:
+def narrow_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over few positions with narrow heads as sums of products, which a compiler fuses with what is around
+    them; matrix products need copies of q, k and v."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = (q[:, :, :, None] * k[:, :, None]).sum(-1) * q.shape[-1] ** -0.5
+    return (torch.softmax(scores, -1)[..., None] * v[:, :, None]).sum(-2).transpose(1, 2)
+
+
+def is_narrow(k: Tensor, key_mask: Tensor | Packing | None) -> bool:
+    """Whether compiled code uses `narrow_attention` for the keys k (B, L, H, Dh) where it runs the reference."""
+    return torch.compiler.is_compiling() and key_mask is None and k.shape[1] <= 64 and k.shape[3] <= 16
+
+
+def is_short(k: Tensor, key_mask: Tensor | Packing | None) -> bool:
     """Whether `short_attention` is expected to be faster than SDPA for the keys k (B, L, H, Dh)."""
     _, length, _, width = k.shape
     fits = k.device.type == "cpu" and k.dtype == torch.float32 and key_mask is None
@@ -73,94 +67,23 @@ def fixed_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mas
     return first_output(function(q, k, v))
 
 
-def varlen_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+def varlen_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | Packing) -> Tensor:
     """Attention of all queries to the attended keys by `function(q, k, v, cu_q, cu_k, max_q, max_k)`."""
-    (batch, length), queries = key_mask.shape, q.shape[1]
-    order, counts = packing_order(key_mask), key_mask.sum(1)
-    read = torch.arange(batch * length, device=q.device) < counts.sum()
-    cu_q = torch.arange(0, (batch + 1) * queries, queries, dtype=torch.int32, device=q.device)
-    cu_k = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    k, v = (torch.where(read[:, None, None], x.flatten(0, 1)[order], 0.0) for x in (k, v))
-    return first_output(function(q.flatten(0, 1), k, v, cu_q, cu_k, queries, length)).view(q.shape)
-
-
-def first_output(result: Tensor | tuple) -> Tensor:
-    """The attention's result; some versions return the log-sum-exps as well."""
-    return result[0] if isinstance(result, tuple) else result
-
-
-def flash_varlen(function: Callable) -> Callable:
-    """flash-attn's variable-length function with positional lengths; not all versions take all of LENGTHS."""
-    parameters = inspect.signature(function).parameters
-    return functools.partial(call_varlen, function, tuple(name for name in LENGTHS if name in parameters))
-
-
-def call_varlen(function: Callable, names: tuple[str, ...], q: Tensor, k: Tensor, v: Tensor, *lengths: Tensor | int):
-    by_name = dict(zip(LENGTHS, lengths, strict=True))
-    return function(q, k, v, **{name: by_name[name] for name in names})
-
-
-def untraced(name: str, function: Callable) -> Callable:
-    """Wrap an attention `function(q, k, v, *lengths)` so that compiled networks call it as the operation
-    anystate::`name`.
-
-    Eager calls go to `function` itself. The backward pass of the operation runs the forward pass again, because
-    flash-attn saves its tensors in an autograd graph, which an operation cannot return.
-    """
-
-    def attend(q, k, v, cu_q, cu_k, max_q, max_k) -> Tensor:
-        lengths = () if cu_q is None else (cu_q, cu_k, max_q, max_k)
-        return first_output(function(q, k, v, *lengths)).contiguous()
-
-    @torch.library.custom_op(f"anystate::{name}", mutates_args=())
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
-    ) -> Tensor:
-        return attend(q, k, v, cu_q, cu_k, max_q, max_k)
-
-    @torch.library.custom_op(f"anystate::{name}_backward", mutates_args=())
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-            out = attend(q, k, v, cu_q, cu_k, max_q, max_k)
-        return tuple(x.contiguous() for x in torch.autograd.grad(out, (q, k, v), grad))
-
-    def setup(ctx, inputs, output):
-        *tensors, ctx.max_q, ctx.max_k = inputs
-        ctx.save_for_backward(*tensors)
-
-    def gradients(ctx, grad):
-        return *backward(grad.contiguous(), *ctx.saved_tensors, ctx.max_q, ctx.max_k), None, None, None, None
-
-    forward.register_fake(lambda q, *_: q.new_empty(q.shape))
-    backward.register_fake(lambda grad, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
-    forward.register_autograd(gradients, setup_context=setup)
-
-    def call(q, k, v, *lengths):
-        if torch.compiler.is_compiling():
-            return forward(q, k, v, *(lengths or (None, None, 0, 0)))
-        return function(q, k, v, *lengths)
-
-    return call
+    queries, length = q.shape[1], k.shape[1]
+    if isinstance(key_mask, Tensor):
+        key_mask = Packing.of(key_mask, queries)
+        k, v = key_mask.pack(k), key_mask.pack(v)
+    rows = (x.flatten(0, 1) for x in (q, k, v))
+    return first_output(function(*rows, key_mask.cu_q, key_mask.cu_k, queries, length)).view(q.shape)
 
 
 @functools.cache
 def discover(capability: tuple[int, int]) -> None:
     """Add the implementations that this GPU and installation support to FUNCTIONS."""
-    for name, needed, traceable in FLASH_MODULES:
-        try:
-            module = importlib.import_module(name)
-            fixed, varlen = module.flash_attn_func, flash_varlen(module.flash_attn_varlen_func)
-        except (ImportError, AttributeError):
-            continue
-        if capability >= needed:
-            if not traceable:
-                fixed, varlen = untraced("flash", fixed), untraced("flash_varlen", varlen)
-            FUNCTIONS["flash"] = functools.partial(fixed_attention, fixed)
-            FUNCTIONS["flash_varlen"] = functools.partial(varlen_attention, varlen)
-            break
+    flash = flash_attention.installed(capability)
+    if flash is not None:
+        FUNCTIONS["flash"] = functools.partial(fixed_attention, flash.fixed)
+        FUNCTIONS["flash_varlen"] = functools.partial(varlen_attention, flash.varlen)
     if capability >= (8, 0):
         try:
             function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
@@ -187,31 +110,51 @@ def drop_disabled(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in disabled or name == "sdpa")
 
 
+def pack_keys(key_mask: Tensor, dtype: torch.dtype, head_width: int, backend: str | None = None) -> Tensor | Packing:
+    """The packing of a key mask (B, L) where a variable-length function will run, otherwise the mask itself.
+
+    Made once per evaluation and given to `qk_norm_pack` and `joint_attention` of every block. dtype, head_width: of the
+    queries, and their features per head.
+    """
+    name = candidates(key_mask.device, dtype, head_width, True)[0]
+    return key_mask if name == "sdpa" or not use_triton(backend, key_mask) else Packing.of(key_mask)
+
+
 def joint_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_mask: Tensor | None = None,
+    key_mask: Tensor | Packing | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Softmax attention over the joint sequence with scale 1/√Dh: (B, Q, H, Dh) like q.
 
-    q (B, Q, H, Dh), usually with Q = L; k, v (B, L, H, Dh); key_mask (B, L) bool, True where keys are attended to.
-    Queries at masked positions are computed too. The result for a sample without any attended key is undefined.
+    q (B, Q, H, Dh), usually with Q = L; k, v (B, L, H, Dh); key_mask (B, L) bool, True where keys are attended to, or
+    its `Packing`, if k and v are packed and Q = L. Queries at masked positions are computed too. The result for a
+    sample without any attended key is undefined, as are the gradients of packed keys that are not attended to.
     """
     check(q.ndim == 4, "q", f"must be (B, L, H, Dh), got {tuple(q.shape)}")
     check_shape("k", k, (q.shape[0], *k.shape[1:2], *q.shape[2:]))
     check_shape("v", v, k.shape)
     check_floating(q=q, k=k, v=v)
-    check_device(q.device, k=k, v=v, key_mask=key_mask)
-    if key_mask is not None:
-        check(key_mask.dtype == torch.bool, "key_mask", f"must be bool, got {key_mask.dtype}")
-        check_shape("key_mask", key_mask, k.shape[:2])
+    check_key_mask(q, k, v, key_mask)
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if not use_triton(backend, q):
+        if is_reference(backend) and is_narrow(k, key_mask):
+            return narrow_attention(q, k, v)
         if is_short(k, key_mask) and not is_reference(backend):
             return short_attention(q, k, v)
         return reference.joint_attention(q, k, v, key_mask)
     name = candidates(q.device, q.dtype, q.shape[-1], key_mask is not None)[0]
     return FUNCTIONS[name](q, k, v, key_mask)
+
+
+def check_key_mask(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | Packing | None) -> None:
+    mask = key_mask.rows if isinstance(key_mask, Packing) else key_mask
+    check_device(q.device, k=k, v=v, key_mask=mask)
+    check_shape("key_mask", mask, k.shape[:2])
+    if isinstance(key_mask, Packing):
+        check(q.shape == k.shape, "q", f"must have the shape of packed keys, {tuple(k.shape)}, got {tuple(q.shape)}")
+    elif key_mask is not None:
+        check(key_mask.dtype == torch.bool, "key_mask", f"must be bool, got {key_mask.dtype}")

@@ -1,7 +1,10 @@
 """Device functions shared by `tau_leap`, `tau_leap_uniform` and `tau_leap_linear`: the probability that a position
-moves, and log-sum-exps accumulated over blocks of the vocabulary."""
+moves, guided logits, log-sum-exps, and the exponential race that draws a state."""
 
 from .backend import jit, tl
+from .random import exponential
+
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @jit
@@ -46,15 +49,54 @@ def largest_total(weight, GUIDED: tl.constexpr):
 
 
 @jit
-def add_exponentials(top, total, values):
-    """Update an elementwise running log-sum-exp (max, Σ exp(value − max)) by `values`, with one exponential."""
-    difference = values - top
-    e = tl.exp(-tl.abs(difference))
-    return tl.maximum(top, values), tl.where(difference > 0.0, total * e + 1.0, total + e)
+def mix_branches(b_cond, b_uncond, weight):
+    """Guided logits. A state with logit −∞ in the conditional branch keeps probability 0; the mixture could be NaN."""
+    b_mix = weight * b_cond + (1.0 - weight) * b_uncond
+    return tl.where(b_cond > float("-inf"), b_mix, float("-inf"))
 
 
 @jit
-def log_sum(top, total):
-    """Log-sum-exp over the last axis, from running pairs (max, Σ exp(value − max))."""
-    peak = tl.max(top, -1, keep_dims=True)
-    return tl.log(tl.sum(total * tl.exp(top - peak), -1)) + tl.max(top, -1)
+def guided_total(mix, cond, uncond, weight, GUIDED: tl.constexpr):
+    """Σ_v p(v) over the states from log-sum-exps: of the guided logits over the states, of each branch over its
+    columns."""
+    if GUIDED:
+        total = tl.exp(mix - weight * cond - (1.0 - weight) * uncond)
+    else:
+        total = tl.exp(mix - cond)
+    return total
+
+
+@jit
+def row_peak(b_values):
+    """(R, 1) largest value of each row, finite, so that −∞ minus it is −∞."""
+    return tl.maximum(tl.max(b_values, 1, keep_dims=True), -1e38)
+
+
+@jit
+def row_log_sum(b_values):
+    """(R,) log-sum-exp of each row of (R, V); values may be −∞."""
+    peak = row_peak(b_values)
+    sums = tl.sum(tl.exp2(b_values * LOG2_E - peak * LOG2_E), 1, keep_dims=True)
+    return tl.reshape(peak + tl.log(sums), (b_values.shape[0],))
+
+
+@jit
+def race(b_logits, b_words, o_column, states):
+    """(R,) score and state of the winner of the exponential race in each row of (R, V) logits.
+
+    State v arrives at time E_v / exp(logit_v), and the first one wins. Its score −log(time), up to a constant that is
+    the same for all rows, is that of a Gumbel-max draw, so that winners of several blocks can be compared. Times are
+    relative to the largest logit of the block: they cannot underflow, and where they overflow they do not win.
+    """
+    peak = row_peak(b_logits)
+    b_time = exponential(b_words) * tl.exp2(peak * LOG2_E - b_logits * LOG2_E)
+    first = tl.min(b_time, 1, keep_dims=True)
+    winner = tl.min(tl.where(b_time == first, o_column, states), 1)
+    return tl.reshape(peak - tl.log(first), (b_logits.shape[0],)), winner
+
+
+@jit
+def first_of_parts(b_score, b_winner, states):
+    """(R,) winner of each row of (R, parts) scores and winners of the parts of the vocabulary."""
+    best = tl.max(b_score, 1, keep_dims=True)
+    return tl.min(tl.where(b_score == best, b_winner, states), 1)

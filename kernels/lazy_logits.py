@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .backend import use_triton
 from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy_sum import linear_cross_entropy_sum
 from .tau_leap import tau_leap
 from .tau_leap_linear import tau_leap_linear
 
@@ -71,9 +73,23 @@ class LazyLogits:
                 self.hidden[..., :columns].flatten(0, 1).float(), target.flatten(), ignore_index=-1, reduction="none"
             )
         else:
-            bias = None if self.bias is None else self.bias[:columns]
-            losses = linear_cross_entropy(self.hidden.flatten(0, 1), self.weight[:columns], bias, target.flatten())
+            losses = linear_cross_entropy(*self._head(columns), target.flatten())
         return losses.view_as(target)
+
+    def cross_entropy_sum(self, target: Tensor, columns: int, row_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(Σ row_weight · losses, the losses of `cross_entropy`), both (B, L); only the sum is differentiable."""
+        total, losses = linear_cross_entropy_sum(*self._head(columns), target.flatten(), row_weight.flatten())
+        return total, losses.view_as(target)
+
+    def sums_at_once(self) -> bool:
+        """Whether `cross_entropy_sum` computes gradients together with the losses, so that it is the faster one."""
+        return self.weight is not None and torch.is_grad_enabled() and use_triton(None, self.hidden, hidden=self.hidden)
+
+    def _head(self, columns: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states (B · L, D) and the first `columns` rows of the projection, which must be there."""
+        assert self.weight is not None
+        bias = None if self.bias is None else self.bias[:columns]
+        return self.hidden.flatten(0, 1), self.weight[:columns], bias
 
     def tau_leap(
         self,

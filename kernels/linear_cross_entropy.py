@@ -3,10 +3,11 @@
 The logits are computed one slice of states at a time: cuBLAS writes a slice into a buffer of about CHUNK_BYTES, and a
 kernel updates the log-sum-exp of each row. Only the log-sum-exps are kept. The backward pass recomputes each slice,
 replaces it by its gradient in place and multiplies that with the head and with the hidden states; it accepts any
-upstream gradient per row. The gradient of the hidden states is accumulated in float32 in a fixed order, so that results
-are deterministic. Ignored rows (target −1) stay in the matmuls.
+upstream gradient per row. The gradient of the hidden states is accumulated in float32 inside the products, in a fixed
+order, so that results are deterministic. Ignored rows (target −1) stay in the matmuls.
 
-Floor: 2 N K D FLOPs forward and 4 N K D backward. Recomputing the logits costs another 2 N K D.
+Floor: 2 N K D FLOPs forward and 4 N K D backward. Recomputing the logits costs another 2 N K D;
+`linear_cross_entropy_sum` does without.
 """
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from . import reference
 from .backend import (
-    block_size,
     cast_for_matmul,
     check,
     check_device,
@@ -22,96 +22,45 @@ from .backend import (
     check_shape,
     check_tokens,
     custom_op,
-    jit,
-    tl,
     use_triton,
-    warps,
 )
+from .logit_slices import add_product, aligned, fold, gradient, multiple, slice_logits, spans
 from .tiles import measured
 
-CHUNK_BYTES = 2**27
-BLOCK = 2048
-
-
-@jit
-def _fold_kernel(p_logits, p_target, p_lse, p_picked, first, width, BLOCK: tl.constexpr):
-    """Add states first … first + width − 1 to the running log-sum-exp of a row; store the logit of its target."""
-    i_row = tl.program_id(0).to(tl.int64)
-    p_row = p_logits + i_row * width
-    lse = tl.load(p_lse + i_row)
-    for start in range(0, width, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        b_logits = tl.load(p_row + o, mask=o < width, other=float("-inf")).to(tl.float32)
-        # finite, because −∞ − (−∞) is NaN
-        top = tl.maximum(tl.maximum(tl.max(b_logits, 0), lse), -1e38)
-        lse = top + tl.log(tl.exp(lse - top) + tl.sum(tl.exp(b_logits - top), 0))
-    tl.store(p_lse + i_row, lse)
-    column = tl.load(p_target + i_row) - first
-    if (column >= 0) & (column < width):
-        tl.store(p_picked + i_row, tl.load(p_row + column).to(tl.float32))
-
-
-@jit
-def _gradient_kernel(p_logits, p_target, p_lse, p_grad, first, width, z_loss, BLOCK: tl.constexpr):
-    """Replace logits by their gradient g [softmax · (1 + 2 z lse) − onehot]; 0 in ignored rows."""
-    i_row = tl.program_id(0).to(tl.int64)
-    target = tl.load(p_target + i_row)
-    lse = tl.load(p_lse + i_row)
-    grad = tl.where(target < 0, 0.0, tl.load(p_grad + i_row))
-    for start in range(0, width, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        m = o < width
-        b_logits = tl.load(p_logits + i_row * width + o, mask=m, other=float("-inf")).to(tl.float32)
-        b_grad = tl.exp(b_logits - lse) * (1.0 + 2.0 * z_loss * lse) - tl.where(o + first == target, 1.0, 0.0)
-        tl.store(p_logits + i_row * width + o, tl.where(target < 0, 0.0, grad * b_grad), mask=m)
+CHUNK_BYTES = 2**28
 
 
 def slices(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-    """(first, width) of each slice of states; widths are multiples of 128 except the last."""
+    """(first, width) of each slice of states."""
     chunk = measured("linear_cross_entropy", hidden.shape[1], hidden.dtype).get("chunk_bytes", CHUNK_BYTES)
-    step = chunk // (max(1, len(hidden)) * hidden.element_size()) // 128 * 128
-    step = max(128, step)
-    return [(first, min(step, len(weight) - first)) for first in range(0, len(weight), step)]
+    return spans(len(weight), multiple(chunk // (max(1, len(hidden)) * hidden.element_size())))
 
 
-def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor, first: int, width: int) -> Tensor:
-    """Logits (N, width) of one slice, written to the start of `buffer`."""
-    out = buffer[: len(hidden) * width].view(len(hidden), width)
-    part = weight[first : first + width].t()
-    if bias is None:
-        return torch.mm(hidden, part, out=out)
-    return torch.addmm(bias[first : first + width], hidden, part, out=out)
+def part(value: Tensor | None, first: int, size: int) -> Tensor | None:
+    return None if value is None else value[first : first + size]
 
 
-def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a · b as float32. Only CUDA supports half-precision operands with a float32 result."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+def slice_buffer(hidden: Tensor, parts: list[tuple[int, int]]) -> Tensor:
+    """Memory for the largest slice of logits."""
+    return hidden.new_empty(len(hidden) * aligned(max(width for _, width in parts)))
+
+
+def row_losses(lse: Tensor, picked: Tensor, target: Tensor, z_loss: float) -> Tensor:
+    """(N,) losses; 0 in ignored rows."""
+    return torch.where(target < 0, 0.0, lse - picked + z_loss * lse.square())
 
 
 def launch_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """Losses (N,) and log-sum-exps (N,)."""
-    n, parts = len(hidden), slices(hidden, weight)
-    lse = torch.full((n,), -torch.inf, device=hidden.device)
-    picked = torch.zeros(n, device=hidden.device)
-    buffer = hidden.new_empty(n * parts[0][1])
-    for first, width in parts if n else []:
-        logits = slice_logits(hidden, weight, bias, buffer, first, width)
-        block = block_size(width, BLOCK)
-        _fold_kernel[(n,)](
-            p_logits=logits,
-            p_target=target,
-            p_lse=lse,
-            p_picked=picked,
-            first=first,
-            width=width,
-            BLOCK=block,
-            num_warps=warps(block),
-        )
-    return torch.where(target < 0, 0.0, lse - picked + z_loss * lse.square()), lse
+    parts = slices(hidden, weight)
+    lse = torch.full(target.shape, -torch.inf, device=hidden.device)
+    picked, buffer = torch.zeros_like(lse), slice_buffer(hidden, parts)
+    for first, width in parts:
+        logits = slice_logits(hidden, weight[first : first + width], part(bias, first, width), buffer)
+        fold(logits, target, lse, picked, first)
+    return row_losses(lse, picked, target, z_loss), lse
 
 
 def launch_backward(
@@ -125,33 +74,22 @@ def launch_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias; an empty tensor where `needs` is False."""
-    n, parts = len(hidden), slices(hidden, weight)
+    parts = slices(hidden, weight)
     needs_hidden, needs_weight, needs_bias = needs
-    grad_hidden = torch.zeros(hidden.shape if needs_hidden else 0, dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty(hidden.shape if needs_hidden else 0, device=hidden.device)
     grad_weight = weight.new_empty(weight.shape if needs_weight else 0)
     grad_bias = weight.new_empty(len(weight) if needs_bias else 0)
-    buffer, grad = hidden.new_empty(n * parts[0][1]), grad.contiguous()
+    buffer, grad = slice_buffer(hidden, parts), grad.contiguous()
     for first, width in parts:
-        logits = slice_logits(hidden, weight, bias, buffer, first, width)
-        block = block_size(width, BLOCK)
-        if n:
-            _gradient_kernel[(n,)](
-                p_logits=logits,
-                p_target=target,
-                p_lse=lse,
-                p_grad=grad,
-                first=first,
-                width=width,
-                z_loss=z_loss,
-                BLOCK=block,
-                num_warps=warps(block),
-            )
+        states = weight[first : first + width]
+        logits = slice_logits(hidden, states, part(bias, first, width), buffer)
+        sums = gradient(logits, target, lse, grad, first, z_loss, needs_bias)
         if needs_hidden:
-            grad_hidden += matmul_float32(logits, weight[first : first + width])
+            add_product(grad_hidden, logits, states, beta=0.0 if first == 0 else 1.0)
         if needs_weight:
             torch.mm(logits.t(), hidden, out=grad_weight[first : first + width])
-        if needs_bias:
-            grad_bias[first : first + width] = logits.sum(0, dtype=torch.float32)
+        if sums is not None:
+            grad_bias[first : first + width] = sums
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
@@ -188,6 +126,17 @@ def _autograd(ctx, grad, _):
 _forward.register_autograd(_autograd, setup_context=_setup)
 
 
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+    check(hidden.ndim == 2, "hidden", f"must be (N, D), got {tuple(hidden.shape)}")
+    fits = weight.ndim == 2 and weight.shape[0] > 0 and weight.shape[1] == hidden.shape[1]
+    check(fits, "weight", f"must be (K, {hidden.shape[1]}) with K > 0, got {tuple(weight.shape)}")
+    check_shape("bias", bias, weight.shape[:1])
+    check_shape("target", target, hidden.shape[:1])
+    check_floating(hidden=hidden, weight=weight, bias=bias)
+    check_device(hidden.device, weight=weight, bias=bias, target=target)
+    check_tokens("target", target, -1, len(weight) - 1)
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -201,14 +150,7 @@ def linear_cross_entropy(
     hidden (N, D), weight (K, D), bias (K,) or None, target (N,) int64 in [−1, K). Rows with target −1 are ignored:
     their loss and gradients are zero.
     """
-    check(hidden.ndim == 2, "hidden", f"must be (N, D), got {tuple(hidden.shape)}")
-    fits = weight.ndim == 2 and weight.shape[0] > 0 and weight.shape[1] == hidden.shape[1]
-    check(fits, "weight", f"must be (K, {hidden.shape[1]}) with K > 0, got {tuple(weight.shape)}")
-    check_shape("bias", bias, weight.shape[:1])
-    check_shape("target", target, hidden.shape[:1])
-    check_floating(hidden=hidden, weight=weight, bias=bias)
-    check_device(hidden.device, weight=weight, bias=bias, target=target)
-    check_tokens("target", target, -1, len(weight) - 1)
+    check_head(hidden, weight, bias, target)
     hidden, weight, bias = cast_for_matmul(hidden=hidden, weight=weight, bias=bias)
     if use_triton(backend, hidden, hidden=hidden):
         return _forward(hidden.contiguous(), weight.contiguous(), bias, target.contiguous(), z_loss)[0]

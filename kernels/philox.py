@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from torch import Tensor
 MASK32 = 0xFFFFFFFF
 PHILOX_M = (0xD2511F53, 0xCD9E8D57)
 PHILOX_W = (0x9E3779B9, 0xBB67AE85)
+_UNITS: dict[torch.device, tuple[Tensor, ...]] = {}  # see `unit`
 
 
 class Draw(enum.IntEnum):
@@ -55,12 +56,15 @@ class Rng:
         uniforms: {modality: (B, …) float64 in (0, 1)}: quasi-random or stratified points, which sampling uses
             instead of independent random numbers where each element takes one number: the initial noise of a Gaussian
             modality and the tokens of first-hitting sampling.
+        words: (B, 5) int64, keys with the columns of the seed and the sample alone; default: made when they are first
+            used. In memory that a CUDA graph reads, they take the place of both.
     """
 
     seed: int
     samples: Tensor
     step: int | Tensor = 0
     uniforms: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    words: Tensor | None = None
 
     @classmethod
     def for_batch(cls, seed: int, n: int, start: int = 0, device: torch.device | str = "cpu") -> Rng:
@@ -68,17 +72,54 @@ class Rng:
         return cls(seed, torch.arange(start, start + n, device=device))
 
     def at(self, step: int | Tensor) -> Rng:
-        return dataclasses.replace(self, step=step)
+        """The generator of the same samples at another step."""
+        other = dataclasses.replace(self, step=step)
+        if self.words is None and not torch.compiler.is_compiling():
+            other.__dict__["batch_words"] = self._batch_words
+        return other
+
+    def with_words(self) -> Rng:
+        """The same generator, whose `words` are made."""
+        return dataclasses.replace(self, words=self._batch_words)
 
     def keys(self, modality: str, draw: Draw) -> Tensor:
-        """(B, 5) int64 keys of one stream; see the layout above."""
-        keys = self.samples.new_empty(len(self.samples), 5)
-        keys[:, 0] = self.seed & MASK32
-        keys[:, 1] = (self.seed >> 32) & MASK32
-        keys[:, 2] = self.samples
-        keys[:, 3] = self.step
-        keys[:, 4] = modality_hash(modality) << 8 | int(draw) << 2
-        return keys
+        """(B, 5) int64 keys of one stream; see the layout above. One launch, after the first stream of a step."""
+        word = modality_hash(modality) << 8 | int(draw) << 2
+        return torch.add(self._made("step_words", self._make_step_words), unit(4, self.samples), alpha=word)
+
+    @property
+    def _batch_words(self) -> Tensor:
+        """(B, 5): the columns of the seed and the sample, which all steps share; the others are 0."""
+        return self._made("batch_words", self._make_batch_words) if self.words is None else self.words
+
+    def _make_batch_words(self) -> Tensor:
+        samples, low, high = self.samples, self.seed & MASK32, (self.seed >> 32) & MASK32
+        words = torch.add(samples[:, None] * unit(2, samples), unit(0, samples), alpha=low)
+        return torch.add(words, unit(1, samples), alpha=high)
+
+    def _make_step_words(self) -> Tensor:
+        """(B, 5): all columns but that of the stream."""
+        if isinstance(self.step, Tensor):
+            return torch.addcmul(self._batch_words, unit(3, self.samples), self.step)
+        return torch.add(self._batch_words, unit(3, self.samples), alpha=self.step)
+
+    def _made(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that is made once; in compiled code, where it is fused with its uses, every time."""
+        if torch.compiler.is_compiling():
+            return make()
+        if name not in self.__dict__:  # no field: `dataclasses.replace` with other samples begins anew
+            self.__dict__[name] = make()
+        return self.__dict__[name]
+
+
+def unit(column: int, like: Tensor) -> Tensor:
+    """(5,) int64: 1 in one column of the keys, on the device of `like`. Added with a factor, it writes a number of the
+    host into the column without a copy to the device."""
+    if torch.compiler.is_compiling() or type(like) is not Tensor:  # fake tensors must not be kept
+        return (torch.arange(5, device=like.device) == column).long()
+    if like.device not in _UNITS:  # made on the host: what is made while a CUDA graph is captured has no values yet
+        _UNITS[like.device] = torch.eye(5, dtype=torch.int64).to(like.device).unbind()
+    return _UNITS[like.device][column]
 
 
 @torch.compiler.assume_constant_result

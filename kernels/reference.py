@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .backend import PerSample
+from .packing import Packing
 from .philox import random_words
 
 # Random numbers
@@ -115,6 +116,14 @@ def linear_cross_entropy(
     lse = torch.logsumexp(logits, -1)
     picked = logits.gather(-1, target.clamp(min=0)[:, None]).squeeze(-1)
     return torch.where(target < 0, 0.0, lse - picked + z_loss * lse.square())
+
+
+def linear_cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, row_weight: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(Σ row_weight · losses, losses (N,)) of `linear_cross_entropy`; only the sum is differentiable."""
+    losses = linear_cross_entropy(hidden, weight, bias, target, z_loss)
+    return (upcast(row_weight) * losses).sum(), losses.detach()
 
 
 # Gaussian steps
@@ -364,20 +373,49 @@ def tau_leap_uniform(
 # Transformer operations
 
 
-def adaln_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, plus_one: bool = False) -> Tensor:
+def adaln_modulate(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float = 1e-5,
+    plus_one: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
     """LayerNorm(x)·γ + β; see `kernels.adaln_modulate`."""
     normed = torch.nn.functional.layer_norm(upcast(x), x.shape[-1:], eps=eps)
     gamma = upcast(scale) + 1.0 if plus_one else upcast(scale)
-    return (normed * gamma[:, None] + upcast(shift)[:, None]).to(x.dtype)
+    return (normed * gamma[:, None] + upcast(shift)[:, None]).to(out_dtype or x.dtype)
 
 
-def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """x + gate·branch; see `kernels.gated_residual`."""
-    return torch.addcmul(upcast(x), upcast(gate)[:, None], upcast(branch)).to(x.dtype)
+def gated_residual(x: Tensor, branch: Tensor, gate: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x + gate·(branch + bias); see `kernels.gated_residual`."""
+    branch = upcast(branch) if bias is None else upcast(branch) + upcast(bias)
+    return torch.addcmul(upcast(x), upcast(gate)[:, None], branch).to(x.dtype)
+
+
+def gated_adaln(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float = 1e-5,
+    plus_one: bool = False,
+    out_dtype: torch.dtype | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x' = x + gate·(branch + bias) and LayerNorm(x')·γ + β; see `kernels.gated_adaln`."""
+    x = x if branch is None else gated_residual(x, branch, gate, bias)
+    return x, adaln_modulate(x, scale, shift, eps, plus_one, out_dtype)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias), with the error function; see `kernels.bias_gelu`."""
+    return torch.nn.functional.gelu(upcast(x) + upcast(bias)).to(x.dtype)
 
 
 def qk_norm_pack(
-    qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor], heads: int
+    qkv: list[Tensor], q_gamma: list[Tensor], k_gamma: list[Tensor], heads: int, packing: Packing | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joint q, k, v (B, ΣL, H, Dh) with normalized q and k; see `kernels.qk_norm_pack`."""
     packed = []
@@ -388,12 +426,16 @@ def qk_norm_pack(
             for y, g in ((q, gq), (k, gk))
         ]
         packed.append((*norm, v))
-    return tuple(torch.cat(parts, 1) for parts in zip(*packed, strict=True))
+    q, k, v = (torch.cat(parts, 1) for parts in zip(*packed, strict=True))
+    return (q, k, v) if packing is None else (q, packing.pack(k), packing.pack(v))
 
 
-def joint_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def joint_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | Packing | None = None) -> Tensor:
     """Softmax attention over the joint sequence, (B, L, H, Dh); see `kernels.joint_attention`."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if isinstance(key_mask, Packing):
+        k, v = key_mask.unpack(k), key_mask.unpack(v)
+    attended = key_mask.attended() if isinstance(key_mask, Packing) else key_mask
+    mask = None if attended is None else attended[:, None, None, :]
     out = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
     )

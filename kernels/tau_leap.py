@@ -1,9 +1,11 @@
-"""`tau_leap` and `tau_leap_uniform`: one reverse step of a discrete process, from logits.
+"""`tau_leap`: one reverse step of the masked process, from logits.
 
-The probability that a position moves is known, or bounded, before any logit is read. A row of logits is therefore read
-only where the position moves (masked process) or may move (guidance, mask logit, uniform process): with R = h/t these
-are between one in 50 and one in three of the masked rows. One pass over a row, in registers, gives the new token, as
-the winner of an exponential race, and the total rate where it is needed.
+The probability that a masked position moves is known, or bounded, before any logit is read. A row of logits is
+therefore read only where the position moves, or may move (guidance, mask logit): with R = h/t these are between one in
+50 and one in three of the masked rows. The new token is the winner of an exponential race, found in one pass.
+
+A vocabulary that fits one block (`BLOCK` columns) is one launch over blocks of rows. For a larger one the rows that may
+move are listed first and divided into parts of the vocabulary, so that few rows fill the GPU (`moving_rows`).
 
 Floor: 8 B read and 8 B written per token; K · itemsize per row that moves, for both branches under guidance.
 """
@@ -27,84 +29,73 @@ from .backend import (
     last_dim_contiguous,
     per_sample,
     tl,
+    triton,
     use_triton,
     warps,
 )
-from .jump import add_exponentials, largest_total, log_sum, move_bound, move_probability
-from .random import log_exponential, uniforms_at, words_at, words_block
+from .jump import guided_total, largest_total, mix_branches, move_bound, move_probability, race, row_log_sum
+from .moving_rows import Listed, Parts, finish_masked, list_rows, part_arguments
+from .random import uniforms_at, words_block
+from .reference import MaskedStep
+from .tiles import measured
 
 BLOCK = 2048
+ROW_PROGRAMS = 128  # over the listed rows, for every part of the vocabulary
 
 
 @jit
-def scan_row(
+def load_logits(p_logits, o_row, o_column, m):
+    """(R, V) float32 logits of rows at these offsets."""
+    o = o_row[:, None] + o_column[None, :]
+    return tl.load(p_logits + o, mask=m, other=float("-inf")).to(tl.float32)
+
+
+@jit
+def scan_block(
     p_logits,
     p_uncond,
-    weight,
+    p_guidance,
     p_keys,
     i_sample,
     i_position,
+    m_row,
+    i_part,
     states,
-    excluded,
+    stride_b,
+    stride_l,
+    stride_ub,
+    stride_ul,
     GUIDED: tl.constexpr,
     MASK_LOGIT: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One pass over a row of logits.
-
-    Returns the winner of the exponential race among the states other than `excluded`, and, if SUMS, the log-sum-exps
-    of the guided logits over the states and of each branch over all its columns.
-    """
-    columns = states + (1 if MASK_LOGIT else 0)
-    o_block = tl.arange(0, BLOCK)
-    o_quad = i_position * ((states + 3) // 4) + tl.arange(0, BLOCK // 4)
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    winner = tl.zeros((BLOCK,), tl.int32)
-    # finite, so that a logit of −∞ does not change the running log-sum-exp
-    top_mix = tl.full((BLOCK,), -1e38, tl.float32)
-    top_cond = top_mix
-    top_uncond = top_mix
-    sum_mix = tl.zeros((BLOCK,), tl.float32)
-    sum_cond = sum_mix
-    sum_uncond = sum_mix
-    for start in range(0, columns, BLOCK):
-        o = start + o_block
-        m = o < states
-        b_cond = tl.load(p_logits + o, mask=o < columns, other=float("-inf")).to(tl.float32)
-        b_mix = b_cond
-        if GUIDED:
-            b_uncond = tl.load(p_uncond + o, mask=o < columns, other=float("-inf")).to(tl.float32)
-            # a state with logit −∞ in the conditional branch keeps probability 0; the mixture could be −∞ + ∞ = NaN
-            allowed = b_cond > float("-inf")
-            b_mix = weight * tl.where(allowed, b_cond, 0.0) + (1.0 - weight) * tl.where(allowed, b_uncond, 0.0)
-            b_mix = tl.where(allowed, b_mix, float("-inf"))
-        b_mix = tl.where(m, b_mix, float("-inf"))
-        b_score = b_mix - log_exponential(words_block(p_keys, i_sample, start // 4 + o_quad, 1))
-        b_score = tl.where(o == excluded, float("-inf"), b_score)
-        winner = tl.where(b_score > best, o, winner)
-        best = tl.maximum(best, b_score)
-        if SUMS:
-            top_mix, sum_mix = add_exponentials(top_mix, sum_mix, b_mix)
-            if GUIDED or MASK_LOGIT:
-                top_cond, sum_cond = add_exponentials(top_cond, sum_cond, b_cond)
-            if GUIDED:
-                top_uncond, sum_uncond = add_exponentials(top_uncond, sum_uncond, b_uncond)
-    winner = tl.min(tl.where(best == tl.max(best, 0), winner, states), 0)
-    mix = 0.0
-    cond = 0.0
-    uncond = 0.0
+    """Part `i_part` of R rows: score and state of the winner, and, if SUMS, the log-sum-exps of the guided logits over
+    the states and of each branch over its columns."""
+    o = i_part * BLOCK + tl.arange(0, BLOCK)
+    m = m_row[:, None] & (o < states + (1 if MASK_LOGIT else 0))[None, :]
+    b_mix = load_logits(p_logits, i_sample * stride_b + i_position * stride_l, o, m)
+    cond, uncond, mix = 0.0, 0.0, 0.0
     if SUMS:
-        mix = log_sum(top_mix, sum_mix)
-        if GUIDED or MASK_LOGIT:
-            cond = log_sum(top_cond, sum_cond)
-        if GUIDED:
-            uncond = log_sum(top_uncond, sum_uncond)
-    return winner, mix, cond, uncond
+        cond = row_log_sum(b_mix)
+    if GUIDED:
+        b_uncond = load_logits(p_uncond, i_sample * stride_ub + i_position * stride_ul, o, m)
+        if SUMS:
+            uncond = row_log_sum(b_uncond)
+        weight = tl.load(p_guidance + i_sample, mask=m_row, other=1.0).to(tl.float32)
+        b_mix = mix_branches(b_mix, b_uncond, weight[:, None])
+    if MASK_LOGIT:
+        b_mix = tl.where((o < states)[None, :], b_mix, float("-inf"))
+    if SUMS:
+        mix = row_log_sum(b_mix)
+    o_quad = i_part * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    o_block = i_position[:, None] * ((states + 3) // 4) + o_quad[None, :]
+    score, winner = race(b_mix, words_block(p_keys, i_sample[:, None], o_block, 1), o[None, :], states)
+    return score, winner, mix, cond, uncond
 
 
 @jit
-def _masked_kernel(
+def _rows_kernel(
     p_logits,
     p_uncond,
     p_guidance,
@@ -112,6 +103,7 @@ def _masked_kernel(
     p_rate,
     p_keys,
     p_out,
+    n,
     length,
     states,
     stride_b,
@@ -121,104 +113,116 @@ def _masked_kernel(
     RULE: tl.constexpr,
     GUIDED: tl.constexpr,
     MASK_LOGIT: tl.constexpr,
+    SUMS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i_row = tl.program_id(0).to(tl.int64)
-    i_sample = i_row // length
-    i_position = i_row % length
-    token = tl.load(p_tokens + i_row)
-    if token == states:
-        rate = tl.load(p_rate + i_sample).to(tl.float32)
-        u = uniforms_at(p_keys, i_sample, i_position, 0)
-        weight = 1.0
-        p_other = p_logits
-        if GUIDED:
-            weight = tl.load(p_guidance + i_sample).to(tl.float32)
-            p_other = p_uncond + i_sample * stride_ub + i_position * stride_ul
-        if u <= move_bound(rate, largest_total(weight, GUIDED), RULE):
-            needs_total: tl.constexpr = (GUIDED or MASK_LOGIT) and (RULE == "tau" or RULE == "euler")
-            winner, mix, cond, uncond = scan_row(
-                p_logits=p_logits + i_sample * stride_b + i_position * stride_l,
-                p_uncond=p_other,
-                weight=weight,
-                p_keys=p_keys,
-                i_sample=i_sample,
-                i_position=i_position,
-                states=states,
-                excluded=-1,
-                GUIDED=GUIDED,
-                MASK_LOGIT=MASK_LOGIT,
-                SUMS=needs_total,
-                BLOCK=BLOCK,
-            )
-            total = 1.0
-            if needs_total:
-                if GUIDED:
-                    total = tl.exp(mix - weight * cond - (1.0 - weight) * uncond)
-                else:
-                    total = tl.exp(mix - cond)
-            if u <= move_probability(rate, total, RULE):
-                token = winner.to(tl.int64)
-    tl.store(p_out + i_row, token)
+    """The whole step, for a vocabulary of one block."""
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < n
+    i_sample = tl.where(m_row, o_row // length, 0).to(tl.int64)
+    i_position = (o_row % length).to(tl.int64)
+    token = tl.load(p_tokens + o_row, mask=m_row, other=0)
+    rate = tl.load(p_rate + i_sample).to(tl.float32)
+    weight = 1.0
+    if GUIDED:
+        weight = tl.load(p_guidance + i_sample).to(tl.float32)
+    u = uniforms_at(p_keys, i_sample, i_position, 0)
+    may_move = m_row & (token == states) & (u <= move_bound(rate, largest_total(weight, GUIDED), RULE))
+    if tl.max(may_move.to(tl.int32), 0) > 0:
+        _, winner, mix, cond, uncond = scan_block(
+            p_logits=p_logits,
+            p_uncond=p_uncond,
+            p_guidance=p_guidance,
+            p_keys=p_keys,
+            i_sample=i_sample,
+            i_position=i_position,
+            m_row=may_move,
+            i_part=0,
+            states=states,
+            stride_b=stride_b,
+            stride_l=stride_l,
+            stride_ub=stride_ub,
+            stride_ul=stride_ul,
+            GUIDED=GUIDED,
+            MASK_LOGIT=MASK_LOGIT,
+            SUMS=SUMS,
+            BLOCK=BLOCK,
+        )
+        total = 1.0
+        if SUMS:
+            total = guided_total(mix, cond, uncond, weight, GUIDED)
+        moves = may_move & (u <= move_probability(rate, total, RULE))
+        token = tl.where(moves, winner.to(tl.int64), token)
+    tl.store(p_out + o_row, token, mask=m_row)
 
 
 @jit
-def _uniform_kernel(
+def _parts_kernel(
     p_logits,
-    p_tokens,
-    p_rate,
-    p_odds,
+    p_uncond,
+    p_guidance,
     p_keys,
-    p_out,
+    p_rows,
+    p_count,
+    p_score,
+    p_winner,
+    p_sums,
+    n,
     length,
     states,
     stride_b,
     stride_l,
-    RULE: tl.constexpr,
+    stride_ub,
+    stride_ul,
+    GUIDED: tl.constexpr,
+    MASK_LOGIT: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i_row = tl.program_id(0).to(tl.int64)
-    i_sample = i_row // length
-    i_position = i_row % length
-    token = tl.load(p_tokens + i_row)
-    excluded = token
-    if RULE == "last":
-        excluded = token * 0 - 1
-    rate = tl.load(p_rate + i_sample).to(tl.float32)
-    odds = tl.load(p_odds + i_sample).to(tl.float32)
-    u = uniforms_at(p_keys, i_sample, i_position, 0)
-    if u <= move_bound(rate, odds + states - 1.0, RULE):
-        p_row = p_logits + i_sample * stride_b + i_position * stride_l
-        winner, total, _, _ = scan_row(
-            p_logits=p_row,
-            p_uncond=p_row,
-            weight=1.0,
+    """One part of the vocabulary of the listed rows. Programs of the same row read neighboring parts."""
+    i_part = tl.program_id(0)
+    n_parts = tl.num_programs(0)
+    count = tl.load(p_count)
+    for i_slot in range(tl.program_id(1), count, tl.num_programs(1)):
+        o_slot = i_slot + tl.arange(0, 1).to(tl.int64)  # rows times parts may exceed an int32
+        o_row = tl.load(p_rows + o_slot)
+        score, winner, mix, cond, uncond = scan_block(
+            p_logits=p_logits,
+            p_uncond=p_uncond,
+            p_guidance=p_guidance,
             p_keys=p_keys,
-            i_sample=i_sample,
-            i_position=i_position,
+            i_sample=(o_row // length).to(tl.int64),
+            i_position=(o_row % length).to(tl.int64),
+            m_row=i_slot + tl.arange(0, 1) < count,
+            i_part=i_part,
             states=states,
-            excluded=excluded,
-            GUIDED=False,
-            MASK_LOGIT=False,
-            SUMS=RULE != "last",
+            stride_b=stride_b,
+            stride_l=stride_l,
+            stride_ub=stride_ub,
+            stride_ul=stride_ul,
+            GUIDED=GUIDED,
+            MASK_LOGIT=MASK_LOGIT,
+            SUMS=SUMS,
             BLOCK=BLOCK,
         )
-        if RULE == "last":
-            token = winner.to(tl.int64)
-        else:
-            p_token = tl.exp(tl.load(p_row + token).to(tl.float32) - total)
-            by_model = odds * (1.0 - p_token)
-            by_chance = (states - 1.0) * (1.0 - p_token * odds / (1.0 + odds))
-            if u <= move_probability(rate, by_model + by_chance, RULE):
-                if uniforms_at(p_keys, i_sample, i_position, 2) * (by_model + by_chance) <= by_model:
-                    token = winner.to(tl.int64)
-                else:
-                    other = (words_at(p_keys, i_sample, i_position, 3).to(tl.int64) * (states - 1)) >> 32
-                    token = other + (other >= token).to(tl.int64)
-    tl.store(p_out + i_row, token)
+        o = o_slot * n_parts + i_part
+        tl.store(p_score + o, score)
+        tl.store(p_winner + o, winner)
+        if SUMS:
+            tl.store(p_sums + o, mix)
+            tl.store(p_sums + (o_slot + n) * n_parts + i_part, cond)
+            if GUIDED:
+                tl.store(p_sums + (o_slot + n + n) * n_parts + i_part, uncond)
 
 
-def launch_masked(
+def tile(columns: int, dtype: torch.dtype, guided: bool) -> dict[str, int]:
+    """Columns, warps and row programs of a part of the vocabulary. Entries of `tiles.json` override the defaults."""
+    default = {"BLOCK": BLOCK, "num_warps": warps(BLOCK, 16), "programs": ROW_PROGRAMS}
+    return default | measured("tau_leap_guided" if guided else "tau_leap", columns, dtype)
+
+
+def launch(
     logits: Tensor,
     tokens: Tensor,
     rate: Tensor,
@@ -229,64 +233,70 @@ def launch_masked(
     uncond: Tensor | None,
     guidance: Tensor | None,
 ) -> Tensor:
-    tokens, logits = tokens.contiguous(), last_dim_contiguous(logits)
+    step = MaskedStep(tokens.contiguous(), rate, keys.contiguous(), states, rule, mask_logit, guidance)
+    out = torch.empty_like(step.tokens)
+    if out.numel():
+        if states + mask_logit <= BLOCK:
+            leap_rows(step, shared_arguments(step, logits, uncond), out)
+        else:
+            listed = list_rows(step.tokens, rate, step.keys, states, rule, out, guidance)
+            parts = evaluate_parts(step, shared_arguments(step, logits, uncond), listed, logits)
+            finish_masked(step, listed, parts, out)
+    return out
+
+
+def shared_arguments(step: MaskedStep, logits: Tensor, uncond: Tensor | None) -> dict[str, object]:
+    """The arguments that both kernels take."""
+    logits = last_dim_contiguous(logits)
     uncond = None if uncond is None else last_dim_contiguous(uncond)
-    out = torch.empty_like(tokens)
-    if tokens.numel():
-        block = block_size(states + mask_logit, BLOCK)
-        _masked_kernel[(tokens.numel(),)](
-            p_logits=logits,
-            p_uncond=uncond,
-            p_guidance=guidance,
-            p_tokens=tokens,
-            p_rate=rate,
-            p_keys=keys.contiguous(),
-            p_out=out,
-            length=tokens.shape[1],
-            states=states,
-            stride_b=logits.stride(0),
-            stride_l=logits.stride(1),
-            stride_ub=0 if uncond is None else uncond.stride(0),
-            stride_ul=0 if uncond is None else uncond.stride(1),
-            RULE=rule,
-            GUIDED=uncond is not None,
-            MASK_LOGIT=mask_logit,
-            BLOCK=block,
-            num_warps=warps(block),
-        )
-    return out
+    return {
+        "p_logits": logits,
+        "p_uncond": uncond,
+        "p_guidance": step.guidance,
+        "p_keys": step.keys,
+        "n": step.tokens.numel(),
+        "length": step.tokens.shape[1],
+        "states": step.states,
+        "stride_b": logits.stride(0),
+        "stride_l": logits.stride(1),
+        "stride_ub": 0 if uncond is None else uncond.stride(0),
+        "stride_ul": 0 if uncond is None else uncond.stride(1),
+        "GUIDED": step.guided,
+        "MASK_LOGIT": step.mask_logit,
+        "SUMS": step.needs_total,
+    }
 
 
-def launch_uniform(logits: Tensor, tokens: Tensor, rate: Tensor, odds: Tensor, keys: Tensor, rule: str) -> Tensor:
-    tokens, logits = tokens.contiguous(), last_dim_contiguous(logits)
-    out = torch.empty_like(tokens)
-    if tokens.numel():
-        states = logits.shape[-1]
-        block = block_size(states, BLOCK)
-        _uniform_kernel[(tokens.numel(),)](
-            p_logits=logits,
-            p_tokens=tokens,
-            p_rate=rate,
-            p_odds=odds,
-            p_keys=keys.contiguous(),
-            p_out=out,
-            length=tokens.shape[1],
-            states=states,
-            stride_b=logits.stride(0),
-            stride_l=logits.stride(1),
-            RULE=rule,
-            BLOCK=block,
-            num_warps=warps(block),
-        )
-    return out
+def leap_rows(step: MaskedStep, shared: dict[str, object], out: Tensor) -> None:
+    """The step in one launch over blocks of rows."""
+    block = block_size(step.states + step.mask_logit, BLOCK)
+    rows = max(1, BLOCK // 2 // block)
+    _rows_kernel[(triton.cdiv(out.numel(), rows),)](
+        p_tokens=step.tokens,
+        p_rate=step.rate,
+        p_out=out,
+        RULE=step.rule,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps(rows * block),
+        **shared,
+    )
 
 
-_masked = custom_op("tau_leap", launch_masked)
-_uniform = custom_op("tau_leap_uniform", launch_uniform)
+def evaluate_parts(step: MaskedStep, shared: dict[str, object], listed: Listed, logits: Tensor) -> Parts:
+    """The race within every part of the vocabulary of the listed rows."""
+    n, columns = step.tokens.numel(), step.states + step.mask_logit
+    shape = tile(columns, logits.dtype, step.guided)
+    programs, n_parts = min(n, shape.pop("programs")), triton.cdiv(columns, shape["BLOCK"])
+    parts = Parts.empty(n, n_parts, 2 + step.guided if step.needs_total else 0, logits.device)
+    _parts_kernel[(n_parts, programs)](**shared, **part_arguments(listed, parts), **shape)
+    return parts
 
 
-@_masked.register_fake
-@_uniform.register_fake
+_tau_leap = custom_op("tau_leap", launch)
+
+
+@_tau_leap.register_fake
 def _(logits, tokens, *others):
     return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
@@ -340,35 +350,5 @@ def tau_leap(
     check_shape("uncond", uncond, logits.shape)
     if use_triton(backend, tokens, logits=logits, uncond=uncond):
         weight = None if uncond is None else per_sample(guidance, tokens)
-        return _masked(logits, tokens, per_sample(rate, tokens), keys, states, rule, mask_logit, uncond, weight)
+        return _tau_leap(logits, tokens, per_sample(rate, tokens), keys, states, rule, mask_logit, uncond, weight)
     return reference.tau_leap(logits, tokens, rate, keys, states, rule, mask_logit, uncond, guidance)
-
-
-def tau_leap_uniform(
-    logits: Tensor,
-    tokens: Tensor,
-    rate: Tensor,
-    odds: Tensor,
-    keys: Tensor,
-    rule: str = "tau",
-    backend: str | None = None,
-) -> Tensor:
-    """One reverse step of the uniform process: (B, L) tokens → (B, L) tokens.
-
-    With p = softmax(logits) (B, L, K) and odds (B,) = a K/(1 − a), a = e^{−s}, Bayes' rule gives the reverse rate from
-    x to v ≠ x as (s′/K) [odds p(v) + 1 − p(x) odds/(1 + odds)]. `rate` (B,) is h s′/K. The rules are "tau", "euler" and
-    "last", which samples x₀ from p at every position.
-    """
-    check(rule != "ancestral", "rule", "must be tau, euler or last for the uniform process, got 'ancestral'")
-    check(logits.ndim == 3, "logits", f"must be (B, L, K), got {tuple(logits.shape)}")
-    states = logits.shape[-1]
-    check(states > 0, "logits", f"must have at least one state, got {tuple(logits.shape)}")
-    check_leap(tokens, rate, keys, states, rule)
-    check_tokens("tokens", tokens, 0, states - 1)
-    check_floating(logits=logits)
-    check_device(tokens.device, logits=logits)
-    check_shape("logits", logits, (*tokens.shape, states))
-    check_per_sample(tokens, odds=odds)
-    if use_triton(backend, tokens, logits=logits):
-        return _uniform(logits, tokens, per_sample(rate, tokens), per_sample(odds, tokens), keys, rule)
-    return reference.tau_leap_uniform(logits, tokens, rate, odds, keys, rule)

@@ -3,15 +3,18 @@
 On a GPU the repeated blocks are compiled one by one: blocks of one shape share their code, so the compiler's time does
 not grow with the depth. They all count as one function with a limit on the kinds of inputs it is compiled for, beyond
 which compiling fails; hence `MMDiT.whole_blocks`, and a limit far above the few kinds that are left. On the CPU, whose
-models are small, the whole network is one piece, which saves the passes over memory between blocks. Shapes are static,
-for a run has one batch size; only blocks that draw samples on a GPU are compiled for batches of any size.
+models are small, the whole network is one piece, which saves the passes over memory between blocks. On a GPU the
+training step of a small network is one piece with all that surrounds the network, see `compile_small`.
+
+Shapes are static, for a run has one batch size; only blocks that draw samples on a GPU are compiled for batches of any
+size.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.backend import use_backend
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 MAX_COMPILATIONS = 64  # of inputs that one function may be compiled for; PyTorch's own limit is 8
 MIN_FLOPS = {"cpu": 2e12, "cuda": 2e14}  # FLOPs of a run that takes a few times as long as the compiler, about a minute
@@ -60,6 +64,37 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
+def has_compiler(device: torch.device, demanded: bool) -> bool:
+    """Whether this machine can compile; if not, a warning.
+
+    Raises:
+        ValueError: it cannot, and compiled code is `demanded`.
+    """
+    missing = compiler_missing(device)
+    if missing and demanded:
+        raise ValueError(f"compile=always needs {missing}, which this machine lacks; set compile=never")
+    if missing:
+        log.warning("running without torch.compile: %s is missing", missing)
+    return missing is None
+
+
+def compile_small(function: Callable[[], Result], backend: str | Callable = "inductor") -> Callable[[], Result]:
+    """A function of a small network, compiled as a whole into as few kernels as possible.
+
+    Operations run as their references, which the compiler fuses with what is around them: narrow rows fill a sixth of a
+    tile of our kernels. Kernels that do not depend on each other are combined, such as the many short sums that
+    gradients of biases end with.
+    """
+    options = {"combo_kernels": True} if backend == "inductor" else None
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+    def run() -> Result:
+        with use_backend("reference"):
+            return compiled()
+
+    return run
+
+
 def compile_net(
     net: nn.Module,
     device: torch.device,
@@ -77,11 +112,7 @@ def compile_net(
     Raises:
         ValueError: `demanded`, and this machine has no compiler.
     """
-    missing = compiler_missing(device)
-    if missing and demanded:
-        raise ValueError(f"compile=always needs {missing}, which this machine lacks; set compile=never")
-    if missing:
-        log.warning("running without torch.compile: %s is missing", missing)
+    if not has_compiler(device, demanded):
         return False
     torch._dynamo.config.recompile_limit = max(MAX_COMPILATIONS, torch._dynamo.config.recompile_limit)
     options: dict[str, Any] = {"dynamic": None if dynamic else False, "fullgraph": True, "backend": backend}

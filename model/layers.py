@@ -12,7 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import LazyLogits
+from ..kernels import LazyLogits, Packing
+from ..kernels.backend import use_triton
+from .residual import Residual, leading, matmul_dtype
 
 
 class TimeEmbedding(nn.Module):
@@ -86,9 +88,10 @@ class Modulate(nn.Module):
         with torch.no_grad():
             self.linear.bias.copy_(torch.cat([torch.zeros(width), torch.ones(width)]))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """dtype: of the result, by default x's."""
         shift, scale = self.linear(c).chunk(2, -1)
-        return kernels.adaln_modulate(x, scale, shift, self.eps)
+        return kernels.adaln_modulate(x, scale, shift, self.eps, out_dtype=dtype)
 
 
 class PatchHead(nn.Module):
@@ -103,7 +106,7 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        out = self.linear(self.modulate(x, c))
+        out = self.linear(self.modulate(x, c, matmul_dtype(self.linear)))
         p = self.patch
         return rearrange(out, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=self.grid, p1=p, p2=p)
 
@@ -120,7 +123,8 @@ class FrameHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        out = rearrange(self.linear(self.modulate(x, c)), "b l (c p) -> b c (l p)", p=self.patch)
+        out = self.linear(self.modulate(x, c, matmul_dtype(self.linear)))
+        out = rearrange(out, "b l (c p) -> b c (l p)", p=self.patch)
         return out[:, 0] if self.channels is None else out
 
 
@@ -135,8 +139,8 @@ class TokenHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> LazyLogits:
-        hidden = self.modulate(x, c)
-        return LazyLogits(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias)
+        weight = self.linear.weight
+        return LazyLogits(self.modulate(x, c, weight.dtype), weight, self.linear.bias)
 
 
 class StreamBlock(nn.Module):
@@ -161,10 +165,36 @@ class StreamBlock(nn.Module):
 
     def residuals(
         self, x: Tensor, branch: Tensor, gate: Tensor, ff_scale: Tensor, ff_shift: Tensor, ff_gate: Tensor
-    ) -> Tensor:
+    ) -> Residual:
         """x (B, L, D) plus the gated attention branch (B, L, H·Dh), plus the gated feed-forward branch of that."""
-        y = kernels.gated_residual(x, self.out(branch), gate)
-        return kernels.gated_residual(y, self.ff(kernels.adaln_modulate(y, ff_scale, ff_shift)), ff_gate)
+        x, y = Residual(x, self.out(branch), gate).modulated(ff_scale, ff_shift, self.ff[0])
+        branch, bias = self.feed_forward(y)
+        return Residual(x, branch, ff_gate, bias)
+
+    def feed_forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The feed-forward branch, and the bias that is still to be added to it, if any.
+
+        Where the kernels run, they add the biases, because their backward passes then compute the gradients of the
+        biases too. The second bias leaves the block as a copy: sharded weights are freed after the block.
+        """
+        first, _, second = self.ff
+        if not (has_product(first) and has_product(second) and use_triton(None, y, y=y)):
+            return self.ff(y), None
+        y = kernels.bias_gelu(product(first, y), first.bias, compiled_forward=hasattr(second, "product"))
+        return product(second, y), second.bias.clone()
+
+
+def has_product(layer: nn.Linear) -> bool:
+    """Whether `product` knows how the layer multiplies."""
+    return type(layer) is nn.Linear or hasattr(layer, "product")
+
+
+def product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """x · Wᵀ, a linear layer without its bias. Layers that multiply in a way of their own have a method for it.
+
+    Such layers (`float8.Float8Linear`) begin with a pass over x, so what makes x is left to the compiler.
+    """
+    return nn.functional.linear(x, layer.weight) if type(layer) is nn.Linear else layer.product(x)
 
 
 class JointBlock(nn.Module):
@@ -176,51 +206,54 @@ class JointBlock(nn.Module):
 
     def forward(
         self,
-        x: dict[str, Tensor],
+        x: dict[str, Residual],
         c: dict[str, Tensor],
-        key_mask: Tensor | None,
+        key_mask: Tensor | Packing | None,
         wanted: dict[str, int | None] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Residual]:
         """One block over {stream: (B, L, D)}.
 
+        key_mask: (B, ΣL) bool, True where keys are attended to, or its packing (`kernels.pack_keys`).
         wanted: {stream: number of leading samples, None for all}, the streams whose result is used, default all; the
             others only serve as keys and values.
         """
         names, wanted = list(x), dict.fromkeys(x) if wanted is None else wanted
         mods = {m: self.streams[m].modulation(c[m]).chunk(6, -1) for m in names}
-        q, k, v = self._qkv(x, mods)
+        pairs = {m: x[m].modulated(mods[m][0], mods[m][1], self.streams[m].qkv) for m in names}
+        y = {m: pair[1] for m, pair in pairs.items()}
+        q, k, v = self._qkv(y, key_mask if isinstance(key_mask, Packing) else None)
         attended = kernels.joint_attention(q, k, v, key_mask).flatten(2)
         out = {}
-        for m, branch in zip(names, attended.split([x[m].shape[1] for m in names], 1), strict=True):
+        for m, branch in zip(names, attended.split([y[m].shape[1] for m in names], 1), strict=True):
             if m in wanted:
                 n = wanted[m]
-                parts = (leading(part, n) for part in (x[m], branch, *mods[m][2:]))
+                parts = (leading(part, n) for part in (pairs[m][0], branch, *mods[m][2:]))
                 out[m] = self.streams[m].residuals(*parts)
         return out
 
-    def at_positions(self, x: Tensor, c: Tensor, key_mask: Tensor | None, index: Tensor) -> Tensor:
+    def at_positions(self, x: Residual, c: Tensor, key_mask: Tensor | None, index: Tensor) -> Residual:
         """(R, 1, D): a single-stream block over (B, L, D) at the positions `index` (R,), sample · L + position."""
         ((name, stream),) = self.streams.items()
-        samples = index // x.shape[1]
         mods = stream.modulation(c).chunk(6, -1)
-        q, k, v = self._qkv({name: x}, {name: mods})
-        q, x = (part.flatten(0, 1)[index][:, None] for part in (q, x))
+        total, y = x.modulated(mods[0], mods[1], stream.qkv)
+        q, k, v = self._qkv({name: y})
+        samples = index // y.shape[1]
+        q, total = (part.flatten(0, 1)[index][:, None] for part in (q, total))
         key_mask = None if key_mask is None else key_mask[samples]
         branch = kernels.joint_attention(q, k[samples], v[samples], key_mask).flatten(2)
-        return stream.residuals(x, branch, *(part[samples] for part in mods[2:]))
+        return stream.residuals(total, branch, *(part[samples] for part in mods[2:]))
 
-    def _qkv(self, x: dict[str, Tensor], mods: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalized (with `qk_norm`) queries and keys, and values, of the joint sequence, (B, ΣL, H, Dh) each."""
-        qkv = [self.streams[m].qkv(kernels.adaln_modulate(x[m], mods[m][0], mods[m][1])) for m in x]
-        gammas = [self.streams[m].q_gamma for m in x], [self.streams[m].k_gamma for m in x]
-        if gammas[0][0] is None:
-            return torch.cat(qkv, 1).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return kernels.qk_norm_pack(qkv, *gammas, self.heads)
+    def _qkv(self, y: dict[str, Tensor], packing: Packing | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized (with `qk_norm`) queries and keys, and values, of the joint sequence, (B, ΣL, H, Dh) each.
 
-
-def leading(x: Tensor, n: int | None) -> Tensor:
-    """The first n samples of a batch; the tensor itself for None."""
-    return x if n is None else x[:n]
+        With a packing keys and values are in their packed rows.
+        """
+        qkv = [self.streams[m].qkv(y[m]) for m in y]
+        gammas = [self.streams[m].q_gamma for m in y], [self.streams[m].k_gamma for m in y]
+        if gammas[0][0] is not None:
+            return kernels.qk_norm_pack(qkv, *gammas, self.heads, packing)
+        q, k, v = torch.cat(qkv, 1).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return (q, k, v) if packing is None else (q, packing.pack(k), packing.pack(v))
 
 
 def sincos_1d(length: int, width: int) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import LazyLogits
-from .layers import JointBlock, StreamBlock, TimeEmbedding, leading
+from ..kernels import LazyLogits, Packing, pack_keys
+from .layers import JointBlock, StreamBlock, TimeEmbedding
+from .residual import Residual, any_batch, leading, matmul_dtype
 from .streams import Stream
 
 
@@ -48,7 +49,7 @@ class MMDiT(nn.Module):
         qk_norm: bool = True,
     ):
         super().__init__()
-        self.parts = dict(parts)
+        self.parts, self.head_dim = dict(parts), head_dim
         shared = {m: [k for k, s in parts.items() if s.share == m] for m in parts}
         self.members = {m: [m, *shared[m]] for m in parts if parts[m].share is None}
         _check_shared(self.parts, self.members)
@@ -124,10 +125,11 @@ class MMDiT(nn.Module):
         c = {m: nn.functional.silu(sum(times[k] for k in keys)) for m, keys in self.members.items()}
         masks = self._stream_masks(embedded, mask or {})
         needed = {m: _most(wanted, keys) for m, keys in self.members.items() if any(k in wanted for k in keys)}
-        streams = self._run_all(self.trunk, streams, c, joint_mask(streams, masks), needed)
+        keys = self._pack(joint_mask(streams, masks), self.trunk)
+        totals = {m: x.total() for m, x in self._run_all(self.trunk, streams, c, keys, needed).items()}
         out = {}
         for m, n in needed.items():
-            stream = streams[m] if self.trunk else leading(streams[m], n)
+            stream = totals[m] if self.trunk else leading(totals[m], n)
             key_mask = leading(masks[m], n) if m in masks else None
             index = (positions or {}).get(m) if len(self.members[m]) == 1 else None
             out |= self._branch(m, stream, leading(c[m], n), key_mask, index, wanted)
@@ -167,20 +169,34 @@ class MMDiT(nn.Module):
             raise ValueError(f"this model has no head for {missing[0]!r}; it has {', '.join(self.head)}")
         return wanted
 
-    def _run_all(self, blocks: nn.ModuleList, x: dict[str, Tensor], c: dict[str, Tensor], mask, wanted: dict):
+    def _run_all(
+        self, blocks: nn.ModuleList, streams: dict[str, Tensor], c: dict[str, Tensor], mask, wanted: dict
+    ) -> dict[str, Residual]:
         """The blocks one after the other; the last one returns the `wanted` streams and samples."""
-        if self.whole_blocks and not torch.is_grad_enabled():
-            x, c = ({m: any_batch(value) for m, value in part.items()} for part in (x, c))
-            mask = None if mask is None else any_batch(mask)
+        x = {m: Residual(stream) for m, stream in streams.items()}
+        any_size = self.whole_blocks and not torch.is_grad_enabled()
+        if any_size:
+            c = {m: any_batch(value) for m, value in c.items()}
+            if mask is not None:
+                mask = Packing(*map(any_batch, mask)) if isinstance(mask, Packing) else any_batch(mask)
         for i, block in enumerate(blocks, 1):
+            if any_size:
+                x = {m: part.any_batch() for m, part in x.items()}
             if i < len(blocks):
                 x = self._run(block, x, c, mask, None)
             elif self.whole_blocks:
                 x = self._run(block, x, c, mask, self._wanted_streams(x, wanted))
-                x = {m: leading(x[m], n) for m, n in wanted.items()}
+                x = {m: x[m].leading(n) for m, n in wanted.items()}
             else:
                 x = self._run(block, x, c, mask, wanted)
         return x
+
+    def _pack(self, key_mask: Tensor | None, blocks: nn.ModuleList) -> Tensor | Packing | None:
+        """The key mask as the blocks take it: packed once, where attention of variable lengths will run."""
+        if key_mask is None or not blocks:
+            return None
+        stream = next(iter(blocks[0].streams.values()))
+        return pack_keys(key_mask, matmul_dtype(stream.qkv), self.head_dim)
 
     def _wanted_streams(self, x: dict[str, Tensor], wanted: dict) -> dict[str, None] | None:
         """`wanted` for a last block that returns whole streams: None for all, as for every other block.
@@ -193,10 +209,11 @@ class MMDiT(nn.Module):
         names = [m for m in x if m in streams]
         return None if len(names) == len(x) else dict.fromkeys(names)
 
-    def _run(self, block: JointBlock, *args) -> dict[str, Tensor]:
+    def _run(self, block: JointBlock, x: dict[str, Residual], *others) -> dict[str, Residual]:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+            x = {m: Residual(part.total()) for m, part in x.items()}  # inputs of blocks are kept: one, not two
+            return checkpoint(block, x, *others, use_reentrant=False)
+        return block(x, *others)
 
     def _branch(
         self, name: str, x: Tensor, c: Tensor, mask: Tensor | None, index: Tensor | None, wanted: dict
@@ -204,11 +221,12 @@ class MMDiT(nn.Module):
         """A stream's single-stream blocks and heads; index: of the positions that are used, all if None."""
         blocks, (n, length) = self.tower[name], x.shape[:2]
         x = self.trunk_norm[name](x)
+        keys = self._pack(mask, blocks)
         if index is None or not blocks:
-            x = self._run_all(blocks, {name: x}, {name: c}, mask, {name: None})[name]
+            x = self._run_all(blocks, {name: x}, {name: c}, keys, {name: None})[name].total()
         else:
-            x = self._run_all(blocks[:-1], {name: x}, {name: c}, mask, {name: None})[name]
-            x, c = blocks[-1].at_positions(x, c, mask, index), c[index // length]
+            before = self._run_all(blocks[:-1], {name: x}, {name: c}, keys, {name: None})[name]
+            x, c = blocks[-1].at_positions(before, c, mask, index).total(), c[index // length]
         if name in self.tower_norm:
             x = self.tower_norm[name](x)
         if index is not None and blocks:
@@ -258,16 +276,6 @@ def _most(wanted: Mapping[str, int | None], keys: Iterable[str]) -> int | None:
     """The most samples that a process of a stream is wanted for; None for all."""
     counts = [wanted[k] for k in keys if k in wanted]
     return None if None in counts else max(n for n in counts if n is not None)
-
-
-def any_batch(x: Tensor) -> Tensor:
-    """The tensor, marked for torch.compile: one compilation serves batches of every size above 1.
-
-    A view is copied first, because the compiler specializes on views.
-    """
-    x = x if x._base is None else x.clone()
-    torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x
 
 
 def norm(width: int) -> nn.RMSNorm:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import kernels
 from .column_layers import CategoricalHead, Mlp, NumericalFeatures, TanhGelu
 from .layers import TimeEmbedding
+from .residual import Residual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Residual, c: Tensor) -> Residual:
         shift, scale, gate, ff_shift, ff_scale, ff_gate = self.modulation(c).chunk(6, -1)
-        y = kernels.adaln_modulate(x, scale, shift, 1e-6, plus_one=True)
+        total, y = x.modulated(scale, shift, self.qkv, 1e-6, plus_one=True)
         q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        x = kernels.gated_residual(x, self.proj(kernels.joint_attention(q, k, v).flatten(2)), gate)
-        y = kernels.adaln_modulate(x, ff_scale, ff_shift, 1e-6, plus_one=True)
-        return kernels.gated_residual(x, self.ff(y), ff_gate)
+        x = Residual(total, self.proj(kernels.joint_attention(q, k, v).flatten(2)), gate)
+        total, y = x.modulated(ff_scale, ff_shift, self.ff[0], 1e-6, plus_one=True)
+        return Residual(total, self.ff(y), ff_gate)
 
 
 class TableDiT(nn.Module):
@@ -186,11 +187,11 @@ class TableDiT(nn.Module):
             observed: {numerical group: (B, C) bool}, cells that are clean whatever the group's time.
         """
         c = torch.nn.functional.silu(self.condition(t))
-        h = self.embed(x, observed)
+        residual = Residual(self.embed(x, observed))
         for block in self.blocks:
-            h = block(h, c)
+            residual = block(residual, c)
         shift, scale = self.final(c).chunk(2, -1)
-        h = kernels.adaln_modulate(h, scale, shift, 1e-6, plus_one=True)
+        h = kernels.gated_adaln(*residual[:3], scale, shift, 1e-6, plus_one=True)[1]
         order = [*self.numerical, *self.categorical]
         parts = dict(zip(order, h.split([self.groups[m].columns for m in order], 1), strict=True))
         wanted = [m for m in self.groups if outputs is None or m in outputs]

@@ -1,27 +1,31 @@
-"""CUDA graphs: the kernel launches of an evaluation, captured once and replayed with a single launch.
+"""CUDA graphs: the kernel launches of an update, captured once and replayed with a single launch.
 
-A graph reads and writes fixed memory: inputs are copied into it, outputs stay in it until the next replay. Nothing that
-is captured may wait for the device or depend on a number on the host; times and random-number keys are tensors.
+A graph reads and writes fixed memory. Nothing that is captured may wait for the device or depend on a number on the
+host that changes: the state of a batch, the index of its time step, times and random-number keys are tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from typing import Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..diffusion.space import Net
+from ..diffusion.space import Net, Space
+from .bf16_weights import Bf16Weights
 
 Result = TypeVar("Result")
+Kind = TypeVar("Kind", contravariant=True)
 log = logging.getLogger(__name__)
-_GRAPHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_GRAPHS: weakref.WeakKeyDictionary[nn.Module, SamplingGraphs] = weakref.WeakKeyDictionary()
+DEVICES = ("cuda",)
 WARM_UPS = 3  # calls before a training step is captured, for compilers and libraries to initialize
-MAX_GRAPHS = 32  # input signatures that keep a graph
+MAX_GRAPHS = 32  # graphs of the samplings with a network
 
 
 class Memory:
@@ -68,107 +72,94 @@ def no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-class GraphedNet:
-    """A network whose evaluations are replayed as CUDA graphs, one graph per input signature (shapes, outputs).
+class Updates(Protocol[Kind]):
+    """What is captured, a batch in sampling: see `run.Run`."""
 
-    The first call with a signature runs eagerly, which also is the warm-up of the capture; the second one is captured.
-    Graphs share their memory, so what one returns is overwritten by the next evaluation with any signature. Where a
-    capture fails, that signature runs eagerly from then on, and a line in the log says why.
+    net: Net
+
+    def update(self, kind: Kind) -> None: ...
+
+    def signature(self) -> Hashable: ...
+
+    def load(self, other: Self) -> None: ...
+
+
+Batch = TypeVar("Batch", bound=Updates)
+
+
+class SamplingGraphs:
+    """The updates of samplings with one network, replayed as CUDA graphs: one graph per signature and kind of update.
+
+    A batch whose signature has been seen before is copied into the memory of the earlier one, which its graphs read and
+    write. The first update of a kind runs eagerly, which also is the warm-up of the capture; the second one is captured
+    and replayed, and so are all that follow, in this batch and in later ones. Where a capture fails, updates of that
+    kind run eagerly from then on, and a line in the log says why.
     """
 
     def __init__(self, net: nn.Module):
-        self.net, self.graphs = net, {}
-        self.partial_outputs = getattr(net, "partial_outputs", False)
-        self.observes = getattr(net, "observes", ())
-        self.memory, self.addresses = None, addresses(net)
+        self.net, self.addresses = weakref.proxy(net), addresses(net)
+        self.memory: Memory | None = None
+        self.weights: Bf16Weights | None = None
+        self.batches: dict[Hashable, tuple[Updates, dict]] = {}  # with {kind: its replay, None before it is captured}
 
-    def __call__(
-        self,
-        x: Mapping[str, Tensor],
-        t: Mapping[str, Tensor],
-        mask: Mapping[str, Tensor] | None = None,
-        outputs: Iterable[str] | Mapping[str, int | None] | None = None,
-        **options: Mapping[str, Tensor],
-    ) -> dict:
-        """The network's outputs; `options` are its further inputs, {modality: tensor} each."""
-        if options.get("positions"):  # their number differs from call to call
-            return self.net(x, t, mask=mask, outputs=outputs, **options)
-        inputs = {"x": dict(x), "t": dict(t), "mask": dict(mask or {})}
-        inputs |= {name: dict(values) for name, values in options.items()}
-        key = signature(inputs, outputs)
-        is_new = key not in self.graphs
-        if is_new:
-            while len(self.graphs) >= MAX_GRAPHS:
-                self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[key] = Graph(self.net, inputs, outputs)
-        graph = self.graphs[key]
-        graph.copy_in(inputs)
-        if not is_new and graph.replay is None and not graph.failed:
-            self._capture(graph)
-        return graph()
+    def adopt(self, batch: Batch) -> tuple[Batch, Callable]:
+        """(the batch in the memory of an earlier one with its signature, if there is one; its replayed `update`)."""
+        batch.net = self.net  # a batch that is kept must not keep the network
+        signature = batch.signature()
+        kept, replays = self.batches.pop(signature, (batch, {}))
+        if kept is not batch:
+            kept.load(batch)
+        self.batches[signature] = kept, replays
+        return kept, functools.partial(self.update, kept, replays)
 
-    def _capture(self, graph: Graph) -> None:
+    def update(self, batch: Updates[Kind], replays: dict, kind: Kind) -> None:
+        """An update of a batch."""
+        eager = functools.partial(batch.update, kind)
+        with no_autocast_cache():
+            if kind not in replays:
+                replays[kind] = None
+                self._drop_oldest()
+                eager()
+                return
+            if replays[kind] is None:
+                replays[kind] = self._captured(eager)
+            replays[kind]()
+
+    def _drop_oldest(self) -> None:
+        """Keep at most `MAX_GRAPHS` graphs, without those of the batches that were used least recently."""
+        while len(self.batches) > 1 and sum(len(replays) for _, replays in self.batches.values()) > MAX_GRAPHS:
+            self.batches.pop(next(iter(self.batches)))
+
+    def _captured(self, eager: Callable[[], None]) -> Callable[[], None]:
+        """The replay of an update, or the update itself where it cannot be captured."""
         try:
             self.memory = self.memory or Memory()
-            graph.replay, graph.result = capture(graph.evaluate, 0, self.memory, "thread_local")
+            return capture(eager, 0, self.memory, "thread_local")[0]
         except RuntimeError as error:
-            graph.failed, self.memory = True, None  # no other graph may use the memory of a failed capture
+            self.memory = None  # no other graph may use the memory of a failed capture
             reason = str(error.__context__ or error).splitlines()[0]  # the error from ending a capture says less
-            log.warning("no CUDA graph for this evaluation, it runs eagerly: %s", reason)
+            log.warning("no CUDA graph for this update, it runs eagerly: %s", reason)
+            return eager
 
 
-class Graph:
-    """The evaluations with one input signature, on fixed input memory; eager until it has a `replay`."""
+def graphs_of(net: Net, space: Space, device: torch.device) -> SamplingGraphs | None:
+    """The graphs of a network, which are kept from one sampling to the next.
 
-    def __init__(self, net: Net, inputs: dict[str, dict[str, Tensor]], outputs):
-        self.inputs = {part: {m: torch.empty_like(v) for m, v in values.items()} for part, values in inputs.items()}
-        self.net, self.outputs = net, outputs
-        self.replay, self.result, self.failed = None, None, False
-
-    def copy_in(self, inputs: dict[str, dict[str, Tensor]]) -> None:
-        """Copy the inputs of a call into the fixed memory."""
-        for part, values in inputs.items():
-            for m, value in values.items():
-                self.inputs[part][m].copy_(value)
-
-    def evaluate(self) -> dict:
-        """The network at the fixed inputs."""
-        with no_autocast_cache():
-            x, t, mask = (self.inputs[part] for part in ("x", "t", "mask"))
-            options = {part: values for part, values in self.inputs.items() if part not in ("x", "t", "mask")}
-            return self.net(x, t, mask=mask or None, outputs=self.outputs, **options)
-
-    def __call__(self) -> dict:
-        if self.replay is None:
-            return self.evaluate()
-        self.replay()
-        return dict(self.result)
-
-
-def with_cuda_graphs(net: Net) -> Net:
-    """The network with graphs, which are kept from one sampling to the next; a plain function is returned as it is."""
-    if not isinstance(net, nn.Module):
-        return net
-    if net not in _GRAPHED or _GRAPHED[net].addresses != addresses(net):  # graphs read the weights at these addresses
-        _GRAPHED[net] = GraphedNet(weakref.proxy(net))
-    return _GRAPHED[net]
+    None without a GPU, and for a plain function or a space with evaluations of its own, which may depend on the host.
+    """
+    if device.type not in DEVICES or not isinstance(net, nn.Module) or type(space) is not Space:
+        return None
+    if net not in _GRAPHS or _GRAPHS[net].addresses != addresses(net):  # graphs read the weights at these addresses
+        _GRAPHS[net] = SamplingGraphs(net)
+    return _GRAPHS[net]
 
 
 def release(net: Net) -> None:
     """Give back the memory of a network's graphs, some gigabytes for large ones, before the GPU goes on to train."""
-    if _GRAPHED.pop(net, None) is not None:
+    if _GRAPHS.pop(net, None) is not None:
         torch.cuda.empty_cache()
 
 
 def addresses(net: nn.Module) -> tuple[int, ...]:
     """The addresses of a network's weights."""
     return tuple(p.data_ptr() for p in (*net.parameters(), *net.buffers()))
-
-
-def signature(inputs: Mapping[str, Mapping[str, Tensor]], outputs) -> tuple:
-    """The input signature, equal for all calls that replay a graph: shapes and dtypes, outputs, precision."""
-    shapes = [(part, m, tuple(v.shape), v.dtype) for part, values in inputs.items() for m, v in values.items()]
-    wanted = outputs if isinstance(outputs, Mapping) or outputs is None else dict.fromkeys(outputs)
-    device = next(iter(inputs["x"].values())).device
-    precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return tuple(shapes), None if wanted is None else tuple(wanted.items()), precision

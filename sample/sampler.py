@@ -12,111 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..diffusion.guidance import Guidance, partial_outputs
-from ..diffusion.processes import Discrete, Gaussian
-from ..diffusion.space import Net, Space, expand_time
-from ..kernels import LazyLogits, Rng
-from .condition import Condition, initial_state, is_exact
-from .cuda_graphs import with_cuda_graphs
+from ..diffusion.guidance import Guidance
+from ..diffusion.processes import Discrete
+from ..diffusion.space import Net, Space
+from ..kernels import Rng
+from .bf16_weights import Bf16Weights
+from .condition import Condition
+from .cuda_graphs import SamplingGraphs, graphs_of
 from .progress import progress_bar
-from .steppers import Sampler, Stepper
+from .run import Run
+from .steppers import Sampler
 
 LARGEST_BATCH = 256  # samples at a time by default
-
-
-class Run:
-    """Algorithm 5 for one batch; iterating yields the state before the first update and after every one."""
-
-    def __init__(
-        self,
-        net: Net,
-        space: Space,
-        conditions: Mapping[str, Condition],
-        steps: int,
-        guidance: Guidance,
-        samplers: Mapping[str, Sampler],
-        rng: Rng,
-        allowed_states: Mapping[str, Tensor],
-    ):
-        self.net, self.space, self.steps, self.guidance, self.rng = net, space, steps, guidance, rng
-        self.allowed_states, n, device = allowed_states, len(rng.samples), rng.samples.device
-        self.conditioned = [m for m, c in conditions.items() if c.mask is None]
-        self.partial = {m: c for m, c in conditions.items() if c.mask is not None}
-        generated = [m for m in space if m not in self.conditioned]
-        x = initial_state(space, conditions, generated, rng)
-        self.t = {m: expand_time(conditions[m].t, n, device) for m in self.conditioned}
-        self.steppers: dict[str, Stepper] = {
-            m: samplers.get(m, Sampler()).stepper(m, space[m], x[m], steps, rng) for m in generated
-        }
-        self.observed = {m: c.mask for m, c in self.partial.items() if c.t == 0 and m in getattr(net, "observes", ())}
-        self.x = self.with_observed(x, 0)
-        self.guided, self.guiding = guidance_between(space, guidance, generated, self.conditioned)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        yield self.x
-        for k in range(self.steps):
-            self.x = self.update(k)
-            yield self.x
-
-    def update(self, k: int) -> dict[str, Tensor]:
-        """One evaluation for the step of every modality, a second one for samplers with a corrector."""
-        active = [m for m, s in self.steppers.items() if s.is_active(k)]
-        if not active:
-            return self.x
-        t = {**self.t, **{m: s.time(k) for m, s in self.steppers.items()}}
-        out, uncond = self.evaluate(k, self.x, t, active, self.rng.at(2 * k))
-        x = dict(self.x)
-        for m in active:
-            x[m] = self.steppers[m].step(k, self.x[m], out[m], uncond.get(m), self.guidance.scale_of(m))
-        x = self.with_observed(x, k + 1)
-        corrected = [m for m in active if self.steppers[m].has_corrector and not self.steppers[m].is_last(k)]
-        if corrected:
-            x_hat = {**self.x, **{m: x[m] for m in corrected}}
-            t_hat = {**t, **{m: self.steppers[m].time(k + 1) for m in corrected}}
-            out, uncond = self.evaluate(k, x_hat, t_hat, corrected, self.rng.at(2 * k + 1))
-            for m in corrected:
-                scale = self.guidance.scale_of(m)
-                x[m] = self.steppers[m].correct(k, self.x[m], x[m], out[m], uncond.get(m), scale)
-            x = self.with_observed(x, k + 1)
-        return x
-
-    def evaluate(
-        self, k: int, x: dict[str, Tensor], t: dict[str, Tensor], outputs: list[str], rng: Rng
-    ) -> tuple[dict, dict]:
-        """The predictions for `outputs` and, for those guided in update k, the ones under the noisier condition."""
-        guided = [m for m in self.guided if m in outputs and self.guidance.is_active(m, self.steppers[m].times[k])]
-        options = {"observed": self.observed, "positions": self.positions(k, outputs)}
-        if guided:
-            conditions = self.guiding
-            both = self.guidance.evaluate(self.space, self.net, x, t, outputs, conditions, rng, guided, **options)
-        else:
-            both = self.space.evaluate(self.net, x, t, outputs, **options), {}
-        for m, allowed in self.allowed_states.items():
-            for out in both:
-                if m in out:
-                    out[m] = LazyLogits.wrap(out[m]).restrict(allowed)
-        return both
-
-    def positions(self, k: int, outputs: list[str]) -> dict[str, Tensor]:
-        """{modality: flat indices of the positions that update k can change}, so that the network can skip the others.
-
-        On the CPU only: on a GPU, finding them would force a synchronization.
-        """
-        if self.rng.samples.device.type != "cpu" or not partial_outputs(self.net):
-            return {}
-        changed = {m: self.steppers[m].changed_positions(k) for m in outputs}
-        return {m: mask.flatten().nonzero()[:, 0] for m, mask in changed.items() if mask is not None}
-
-    def with_observed(self, x: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-        """The state with the observed elements of conditions with a mask set, for time step k of the grids."""
-        x = dict(x)
-        for m, c in self.partial.items():
-            time = self.steppers[m].times[k]
-            if m in self.observed or (time == 0.0 and c.t == 0.0):
-                x[m] = torch.where(c.mask, c.x, x[m])
-            elif time >= c.t and not is_exact(self.space[m]):
-                x[m] = torch.where(c.mask, c.at(m, self.space[m], self.rng, self.steppers[m].time(k)), x[m])
-        return x
 
 
 @torch.no_grad()
@@ -177,8 +84,8 @@ def sample(
     check_shapes(space, uniforms or {}, allowed_states or {}, n)
     device = torch.device(device) if device is not None else device_of(net)
     allowed_states = {m: allowed.to(device) for m, allowed in (allowed_states or {}).items()}
-    net_on_device = with_cuda_graphs(net) if device.type == "cuda" else net
-    bf16 = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    graphs = graphs_of(net, space, device)
+    bf16 = in_bf16(net, device, graphs) if precision == "bf16" else contextlib.nullcontext()
     batches = list(batches_of(start_index, n, batch_size))
     results, states = [], []
     with bf16, evaluating(net), progress_bar(progress, len(batches) * (steps + 1)) as advance:
@@ -190,32 +97,19 @@ def sample(
             batch_conditions = {
                 m: c.map(lambda x, index=index: select(x, index, device)) for m, c in conditions.items()
             }
-            run = Run(net_on_device, space, batch_conditions, steps, guidance, samplers or {}, rng, allowed_states)
+            run = Run(net, space, batch_conditions, steps, guidance, samplers or {}, rng, allowed_states)
+            run, update = (run, run.update) if graphs is None else graphs.adopt(run)
             batch_states = []
-            for x in run:
+            for x in run.states(update):
                 if trajectory:
-                    batch_states.append({m: value[low:high].cpu() for m, value in x.items()})
+                    batch_states.append({m: value[low:high].to("cpu", copy=True) for m, value in x.items()})
                 advance()
-            results.append({m: value[low:high] for m, value in run.x.items()})
+            results.append({m: value[low:high].clone() for m, value in run.x.items()})
             states.append(batch_states)
     samples = {m: torch.cat([part[m] for part in results]) for m in space}
     if not trajectory:
         return samples
     return samples, [{m: torch.cat([part[m] for part in parts]) for m in space} for parts in zip(*states, strict=True)]
-
-
-def guidance_between(
-    space: Space, guidance: Guidance, generated: list[str], conditioned: list[str]
-) -> tuple[list[str], list[str]]:
-    """(the guided modalities, those that guide): conditions guide the rest, else discrete ones guide Gaussian ones."""
-    guided = [m for m in generated if guidance.scale_of(m) != 1.0 and (conditioned or isinstance(space[m], Gaussian))]
-    guiding = conditioned or [m for m in generated if not isinstance(space[m], Gaussian)]
-    scales = [guidance.scale_of(m) for m in generated] if isinstance(guidance.scale, dict) else [guidance.scale]
-    if any(scale != 1.0 for scale in scales) and not (guided and guiding):
-        raise ValueError(
-            "guidance needs a condition: give a modality, or guide a Gaussian one that is sampled with a discrete one"
-        )
-    return guided if guiding else [], guiding
 
 
 def check_arguments(
@@ -291,6 +185,18 @@ def device_of(net: Net) -> torch.device:
     """The device of a network's parameters; the CPU for a plain function."""
     parameters = net.parameters() if isinstance(net, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def in_bf16(net: Net, device: torch.device, graphs: SamplingGraphs | None) -> Iterator[None]:
+    """Evaluate a network in bfloat16; graphs keep its weights in bfloat16, which they read."""
+    weights = None if graphs is None else graphs.weights
+    if weights is None and isinstance(net, torch.nn.Module):
+        weights = Bf16Weights(net)
+    if graphs is not None:
+        graphs.weights = weights
+    with torch.autocast(device.type, torch.bfloat16), contextlib.nullcontext() if weights is None else weights.used():
+        yield
 
 
 @contextlib.contextmanager

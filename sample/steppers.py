@@ -3,12 +3,15 @@
 A stepper has a grid of times t₀ > t₁ > … > t_N = 0. `step` makes update k from the prediction at t_k; a stepper with
 `has_corrector` gets a second prediction, at its own predicted point, for `correct`. With guidance both take the two
 predictions, which the kernels combine.
+
+`step` and `correct` may be captured as a CUDA graph that is replayed for other updates: k and its times are tensors on
+the device, what they keep for the next update is written in place, and what the host decides is in `Stage` alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +58,30 @@ class Sampler:
         return methods[method](name, process, times, x, rng, method)
 
 
+class Stage(NamedTuple):
+    """What an update does that others of its modality do not: `last` ends at time 0, `first` has no predecessor."""
+
+    last: bool = False
+    first: bool = False
+
+
+class Update(NamedTuple):
+    """Update k of one modality.
+
+    Args:
+        k: 0-d int64 on the device.
+        t: (B,) float64, its times before the update.
+        coefficients: (B,) float64 each, see `Stepper.coefficients`.
+        rng: the generator at step k.
+    """
+
+    k: Tensor
+    t: Tensor
+    coefficients: tuple[Tensor, ...]
+    rng: Rng
+    stage: Stage
+
+
 class Stepper:
     """Base of all steppers.
 
@@ -66,38 +93,46 @@ class Stepper:
     has_corrector = False
 
     def __init__(self, name: str, process: Process, times: Tensor, x: Tensor, rng: Rng, method: str):
-        self.name, self.process, self.method, self.rng = name, process, method, rng
+        self.name, self.process, self.method = name, process, method
         self.times: list[float] = times.tolist()
-        self.grid = times.to(x.device)
+        t, after = times[:-1], times[1:]
+        self.table = torch.stack([t, after, *self.coefficients(t, after)]).to(x.device)
         self.n = len(x)
 
-    def time(self, k: int) -> Tensor:
-        """(B,) float64: the time of every sample before update k."""
-        return self.grid[k].expand(self.n)
+    def coefficients(self, t: Tensor, after: Tensor) -> tuple[Tensor, ...]:
+        """(N,) float64 each, from the times before and after all N updates: what `step` and `correct` need of them.
 
-    def keys(self, k: int) -> Tensor:
-        """Random-number keys of update k."""
-        return self.rng.at(k).keys(self.name, Draw.STEP)
+        Computed once a batch, so that an update reads all that depends on its times with one launch.
+        """
+        return ()
 
-    def step(self, k: int, x: Tensor, out, uncond, guidance: float) -> Tensor:
-        """Update k of x from a prediction and, with guidance, the one under the noisier condition (else None)."""
+    def at(self, k: Tensor) -> tuple[Tensor, ...]:
+        """(B,) float64 each: the times before and after update k, 0-d int64, and its coefficients."""
+        return self.table.index_select(1, k.expand(self.n)).unbind()
+
+    def step(self, update: Update, x: Tensor, out, uncond, guidance: float) -> Tensor:
+        """x after an update, from a prediction and, with guidance, the one under the noisier condition (else None)."""
         raise NotImplementedError
 
-    def correct(self, k: int, x: Tensor, x_hat: Tensor, out, uncond, guidance: float) -> Tensor:
-        """Update k of x from its predicted point x_hat and the prediction there."""
+    def correct(self, update: Update, x: Tensor, x_hat: Tensor, out, uncond, guidance: float) -> Tensor:
+        """x after an update, from its predicted point x_hat and the prediction there."""
         raise NotImplementedError
 
-    def changed_positions(self, k: int) -> Tensor | None:
+    def changed_positions(self, k: Tensor) -> Tensor | None:
         """(B, L) bool: the positions that update k can change; None if it can change all."""
         return None
 
-    def is_last(self, k: int) -> bool:
-        """Whether update k ends at time 0."""
-        return self.times[k + 1] == 0.0
+    def stage(self, k: int) -> Stage | None:
+        """What update k does that others do not; None if it changes nothing."""
+        return Stage(last=self.times[k + 1] == 0.0) if self.is_active(k) else None
 
     def is_active(self, k: int) -> bool:
         """Whether update k changes anything: a grid may repeat a time."""
         return self.times[k] > self.times[k + 1]
+
+    def tensors(self) -> list[Tensor]:
+        """All that differs between batches of the same shape."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
 class OdeStepper(Stepper):
@@ -109,47 +144,58 @@ class OdeStepper(Stepper):
         super().__init__(*args)
         self.has_corrector = self.method == "heun"
 
-    def coefficients(self, at: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B,) β and σ at grid point `at`, and dt of update k."""
-        t, schedule = self.time(at), self.process.schedule
-        return schedule.beta(t), schedule.sigma(t), self.time(k + 1) - self.time(k)
+    def coefficients(self, t, after):
+        schedule = self.process.schedule
+        return after - t, schedule.beta(t), schedule.sigma(t), schedule.beta(after), schedule.sigma(after)
 
-    def step(self, k, x, out, uncond, guidance):
-        beta, sigma, dt = self.coefficients(k, k)
+    def step(self, update, x, out, uncond, guidance):
+        dt, beta, sigma, _, _ = update.coefficients
         return kernels.heun_predict(x, out, beta, sigma, dt, uncond, guidance)
 
-    def correct(self, k: int, x: Tensor, x_hat: Tensor, out, uncond, guidance: float) -> Tensor:
-        beta, sigma, dt = self.coefficients(k + 1, k)
+    def correct(self, update, x, x_hat, out, uncond, guidance):
+        dt, _, _, beta, sigma = update.coefficients
         return kernels.heun_correct(x, x_hat, out, beta, sigma, dt, uncond, guidance)
 
 
 class SdeStepper(OdeStepper):
     """Euler–Maruyama on the reverse SDE; the last step adds no noise, so samples are clean."""
 
-    def step(self, k, x, out, uncond, guidance):
-        beta, sigma, dt = self.coefficients(k, k)
-        noise = 0.0 if self.is_last(k) else 1.0
-        return kernels.sde_step(x, out, beta, sigma, dt, self.keys(k), uncond, guidance, noise)
+    def step(self, update, x, out, uncond, guidance):
+        dt, beta, sigma, _, _ = update.coefficients
+        keys, noise = update.rng.keys(self.name, Draw.STEP), 0.0 if update.stage.last else 1.0
+        return kernels.sde_step(x, out, beta, sigma, dt, keys, uncond, guidance, noise)
 
 
 class DpmStepper(Stepper):
-    """DPM-Solver++(2M), arXiv 2211.01095: second order in log-SNR with one evaluation a step."""
+    """DPM-Solver++(2M), arXiv 2211.01095: second order in log-SNR with one evaluation a step.
+
+    The x₀-prediction of an update is kept in place for the next.
+    """
 
     process: Gaussian
-    previous: Tensor | None = None
-    previous_width: Tensor | None = None
 
-    def step(self, k, x, out, uncond, guidance):
-        schedule, t, after = self.process.schedule, self.time(k), self.time(k + 1)
+    def __init__(self, name, process, times, x, rng, method):
+        super().__init__(name, process, times, x, rng, method)
+        self.previous = torch.zeros_like(x)
+
+    def coefficients(self, t, after):
+        schedule, last = self.process.schedule, after == 0.0
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        if self.is_last(k):
-            decay, gain, mix, width = torch.zeros_like(t), torch.ones_like(t), torch.zeros_like(t), None
-        else:
-            width = 0.5 * (schedule.log_snr(after) - schedule.log_snr(t))
-            decay, gain = schedule.sigma(after) / sigma, -schedule.alpha(after) * torch.expm1(-width)
-            mix = torch.zeros_like(t) if self.previous_width is None else 0.5 * width / self.previous_width
-        x, self.previous = kernels.dpmpp_2m(x, out, self.previous, alpha, sigma, decay, gain, mix, uncond, guidance)
-        self.previous_width = width
+        width = 0.5 * (schedule.log_snr(after) - schedule.log_snr(t))
+        decay = torch.where(last, 0.0, schedule.sigma(after) / sigma)
+        gain = torch.where(last, 1.0, -schedule.alpha(after) * torch.expm1(-width))
+        moving, mix = (t > after).nonzero()[:, 0], torch.zeros_like(t)
+        mix[moving[1:]] = 0.5 * width[moving[1:]] / width[moving[:-1]]  # to that of the step before
+        return alpha, sigma, decay, gain, torch.where(last, 0.0, mix)
+
+    def stage(self, k):
+        stage = super().stage(k)
+        return stage and stage._replace(first=not any(self.is_active(i) for i in range(k)))
+
+    def step(self, update, x, out, uncond, guidance):
+        previous = None if update.stage.first else self.previous
+        x, x0 = kernels.dpmpp_2m(x, out, previous, *update.coefficients, uncond, guidance)
+        self.previous.copy_(x0)
         return x
 
 
@@ -159,16 +205,18 @@ class MaskedStepper(Stepper):
     process: Masked
     RULES: ClassVar = {"tau_leap": "tau", "euler": "euler", "ancestral": "ancestral"}
 
-    def step(self, k, x, out, uncond, guidance):
-        t = self.time(k)
-        rate = (t - self.time(k + 1)) * self.process.schedule.reverse_rate(t)
-        return self.leap(k, x, out, uncond, guidance, rate, "last" if self.is_last(k) else self.RULES[self.method])
+    def coefficients(self, t, after):
+        return ((t - after) * self.process.schedule.reverse_rate(t),)
 
-    def leap(self, k, x, out, uncond, guidance, rate, rule) -> Tensor:
-        process = self.process
+    def step(self, update, x, out, uncond, guidance):
+        (rate,), rule = update.coefficients, "last" if update.stage.last else self.RULES[self.method]
+        return self.leap(update, x, out, uncond, guidance, rate, rule)
+
+    def leap(self, update: Update, x: Tensor, out, uncond, guidance: float, rate: Tensor, rule: str) -> Tensor:
+        process, keys = self.process, update.rng.keys(self.name, Draw.STEP)
         other = None if uncond is None else LazyLogits.wrap(uncond)
         return LazyLogits.wrap(out).tau_leap(
-            x, rate, self.keys(k), process.states, rule, process.mask_logit == "kept", other, guidance
+            x, rate, keys, process.states, rule, process.mask_logit == "kept", other, guidance
         )
 
 
@@ -193,24 +241,25 @@ class FirstHittingStepper(MaskedStepper):
         hits, order = torch.where(masked, self.times[0] * u, 0.0).sort(dim=1, descending=True, stable=True)
         self.group = torch.where(masked, order.argsort(1) * steps // count, steps)
         first = -(-torch.arange(steps + 1, device=x.device) * count // steps)  # rank of the first position of update k
-        self.hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
+        hits = torch.nn.functional.pad(hits, (0, 1)).gather(1, first)
+        self.table = torch.stack([hits[:, :-1], hits[:, 1:]])
         self.active = set(self.group[masked].tolist())
         self.uniforms = rng.uniforms.get(name)
 
-    def time(self, k):
-        return self.hits[:, k]
+    def at(self, k):
+        return self.table.index_select(2, k.view(1)).squeeze(2).unbind()
 
-    def is_active(self, k):
-        return k in self.active
+    def stage(self, k):
+        return Stage() if k in self.active else None
 
     def changed_positions(self, k):
         return self.group == k
 
-    def step(self, k, x, out, uncond, guidance):
-        masked, now = x == self.process.mask_id, self.changed_positions(k)
+    def step(self, update, x, out, uncond, guidance):
+        masked, now = x == self.process.mask_id, self.changed_positions(update.k)
         if self.uniforms is not None:
             return torch.where(now, self.at_uniforms(out, uncond, guidance), x)
-        drawn = self.leap(k, torch.where(masked & ~now, 0, x), out, uncond, guidance, self.time(k), "last")
+        drawn = self.leap(update, torch.where(masked & ~now, 0, x), out, uncond, guidance, update.t, "last")
         return torch.where(now, drawn, x)
 
     def at_uniforms(self, out, uncond, guidance: float) -> Tensor:
@@ -224,12 +273,14 @@ class UniformStepper(Stepper):
 
     process: Uniform
 
-    def step(self, k, x, out, uncond, guidance):
-        process, t = self.process, self.time(k)
-        logits = guided_log_probs(out, uncond, guidance, process.states)
-        rate = (t - self.time(k + 1)) * process.schedule.rate(t) / process.states
-        rule = "last" if self.is_last(k) else {"tau_leap": "tau", "euler": "euler"}[self.method]
-        return kernels.tau_leap_uniform(logits, x, rate, process.odds(t), self.keys(k), rule)
+    def coefficients(self, t, after):
+        return (t - after) * self.process.schedule.rate(t) / self.process.states, self.process.odds(t)
+
+    def step(self, update, x, out, uncond, guidance):
+        logits = guided_log_probs(out, uncond, guidance, self.process.states)
+        rule = "last" if update.stage.last else {"tau_leap": "tau", "euler": "euler"}[self.method]
+        keys = update.rng.keys(self.name, Draw.STEP)
+        return kernels.tau_leap_uniform(logits, x, *update.coefficients, keys, rule)
 
 
 def guided_log_probs(out, uncond, guidance: float, states: int) -> Tensor:

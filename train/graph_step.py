@@ -1,8 +1,9 @@
 """A training step of a small model as one CUDA graph.
 
-The thousand kernels of a step of a table's network take far longer to launch one by one than to run. The data set is on
-the device; from step to step only a few tensors change: the step's number (which keys all random numbers), the rows of
-the batch, the learning rate and the decay of the EMA.
+The hundreds of kernels of a step of a table's network take far longer to launch one by one than to run, and in a graph
+still some microseconds each. In a compiled run everything from the rows of the data set to the losses is therefore one
+piece, and so is its backward pass. The data set is on the device; from step to step only a few tensors change: the
+step's number (which keys all random numbers), the rows of the batch, the learning rate and the decay of the EMA.
 """
 
 from __future__ import annotations
@@ -10,30 +11,31 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..configs.config import Train
 from ..kernels import Rng
 from ..model import distributed
+from ..model.compilation import compile_small
 from ..sample import cuda_graphs
 from .checkpoint import init_optimizer_state
 from .data.epochs import batch_rows
 from .data.examples import Examples
-from .state import TrainState
-from .step import backward, clip_and_step, ema_decay, learning_rate, set_learning_rate
+from .state import TrainingData, TrainState
+from .step import batch_losses, clip_and_step, ema_decay, learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
 DEVICES = ("cuda",)
 MAX_PARAMETERS = 20_000_000  # larger networks keep a GPU busy without a graph
 
 
-def is_capturable(state: TrainState) -> bool:
-    """Whether a step of this run can be one graph."""
-    settings = state.settings
-    small = sum(p.numel() for p in state.parameters) <= MAX_PARAMETERS
+def is_capturable(settings: Train, net: nn.Module, data: TrainingData, device: torch.device) -> bool:
+    """Whether a step of a run can be one graph."""
+    small = net.narrow and sum(p.numel() for p in net.parameters()) <= MAX_PARAMETERS
     whole = settings.gradient_accumulation_steps == 1 and settings.on_nonfinite_grad == "stop"
     alone = distributed.world() == 1
-    on_device = isinstance(state.data, Examples) and state.data.device.type == state.device.type
-    return state.device.type in DEVICES and small and whole and alone and on_device and state.net.narrow
+    on_device = isinstance(data, Examples) and data.device.type == device.type
+    return device.type in DEVICES and small and whole and alone and on_device
 
 
 def with_graph_optimizer(state: TrainState) -> None:
@@ -53,6 +55,7 @@ class GraphStep:
         self.samples = torch.arange(state.rows.start, state.rows.stop, device=device)
         self.index = torch.zeros(len(state.rows), dtype=torch.int64, device=device)
         self.weight = torch.zeros((), device=device)
+        self.losses = compile_small(self._losses) if state.compiled else self._losses
 
     def __call__(self) -> dict[str, Tensor]:
         """See `training_step`."""
@@ -85,8 +88,9 @@ class GraphStep:
     def _body(self) -> tuple[dict[str, Tensor], Tensor]:
         state = self.state
         state.optimizer.zero_grad(set_to_none=True)
-        x0 = self.data.at(self.index, self.samples, state.seed, self.step)
-        losses = backward(state, x0, state.rows, Rng(state.seed, self.samples, self.step))
+        total, finite, losses = self.losses()
+        state.finite &= finite
+        total.backward()
         norm = clip_and_step(state)
         with torch.no_grad():
             ema, weights = list(state.ema.parameters()), list(state.net.parameters())
@@ -95,10 +99,17 @@ class GraphStep:
             torch._foreach_add_(ema, difference)
         return losses, norm
 
+    def _losses(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(the loss to be minimized, whether it is finite, {modality: mean unweighted loss}) of the current batch."""
+        seed = self.state.seed
+        x0 = self.data.at(self.index, self.samples, seed, self.step)
+        total, losses = batch_losses(self.state, x0, Rng(seed, self.samples, self.step))
+        return total, torch.isfinite(total.detach()), losses
+
 
 def graph_step(state: TrainState) -> GraphStep | None:
     """The step as a graph; None where it is not capturable, and with a line in the log where capturing fails."""
-    if not is_capturable(state):
+    if not is_capturable(state.settings, state.net, state.data, state.device):
         return None
     step = GraphStep(state)
     changed = step.changed()

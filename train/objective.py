@@ -45,9 +45,9 @@ class Objective(nn.Module):
         """
         observed = {} if self.observed is None else self.observed(rng)
         observed |= {m: observed[m] & like(has, observed[m]) for m, has in (present or {}).items() if m in observed}
-        losses = self.space.losses(self.net, x0, t, rng, self.names, observed)
-        weighted = [(self.weighting[m](loss, t[m]) * loss_mask[m]).sum() for m, loss in losses.items()]
-        return sum(weighted), {m: loss.detach() for m, loss in losses.items()}
+        predictions = self.space.predictions(self.net, x0, t, rng, self.names, observed)
+        sums = {m: self.weighting[m].sum(t[m], loss_mask[m], *prediction) for m, prediction in predictions.items()}
+        return sum(total for total, _ in sums.values()), {m: loss for m, (_, loss) in sums.items()}
 
 
 def weightings(losses: Mapping[str, Loss], space: Space) -> nn.ModuleDict:

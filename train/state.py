@@ -33,6 +33,7 @@ class TrainState:
         settings, seed: of the config.
         objective: computes the loss; the same as `module`, or it wrapped for several ranks.
         rows: the rows of every batch that this rank computes.
+        compiled: whether a step that is one CUDA graph is compiled as a whole; see `graph_step`.
         finite: () bool on the device, False once a loss was not finite.
         grad_norm: of the last step, before clipping.
     """
@@ -50,6 +51,7 @@ class TrainState:
     data: TrainingData
     rows: range
     bf16: bool
+    compiled: bool = False
     step: int = 0
     grad_norm: Tensor | float = 0.0
     finite: Tensor = dataclasses.field(init=False)

@@ -48,24 +48,34 @@ def accumulate_gradients(state: TrainState, x0: dict[str, Tensor]) -> dict[str, 
     return losses
 
 
-def backward(state: TrainState, x0: dict[str, Tensor], rows: range, rng: Rng | None = None) -> dict[str, Tensor]:
+def backward(state: TrainState, x0: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
     """Add the gradients of these rows of the current batch; returns their parts of the mean losses."""
-    batch = state.settings.batch
     x0 = {m: value.to(state.device, non_blocking=True) for m, value in x0.items()}
+    rng = Rng(state.seed, torch.arange(rows.start, rows.stop, device=state.device), state.step)
+    total, losses = batch_losses(state, x0, rng)
+    if state.settings.on_nonfinite_grad == "stop":
+        state.finite &= torch.isfinite(total.detach())
+    (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
+    return losses
+
+
+def batch_losses(state: TrainState, x0: dict[str, Tensor], rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+    """(the loss to be minimized, {modality: mean unweighted loss}): the parts of the rows in x0, on the device.
+
+    Draws training times and noise. May be compiled whole, so that it reads no number that changes from step to step
+    but those in tensors.
+    """
+    batch, x0 = state.settings.batch, dict(x0)
     present = {m: x0.pop(presence(m)) for m in state.space if presence(m) in x0}
-    rng = rng or Rng(state.seed, torch.arange(rows.start, rows.stop, device=state.device), state.step)
     t, loss_mask = state.times(state.space, rng)
     for m, has in present.items():  # what an example lacks is pure noise to the network, and not learned
         t[m], loss_mask[m] = torch.where(has, t[m], 1.0), loss_mask[m] * has
         x0[m] = torch.where(like(has, x0[m]), x0[m], torch.zeros_like(x0[m]))
     with state.autocast():
         total, losses = state.objective(x0, t, loss_mask, rng, present)
-    total = total / batch
-    if state.settings.on_nonfinite_grad == "stop":
-        state.finite &= torch.isfinite(total.detach())
-    (total * distributed.world()).backward()  # ranks average their gradients; the loss is a sum over ranks
     expected = {m: batch * expected_share(state, m) for m in losses}  # samples with a loss
-    return {m: (loss * loss_mask[m]).sum() / expected[m] for m, loss in losses.items() if expected[m] > 1e-9}
+    means = {m: (loss * loss_mask[m]).sum() / expected[m] for m, loss in losses.items() if expected[m] > 1e-9}
+    return total / batch, means
 
 
 def expected_share(state: TrainState, name: str) -> float:
@@ -83,8 +93,10 @@ def zero_nonfinite_gradients(state: TrainState) -> None:
 
 def clip_and_step(state: TrainState) -> Tensor:
     """Clip the gradients and let the optimizer step; returns the gradients' norm before clipping."""
-    limit = state.settings.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters, math.inf if limit is None else limit, foreach=True)
+    limit, parameters = state.settings.max_grad_norm, state.parameters
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     state.optimizer.step()
     return norm
 

@@ -25,7 +25,7 @@ from ..diffusion import TimeSampler
 from ..kernels import Rng
 from ..model import distributed, float8
 from ..model.build import Codecs, build_codecs, build_losses
-from ..model.compilation import compile_net, should_compile
+from ..model.compilation import compile_net, has_compiler, should_compile
 from ..model.cpu_memory import keep_memory
 from ..model.storage import save_checkpoint
 from ..sample.cuda_graphs import release
@@ -85,7 +85,8 @@ class Trainer:
         ema = copy.deepcopy(net).eval().requires_grad_(False)
         self.sharded = config.train.parallel == "fsdp" and distributed.world() > 1
         self.started_from = self._init_weights(net, ema)
-        self._prepare(net)
+        as_graph = is_capturable(config.train, net, self.train_data, self.device)
+        compiled = self._prepare(net, as_graph)
         module = self.objective(net).to(self.device)
         objective = self._distribute(module, ema)
         settings = config.train
@@ -109,8 +110,9 @@ class Trainer:
             data=self.train_data,
             rows=rows,
             bf16=self.in_bf16(),
+            compiled=compiled and as_graph,
         )
-        if is_capturable(self.state):
+        if as_graph:
             with_graph_optimizer(self.state)
         self.on_sample, self.on_evaluate = on_sample, on_evaluate
         self.seconds = self.seconds_here = 0.0  # spent training: in all, and by this process
@@ -276,8 +278,11 @@ class Trainer:
         ema.load_state_dict(net.state_dict())
         return done
 
-    def _prepare(self, net: nn.Module) -> None:
-        """Freeze parts, convert to fp8 and compile, as configured; before the weights are sharded."""
+    def _prepare(self, net: nn.Module, as_graph: bool) -> bool:
+        """Freeze parts, convert to fp8 and compile, as configured; before the weights are sharded.
+
+        Returns whether the run is compiled. A step that will be one graph is compiled as a whole later, not here.
+        """
         config, settings = self.config, self.config.train
         for name in settings.freeze:
             for k in self.pipeline.names[name].values() if name in self.pipeline.names else [name]:
@@ -286,10 +291,12 @@ class Trainer:
         net.activation_checkpointing = settings.activation_checkpointing
         compiles = should_compile(config.compile, self.device, self.flops)
         if settings.precision == "fp8":
-            samples = settings.batch // settings.gradient_accumulation_steps // distributed.world()
-            float8.convert(net, self.device, samples)
-        if compiles:
-            compile_net(net, self.device, config.compile == "always", sharded=self.sharded)
+            float8.convert(net, self.device)
+        if not compiles or not has_compiler(self.device, config.compile == "always"):
+            return False
+        if not as_graph:
+            compile_net(net, self.device, sharded=self.sharded)
+        return True
 
     def _distribute(self, module: Objective, ema: nn.Module) -> nn.Module:
         """The objective as it is, or wrapped for several ranks."""

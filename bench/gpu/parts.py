@@ -56,7 +56,13 @@ def train_official(session: Session) -> None:
 def kernels(session: Session) -> None:
     from ..speed.kernels import run
 
-    ops = ["linear_cross_entropy", "adaln_modulate_fp32_stream", "gated_residual_fp32_stream", "qk_norm_pack"]
+    ops = [
+        "linear_cross_entropy",
+        "linear_cross_entropy_sum",
+        "adaln_modulate_fp32_stream",
+        "gated_residual_fp32_stream",
+        "qk_norm_pack",
+    ]
     ops += ["joint_attention", "joint_attention_padded", "tau_leap_linear", "adaln_modulate", "gated_residual"]
     ops += ["tau_leap_50_steps"]  # last, because each eager measurement takes seconds
     plot, log = session.files / "kernels.png", session.quiet_log()

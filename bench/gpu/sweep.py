@@ -8,39 +8,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import importlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from ...kernels import adaln, qk_norm, tiles
-from ..speed.kernel_floors import nbytes
-from ..speed.kernel_inputs import SIZES, Inputs, cross_entropy, gate, leap, leap_linear, pack
-from ..speed.kernel_inputs import adaln as adaln_inputs
+from ...kernels import tiles
+from ..speed.kernel_inputs import SIZES, Inputs
 from ..speed.results import Result, ResultLog, read_results
-
-# imported by path, because attributes of the package with these names are operations
-tau_leap, tau_leap_linear, linear_cross_entropy = (
-    importlib.import_module(f"...kernels.{name}", __package__)
-    for name in ("tau_leap", "tau_leap_linear", "linear_cross_entropy")
-)
+from .trials import Trial, trials
 
 MAX_RELATIVE_TIME = 0.97  # of the default; tiles that are hardly faster are not kept
-PROGRAMS = ({"programs": 512}, {"programs": 1024})  # of a backward kernel; the default is 2048
-ROW_TILES = tuple({"ROWS": r, "num_warps": w} for r, w in ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 8)))
-HEAD_TILES = (
-    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3, "programs": 4},
-    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4, "programs": 4},
-    {"BLOCK_R": 64, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4, "programs": 1},
-    {"BLOCK_R": 128, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3, "programs": 2},
-)
-STEP = {"rule": "tau", "mask_logit": False, "uncond": None, "guidance": None}
-SLICES = (2048, 3072, 4096)  # states per slice of the head
 MATMULS = {  # (rows, inner width, outer width) in the blocks and the head of the official network
     "official": (
         (8192, 8192, 8192),
@@ -82,116 +63,6 @@ def limits(log: ResultLog, device: str, size: str) -> None:
             log.add(f"limit: bfloat16 product {name}", {"torch": rate}, "TFLOP/s")
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """An operation and the launch arguments to try, which override the defaults of its launcher.
-
-    Args:
-        choices: are timed first.
-        then: are timed together with the best of the choices.
-        moved: least number of bytes, 0 if unknown.
-    """
-
-    op: str
-    width: int
-    dtype: torch.dtype
-    launch: Callable[[], object]
-    choices: tuple[dict[str, int], ...]
-    then: tuple[dict[str, int], ...] = ()
-    moved: int = 0
-
-
-def trials(device: str, size: str) -> Iterator[Trial]:
-    """All trials, in order of importance."""
-    inputs = Inputs(SIZES[size], device, torch.bfloat16)
-    yield from row_trials(inputs, torch.float32)
-    yield from head_trials(inputs)
-    yield from pack_trials(inputs)
-    yield from row_trials(inputs, torch.bfloat16)
-
-
-def row_trials(i: Inputs, stream: torch.dtype) -> Iterator[Trial]:
-    """adaLN and gated residual. In training the stream is float32, modulation and branch are bfloat16."""
-    width, a, g = i.size.width, adaln_inputs(i, stream), gate(i, stream)
-    x, branch = a["x"], g["branch"]
-    yield Trial(
-        "adaln_modulate",
-        width,
-        stream,
-        lambda: adaln.launch_adaln(x, a["scale"], a["shift"], 1e-5, False),
-        ROW_TILES,
-        moved=2 * nbytes(x),
-    )
-    yield Trial(
-        "adaln_modulate_backward",
-        width,
-        stream,
-        lambda: adaln.launch_adaln_backward(x, x, a["scale"], 1e-5, False),
-        ROW_TILES,
-        PROGRAMS,
-        moved=3 * nbytes(x),
-    )
-    yield Trial(
-        "gated_residual",
-        width,
-        stream,
-        lambda: adaln.launch_gate(x, branch, g["gate"]),
-        ROW_TILES,
-        moved=2 * nbytes(x) + nbytes(branch),
-    )
-    yield Trial(
-        "gated_residual_backward",
-        width,
-        stream,
-        lambda: adaln.launch_gate_backward(x, branch, g["gate"]),
-        ROW_TILES,
-        PROGRAMS,
-        moved=nbytes(x) + 2 * nbytes(branch),
-    )
-
-
-def head_trials(i: Inputs) -> Iterator[Trial]:
-    """Cross-entropy (slices of the head), forward and backward, and τ-leaping (tiles of the head)."""
-    size, head, leaps = i.size, cross_entropy(i), leap_linear(i)
-    upstream = torch.rand(size.rows, generator=i.generator, device=i.device)
-
-    def forward_and_backward() -> None:
-        _, lse = linear_cross_entropy.launch_forward(**head, z_loss=0.0)
-        linear_cross_entropy.launch_backward(upstream, **head, lse=lse, z_loss=0.0, needs=[True] * 3)
-
-    chunks = tuple({"chunk_bytes": size.rows * min(width, size.states) * i.dtype.itemsize} for width in SLICES)
-    yield Trial("linear_cross_entropy", size.width, i.dtype, forward_and_backward, chunks)
-    yield Trial(
-        "tau_leap_linear",
-        size.width,
-        i.dtype,
-        lambda: tau_leap_linear.launch(**leaps, **STEP),
-        HEAD_TILES,
-        moved=nbytes(leaps["weight"]),
-    )
-
-
-def pack_trials(i: Inputs) -> Iterator[Trial]:
-    """Normalization and packing of q, k, v."""
-    a, size = pack(i), i.size
-    qkv, q_gamma, k_gamma, width = a["qkv"], a["q_gamma"], a["k_gamma"], size.heads * size.head_width
-    shape = size.batch, size.patches + size.length, size.heads, size.head_width
-    grad_q, grad_k, grad_v = i.normal(*shape), i.normal(*shape), i.normal(*shape)
-    warps = tuple({"num_warps": n} for n in (1, 2))
-    yield Trial(
-        "qk_norm_pack", width, i.dtype, lambda: qk_norm.launch_pack(qkv, q_gamma, k_gamma), warps, moved=2 * nbytes(qkv)
-    )
-    yield Trial(
-        "qk_norm_pack_backward",
-        width,
-        i.dtype,
-        lambda: qk_norm.launch_pack_backward(grad_q, grad_k, grad_v, qkv, q_gamma, k_gamma),
-        warps,
-        PROGRAMS,
-        moved=8 * nbytes(qkv) // 3,
-    )
-
-
 def sweep(log: ResultLog, device: str, size: str) -> None:
     """Time every trial. A choice that fails is reported and skipped.
 
@@ -209,8 +80,9 @@ def sweep(log: ResultLog, device: str, size: str) -> None:
             best = dict(min(times, key=times.get))
             for extra in trial.then:
                 measure(trial, best | extra, times, log, device)
-    for key, choice in best_tiles(log.results).items():
-        log.write(f"best: {' '.join(map(str, key))}: {label(choice)}")
+        key = tiles.key_of(trial.op, trial.width, trial.dtype)
+        if key in (found := best_tiles(log.results)):
+            log.write(f"best: {' '.join(map(str, key))}: {label(found[key])}")
     design_measurements(log, device, size)
     if broken:
         raise ValueError(f"sweep: the default failed for {', '.join(broken)}")
@@ -243,12 +115,11 @@ def label(choice: dict[str, int]) -> str:
 
 
 def design_measurements(log: ResultLog, device: str, size: str) -> None:
-    """Measurements for the design of the kernels: accumulation inside a matmul, casts, τ-leaping from logits."""
+    """Measurements for the design of the kernels: accumulation inside a matmul, casts."""
     i = Inputs(SIZES[size], device, torch.bfloat16)
     n, states, width = i.size.rows, i.size.states, i.size.width
-    head, leaps = i.normal(states, width, dtype=torch.float32), leap(i)
+    head = i.normal(states, width, dtype=torch.float32)
     add(log, "the head cast to bfloat16", "torch", lambda: head.to(i.dtype), device)
-    add(log, "τ-leaping from logits", "anystate", lambda: tau_leap.launch_masked(**leaps, **STEP), device)
     if device.startswith("cuda"):  # CPU has no bfloat16 matmul with a float32 result
         grad, part = i.normal(n, min(2048, states)), i.normal(min(2048, states), width)
         total = torch.zeros(n, width, device=device)

@@ -5,7 +5,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 # without XGBoost: its grids would use up the time on the GPU, and synthetic rows can be evaluated on any machine
-wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand torchao)
+wanted=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand)
 platforms=()
 for platform in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
     platforms+=(--platform "${platform}_x86_64")

@@ -68,6 +68,11 @@ def plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, target: Te
     return torch.nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="none")
 
 
+def first_output(operation: Callable, arguments: Arguments) -> Tensor:
+    """The first output alone: the only one with gradients."""
+    return outputs_of(operation(**arguments))[0]
+
+
 def poisson_baseline() -> dict[str, Callable]:
     return {"poisson": poisson_counts}
 
@@ -83,6 +88,18 @@ def cross_entropy_baselines() -> dict[str, Callable]:
         "plain": plain_cross_entropy,
         "liger": lambda hidden, weight, bias, target: loss(weight, hidden, target, bias),
     }
+
+
+def cross_entropy_sum_baselines() -> dict[str, Callable]:
+    """The same in PyTorch, and liger-kernel's sum, in which all rows have the weight 1."""
+
+    def plain(row_weight: Tensor, **arguments: Tensor) -> Tensor:
+        return (row_weight * plain_cross_entropy(**arguments)).sum()
+
+    others = {"plain": plain}
+    if "liger" in (found := cross_entropy_baselines()):
+        others["liger"] = lambda row_weight, **arguments: found["liger"](**arguments)
+    return others
 
 
 CASES = {
@@ -108,9 +125,24 @@ CASES = {
         ("hidden", "weight", "bias"),
         baselines=cross_entropy_baselines,
     ),
+    "linear_cross_entropy_sum": Case(
+        inputs.cross_entropy_sum,
+        floors.cross_entropy,
+        floors.cross_entropy_backward,
+        ("hidden", "weight", "bias"),
+        call=first_output,
+        baselines=cross_entropy_sum_baselines,
+    ),
     "adaln_modulate": Case(inputs.adaln, floors.read_and_written, floors.adaln_backward, ("x", "scale", "shift")),
     "adaln_modulate_fp32_stream": Case(
         inputs.adaln_fp32_stream,
+        floors.read_and_written,
+        floors.adaln_backward,
+        ("x", "scale", "shift"),
+        operation="adaln_modulate",
+    ),
+    "adaln_modulate_fp32_result": Case(
+        inputs.adaln_fp32_result,
         floors.read_and_written,
         floors.adaln_backward,
         ("x", "scale", "shift"),
@@ -121,10 +153,45 @@ CASES = {
         inputs.gate_fp32_stream,
         floors.read_and_written,
         floors.gate_backward,
-        ("x", "branch", "gate"),
+        ("x", "branch", "gate", "bias"),
         operation="gated_residual",
     ),
+    "gated_adaln": Case(
+        inputs.gated_adaln,
+        floors.gated_adaln,
+        floors.gated_adaln_backward,
+        ("x", "branch", "gate", "scale", "shift"),
+    ),
+    "gated_adaln_fp32_stream": Case(
+        inputs.gated_adaln_fp32_stream,
+        floors.gated_adaln,
+        floors.gated_adaln_backward,
+        ("x", "branch", "gate", "scale", "shift"),
+        operation="gated_adaln",
+    ),
+    "gated_adaln_next_block": Case(
+        inputs.gated_adaln_next_block,
+        floors.gated_adaln,
+        floors.gated_adaln_backward,
+        ("x", "branch", "gate", "scale", "shift", "bias"),
+        operation="gated_adaln",
+    ),
+    "gated_adaln_first_block": Case(
+        inputs.gated_adaln_first_block,
+        floors.gated_adaln,
+        floors.gated_adaln_backward,
+        ("x", "scale", "shift"),
+        operation="gated_adaln",
+    ),
+    "bias_gelu": Case(inputs.gelu, floors.read_and_written, floors.adaln_backward, ("x", "bias")),
     "qk_norm_pack": Case(inputs.pack, floors.pack, floors.pack_backward, ("qkv", "q_gamma", "k_gamma")),
+    "qk_norm_pack_keys": Case(
+        inputs.pack_keys,
+        floors.pack,
+        floors.pack_backward,
+        ("qkv", "q_gamma", "k_gamma"),
+        operation="qk_norm_pack",
+    ),
     "joint_attention": Case(inputs.attention, floors.attention, floors.attention_backward, ("q", "k", "v")),
     "joint_attention_padded": Case(
         inputs.attention_padded,
@@ -164,4 +231,6 @@ def in_float64(arguments: Arguments) -> Arguments:
 def to_float64(value: object) -> object:
     if isinstance(value, list):
         return [to_float64(part) for part in value]
+    if isinstance(value, torch.dtype):
+        return torch.float64
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

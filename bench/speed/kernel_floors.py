@@ -42,13 +42,23 @@ def read_and_written(a: Arguments, out: Tensor | tuple[Tensor, ...]) -> Work:
 
 
 def adaln_backward(a: Arguments, out: Tensor) -> Work:
-    """x and the upstream gradient are read; the gradient of x is written."""
+    """x and the upstream gradient are read; the gradient of x is written. Also that of `bias_gelu`."""
     return 2 * nbytes(a["x"]) + nbytes(out), 0
 
 
 def gate_backward(a: Arguments, out: Tensor) -> Work:
     """The branch and the upstream gradient are read; the gradient of the branch is written."""
     return 2 * nbytes(a["branch"]) + nbytes(out), 0
+
+
+def gated_adaln(a: Arguments, out: tuple[Tensor, ...]) -> Work:
+    """x and the branch are read; x' and y are written, without a branch y alone."""
+    return nbytes(a["x"], a["branch"], out[1]) + (0 if a["branch"] is None else nbytes(out[0])), 0
+
+
+def gated_adaln_backward(a: Arguments, out: tuple[Tensor, ...]) -> Work:
+    """x', the branch and both upstream gradients are read; the gradients of x and of the branch are written."""
+    return 2 * nbytes(a["x"], a["branch"]) + nbytes(out), 0
 
 
 def head_flops(a: Arguments) -> int:
@@ -93,13 +103,21 @@ def cross_entropy_backward(a: Arguments, out: Tensor) -> Work:
     return 2 * nbytes(a["hidden"], a["weight"]), 2 * head_flops(a)
 
 
+def unread(a: Arguments) -> int:
+    """Bytes of keys, and as many of values, that nothing attends to: they are not read."""
+    if "packing" not in a:
+        return 0
+    inner = a["qkv"][0].shape[-1] // 3
+    return int((~a["packing"].attended()).sum()) * inner * a["qkv"][0].element_size()
+
+
 def pack(a: Arguments, out: tuple[Tensor, ...]) -> Work:
-    return 2 * nbytes(a["qkv"]), 0
+    return 2 * nbytes(a["qkv"]) - 2 * unread(a), 0
 
 
 def pack_backward(a: Arguments, out: tuple[Tensor, ...]) -> Work:
     """q, k and the gradients of q, k and v are read; the gradient of qkv is written."""
-    return 8 * nbytes(a["qkv"]) // 3, 0
+    return 8 * nbytes(a["qkv"]) // 3 - 3 * unread(a), 0
 
 
 def attention_backward(a: Arguments, out: Tensor) -> Work:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import Draw, Rng
+from ...kernels import Draw, Packing, Rng
 
 Arguments = dict[str, Any]  # keyword arguments of an operation
 
@@ -197,6 +197,12 @@ def cross_entropy(i: Inputs) -> Arguments:
     }
 
 
+def cross_entropy_sum(i: Inputs) -> Arguments:
+    """With weights of the rows as those of a mean over the batch, 1 to 2 times its share."""
+    weight = 1.0 + torch.rand(i.size.rows, generator=i.generator, device=i.device)
+    return cross_entropy(i) | {"row_weight": weight / i.size.rows}
+
+
 def adaln(i: Inputs, stream: torch.dtype | None = None) -> Arguments:
     n, width = i.size.batch, i.size.width
     x = i.normal(n, i.size.patches, width, dtype=stream)
@@ -209,14 +215,46 @@ def gate(i: Inputs, stream: torch.dtype | None = None) -> Arguments:
     return {"x": x, "branch": branch, "gate": i.normal(i.size.batch, i.size.width)}
 
 
+def gated_adaln(i: Inputs, stream: torch.dtype | None = None) -> Arguments:
+    shape = i.size.batch, i.size.width
+    return gate(i, stream) | {"scale": i.normal(*shape), "shift": i.normal(*shape)}
+
+
+# As in training under autocast: float32 residual stream and parameters, bfloat16 branch and modulation
+
+
 def adaln_fp32_stream(i: Inputs) -> Arguments:
-    """As in training under autocast: float32 residual stream, bfloat16 modulation."""
+    return adaln(i, torch.float32) | {"out_dtype": i.dtype}
+
+
+def adaln_fp32_result(i: Inputs) -> Arguments:
+    """As in the heads of tokens."""
     return adaln(i, torch.float32)
 
 
 def gate_fp32_stream(i: Inputs) -> Arguments:
-    """As in training under autocast: float32 residual stream, bfloat16 branch and gate."""
-    return gate(i, torch.float32)
+    return gate(i, torch.float32) | {"bias": i.normal(i.size.width, dtype=torch.float32)}
+
+
+def gated_adaln_fp32_stream(i: Inputs) -> Arguments:
+    """As inside a block, after the attention."""
+    return gated_adaln(i, torch.float32) | {"out_dtype": i.dtype}
+
+
+def gated_adaln_next_block(i: Inputs) -> Arguments:
+    """As between blocks, after the feed-forward layer, whose bias is added here."""
+    return gated_adaln_fp32_stream(i) | {"bias": i.normal(i.size.width, dtype=torch.float32)}
+
+
+def gated_adaln_first_block(i: Inputs) -> Arguments:
+    """As at the start of the first block."""
+    return gated_adaln_fp32_stream(i) | {"branch": None, "gate": None}
+
+
+def gelu(i: Inputs) -> Arguments:
+    """As in the feed-forward layer of a block under autocast."""
+    width = 4 * i.size.width
+    return {"x": i.normal(i.size.batch, i.size.patches, width), "bias": i.normal(width, dtype=torch.float32)}
 
 
 def pack(i: Inputs) -> Arguments:
@@ -226,14 +264,23 @@ def pack(i: Inputs) -> Arguments:
     return {"qkv": qkv, "q_gamma": gammas[0], "k_gamma": gammas[1], "heads": heads}
 
 
+def pack_keys(i: Inputs) -> Arguments:
+    """With the packing of a key mask: a third of the text positions, which come last, are attended to."""
+    return pack(i) | {"packing": Packing.of(padded(i))}
+
+
+def padded(i: Inputs) -> Tensor:
+    """A key mask of the joint sequence: a third of the text positions are attended to."""
+    key_mask = torch.ones(i.size.batch, i.size.patches + i.size.length, dtype=torch.bool, device=i.device)
+    key_mask[:, i.size.patches + i.size.length // 3 :] = False
+    return key_mask
+
+
 def attention(i: Inputs) -> Arguments:
     shape = (i.size.batch, i.size.patches + i.size.length, i.size.heads, i.size.head_width)
     return {"q": i.normal(*shape), "k": i.normal(*shape), "v": i.normal(*shape)}
 
 
 def attention_padded(i: Inputs) -> Arguments:
-    """With a key mask: a third of the text positions are attended to."""
-    arguments = attention(i)
-    key_mask = torch.ones(arguments["q"].shape[:2], dtype=torch.bool, device=i.device)
-    key_mask[:, i.size.patches + i.size.length // 3 :] = False
-    return arguments | {"key_mask": key_mask}
+    """With a key mask, which is packed in the call; a network packs it once per evaluation."""
+    return attention(i) | {"key_mask": padded(i)}

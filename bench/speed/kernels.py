@@ -232,11 +232,12 @@ def plot_shares(rows: list[Measurement], title: str, file: Path) -> None:
 
 def print_resources(ops: list[str] | None, write: Callable[[str], None]) -> int:
     """Write the table of registers, shared memory and spills; returns the number of kernels that spill."""
-    write(f"{'op':22} {'kernel':24} {'target':7} {'registers':>9} {'shared B':>9} {'spilled B':>9}")
+    heads = ("registers", "shared B", "spilled B", "warps", "CTAs/SM")
+    write(f"{'op':22} {'kernel':24} {'target':7} " + " ".join(f"{head:>9}" for head in heads))
     spilling = 0
     for row in compiled_kernels.table(ops):
         spilling += row.spilled_bytes > 0
-        numbers = f"{row.registers:9} {row.shared_bytes:9} {row.spilled_bytes:9}"
+        numbers = " ".join(f"{number:9}" for number in row[3:])
         write(f"{row.op:22} {row.kernel:24} {row.target:7} {numbers}")
     return spilling
 

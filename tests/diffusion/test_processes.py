@@ -23,6 +23,7 @@ from anystate.diffusion import (
     Weighting,
 )
 from anystate.kernels import Draw, LazyLogits, Rng, normal
+from anystate.kernels.backend import use_backend
 
 N = 20_000
 
@@ -217,6 +218,63 @@ class TestCrossEntropy:
     def test_uniform(self):
         self.xt = self.x0
         self.check(Uniform(self.length, self.states, LogLinear()), 4, self.by_hand(self.head(4).values(), 4).mean(1))
+
+
+SUMS = {
+    "all": lambda n, k: Masked(n, k, LogLinear()),
+    "masked": lambda n, k: Masked(n, k, LogLinear(), loss_on="masked"),
+    "ignored": lambda n, k: Masked(n, k, LogLinear(), mask_logit="ignored"),
+    "masked and ignored": lambda n, k: Masked(n, k, LogLinear(), loss_on="masked", mask_logit="ignored"),
+    "kept": lambda n, k: Masked(n, k, LogLinear(), mask_logit="kept"),
+    "balanced": lambda n, k: Masked(n, k, LogLinear(), loss_on="masked", balanced=True),
+    "uniform": lambda n, k: Uniform(n, k, LogLinear()),
+}
+WEIGHTED = [(name, kind) for name in list(SUMS)[:5] for kind in ("none", "elbo", "learned")]
+WEIGHTED += [("balanced", "balanced"), ("uniform", "none"), ("uniform", "learned")]
+
+
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "logits"])
+@pytest.mark.parametrize("partly", [False, True], ids=["free", "observed"])
+@pytest.mark.parametrize(("name", "weighting"), WEIGHTED)
+def test_weighted_sums_do_not_depend_on_when_gradients_are_computed(name, weighting, partly, lazy, monkeypatch):
+    """Sum, losses and gradients with the kernels, which compute gradients in the forward pass where the weights are
+    known, and with the reference, which equals the formula bit for bit."""
+    n, length, states = 3, 4, 5
+    process = SUMS[name](length, states)
+    weigh = Weighting(process, weighting, 0.3)
+    x0, masked = tokens(n, length, states), rand(n, length) > 0
+    masked[1] = False
+    xt = torch.where(masked, states, x0) if isinstance(process, Masked) else tokens(n, length, states)
+    observed = (rand(n, length, seed=5) > 0.5) & ~masked if partly else None
+    t, mask = torch.tensor([0.3, 0.9, 0.5], dtype=torch.float64), torch.tensor([1.0, 1.0, 0.0])
+    parts = [rand(n, length, 8, seed=1), rand(states + 1, 8, seed=2), rand(states + 1, seed=3)]
+    at_once = []
+    sums = LazyLogits.cross_entropy_sum
+    monkeypatch.setattr(LazyLogits, "cross_entropy_sum", lambda *args: at_once.append(1) or sums(*args))
+    results = {}
+    for backend in ("reference", "triton"):
+        leaves = [x.clone().requires_grad_() for x in parts]
+        out = LazyLogits(*leaves) if lazy else LazyLogits(*leaves).values()
+        with use_backend(backend):
+            total, loss = weigh.sum(t, mask, out, x0, xt, None, observed)
+            plain = process.loss(out, x0, xt, None, observed)
+        assert not loss.requires_grad
+        results[backend] = [total, loss, *torch.autograd.grad(0.7 * total, leaves)]
+        if backend == "reference":
+            assert torch.equal(loss, plain)
+            assert torch.equal(total, (weigh(plain, t) * mask).sum())
+            assert not at_once
+    torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-5)
+    assert len(at_once) == (lazy and weigh.kind != "learned")
+
+
+def test_sums_without_gradients_compute_none(monkeypatch):
+    process = Masked(4, 5, LogLinear())
+    monkeypatch.setattr(LazyLogits, "cross_entropy_sum", None)
+    out = LazyLogits(rand(3, 4, 8).requires_grad_(), rand(5, 8), rand(5))
+    with torch.no_grad(), use_backend("triton"):
+        total, loss = Weighting(process).sum(times(0.5, 3), torch.ones(3), out, *[tokens(3, 4, 5)] * 2, None, None)
+    torch.testing.assert_close(total, loss.sum())
 
 
 def test_space_losses_evaluate_the_network_at_each_modality_s_time():

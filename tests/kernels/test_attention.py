@@ -1,21 +1,12 @@
 """Attention: all usable implementations against float64, and the packing for variable-length functions."""
 
-from itertools import pairwise
-
-import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
-from anystate.kernels import joint_attention, reference
-from anystate.kernels.attention import (
-    FUNCTIONS,
-    candidates,
-    drop_disabled,
-    fixed_attention,
-    packing_order,
-    untraced,
-    varlen_attention,
-)
+from anystate.kernels import Packing, joint_attention, pack_keys, reference
+from anystate.kernels.attention import FUNCTIONS, candidates, drop_disabled, varlen_attention
 
 B, L, H, D = 3, 11, 2, 16
 
@@ -55,15 +46,28 @@ class PoisonTail(torch.autograd.Function):
         return grad, None
 
 
-def test_packing_order_brings_attended_positions_to_the_front(mask):
-    order = packing_order(mask)
-    attended = mask.flatten().nonzero().squeeze(1)
-    assert torch.equal(order[: len(attended)], attended)
-    assert torch.equal(order.sort().values, torch.arange(B * L, device=order.device))
+def test_packing_brings_attended_positions_to_the_front(mask, random):
+    """In order, sample after sample; the others follow and hold zeros."""
+    mask[2] = False  # a sample without keys
+    packing = Packing.of(mask, queries=4)
+    count, rows = int(mask.sum()), packing.rows.flatten()
+    assert torch.equal(rows[mask.flatten()], torch.arange(count, device=rows.device, dtype=torch.int32))
+    assert torch.equal(rows.sort().values, torch.arange(B * L, device=rows.device, dtype=torch.int32))
+    assert torch.equal(packing.attended(), mask)
+    assert packing.cu_k.tolist() == [0, *mask.sum(1).cumsum(0).tolist()]
+    assert packing.cu_q.tolist() == [0, 4, 8, 12]
+    assert all(part.dtype == torch.int32 and part._base is None for part in packing)
+    x = random(B, L, H, D)
+    packed = packing.pack(x).flatten(0, 1)
+    assert torch.equal(packed[:count], x[mask])
+    assert not packed[count:].any()
+    assert torch.equal(packing.unpack(packed.view_as(x)), x * mask[..., None, None])
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("queries", [L, 4])
-def test_varlen_attention_and_its_gradients(mask, random, queries):
+def test_varlen_attention_and_its_gradients(mask, random, queries, packed):
+    """Gradients of the tail that the function leaves unwritten have no influence."""
     inputs = [random(B, length, H, D) for length in (queries, L, L)]
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
 
@@ -71,7 +75,12 @@ def test_varlen_attention_and_its_gradients(mask, random, queries):
         count = int(mask.sum())
         return loop_attention(q, PoisonTail.apply(k, count), PoisonTail.apply(v, count), *rest)
 
-    a, b = varlen_attention(poisoned, *ours, mask), reference.joint_attention(*theirs, mask)
+    def attend(q, k, v):
+        packing = Packing.of(mask, queries)
+        keys = (packing.pack(k), packing.pack(v), packing) if packed else (k, v, mask)
+        return varlen_attention(poisoned, q, *keys)
+
+    a, b = attend(*ours), reference.joint_attention(*theirs, mask)
     upstream = random(B, queries, H, D)
     a.backward(upstream)
     b.backward(upstream)
@@ -79,6 +88,50 @@ def test_varlen_attention_and_its_gradients(mask, random, queries):
     assert (a - b).abs().max() < 1e-5
     for x, y in zip(ours, theirs, strict=True):
         assert (x.grad - y.grad).abs().max() < 1e-5
+
+
+def test_no_rows_are_added_up(mask, random):
+    """Packing is compiled to stores and loads of rows, forward and backward, without accumulation and cumulative sums
+    in the backward pass."""
+    graphs = {}
+
+    def keep(name):
+        return lambda module, _: graphs.setdefault(name, module) and make_boxed_func(module.forward)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"))
+    packed = torch.compile(lambda x, packing: packing.pack(x), fullgraph=True, backend=backend)
+    x, packing = random(B, L, H, D).requires_grad_(), Packing.of(mask)
+    packed(x, packing).sum().backward()
+    assert torch.equal(x.grad, mask[..., None, None].expand_as(x).float())
+    for graph in graphs.values():
+        called = [node for node in graph.graph.nodes if node.op == "call_function"]
+        assert not any("cumsum" in str(node.target) for node in called)
+        puts = [node for node in called if "index_put" in str(node.target)]
+        assert not any(True in node.args for node in puts)  # accumulate
+    assert len(graphs) == 2
+    assert not [node for node in graphs["backward"].graph.nodes if "index_put" in str(node.target)]
+
+
+def test_the_reference_takes_packed_keys(mask, random):
+    q, k, v = (random(B, L, H, D) for _ in range(3))
+    packing = Packing.of(mask)
+    ours = joint_attention(q, packing.pack(k), packing.pack(v), packing, backend="reference")
+    assert torch.equal(ours, reference.joint_attention(q, k * mask[..., None, None], v * mask[..., None, None], mask))
+    with pytest.raises(ValueError, match=r"^q: must have the shape of packed keys"):
+        joint_attention(q[:, :4], k, v, packing)
+
+
+def test_masks_are_packed_only_for_functions_of_variable_lengths(mask, module, monkeypatch):
+    attention = module("attention")
+    assert pack_keys(mask, torch.bfloat16, D, backend="reference") is mask
+    monkeypatch.setattr(
+        attention, "candidates", lambda *kind: ("torch_varlen", "sdpa") if kind[1] == torch.bfloat16 else ("sdpa",)
+    )
+    assert pack_keys(mask, torch.bfloat16, D, backend="reference") is mask
+    monkeypatch.setattr(attention, "use_triton", lambda *_, **__: True)
+    assert isinstance(pack_keys(mask, torch.bfloat16, D), Packing)
+    assert pack_keys(mask, torch.float32, D) is mask
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -108,66 +161,6 @@ def test_every_implementation_agrees(dtype, masked, mask, random, device, check_
             [random(B, L, H, D, dtype=dtype) for _ in range(3)],
             factor=1.1 if dtype == torch.float32 else 2.0,
         )
-
-
-class Foreign(torch.autograd.Function):
-    """Attention in numpy, which torch.compile cannot trace, of packed sequences or, without cu_q and cu_k, a batch."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, cu_q, cu_k):
-        ctx.save_for_backward(q, k, v, cu_q, cu_k)
-        return Foreign.loop(q, k, v, cu_q, cu_k)[0], None
-
-    @staticmethod
-    def backward(ctx, grad, _):
-        return *Foreign.loop(*ctx.saved_tensors, grad)[1:], None, None
-
-    @staticmethod
-    def loop(q, k, v, cu_q, cu_k, grad=None):
-        """The result, and the gradients of q, k and v for an upstream gradient."""
-        if cu_q is None:
-            cu = torch.arange(len(q) + 1) * q.shape[1]
-            packed = [x if x is None else x.flatten(0, 1) for x in (q, k, v, grad)]
-            return [x.view_as(q) for x in Foreign.loop(*packed[:3], cu, cu, packed[3])]
-        arrays = [x.detach().cpu().numpy() for x in (q, k, v, q if grad is None else grad)]
-        results = [np.zeros_like(x) for x in (arrays[0], *arrays[:3])]
-        scale = q.shape[-1] ** -0.5
-        for (a, b), (c, d) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
-            rows = slice(a, b), slice(c, d), slice(c, d), slice(a, b)
-            q1, k1, v1, g1 = (x[r].swapaxes(0, 1) for x, r in zip(arrays, rows, strict=True))
-            p = np.exp(scale * q1 @ k1.swapaxes(1, 2))
-            p /= p.sum(-1, keepdims=True)
-            ds = g1 @ v1.swapaxes(1, 2)
-            ds = scale * p * (ds - (ds * p).sum(-1, keepdims=True))
-            parts = p @ v1, ds @ k1, ds.swapaxes(1, 2) @ q1, p.swapaxes(1, 2) @ g1
-            for result, part, r in zip(results, parts, (rows[0], *rows[:3]), strict=True):
-                result[r] = part.swapaxes(0, 1)
-        return [torch.from_numpy(x).to(q.device) for x in results]
-
-
-def foreign(q, k, v, cu_q=None, cu_k=None, max_q=None, max_k=None):
-    return Foreign.apply(q, k, v, cu_q, cu_k)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_kernels_that_cannot_be_traced_run_in_compiled_networks(masked, compiled, mask, random):
-    """Forward and backward; compiled as an operation, without a graph break."""
-    function = untraced(f"foreign_{masked}_{compiled}", foreign)
-    torch._dynamo.reset()
-
-    def attend(q, k, v):
-        return varlen_attention(function, q, k, v, mask) if masked else fixed_attention(function, q, k, v, None)
-
-    used = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
-    inputs, upstream = [random(B, L, H, D) for _ in range(3)], random(B, L, H, D)
-    ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
-    results = used(*ours), reference.joint_attention(*theirs, mask if masked else None)
-    for result in results:
-        result.backward(upstream)
-    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-5)
 
 
 def test_pads_are_not_attended(mask, random):

@@ -13,6 +13,7 @@ def good(random, tokens, keys, device):
     x, rows, k = random(2, 3, 8), random(2).abs() + 0.1, keys(2)
     text, logits = tokens(2, 3, high=5), random(2, 3, 5)
     step = {"x": x, "eps": x, "beta": rows, "sigma": rows, "dt": -rows}
+    head = {"hidden": x[0], "weight": random(5, 8), "bias": random(5), "target": text[0]}
     return {
         "uniform": {"keys": k, "n": 5},
         "normal": {"keys": k, "n": 5},
@@ -35,9 +36,12 @@ def good(random, tokens, keys, device):
             "keys": k,
             "states": 5,
         },
-        "linear_cross_entropy": {"hidden": x[0], "weight": random(5, 8), "bias": random(5), "target": text[0]},
+        "linear_cross_entropy": head,
+        "linear_cross_entropy_sum": head | {"row_weight": random(3)},
         "adaln_modulate": {"x": x, "scale": random(2, 8), "shift": random(2, 8)},
         "gated_residual": {"x": x, "branch": x, "gate": random(2, 8)},
+        "gated_adaln": {"x": x, "branch": x, "gate": random(2, 8), "scale": random(2, 8), "shift": random(2, 8)},
+        "bias_gelu": {"x": x, "bias": random(8)},
         "qk_norm_pack": {
             "qkv": [random(2, 3, 12)],
             "q_gamma": [random(2, 2)],
@@ -48,7 +52,7 @@ def good(random, tokens, keys, device):
     }
 
 
-OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "LazyLogits", "Rng"})
+OPERATIONS = sorted(set(kernels.__all__) - {"Draw", "LazyLogits", "Packing", "Rng", "pack_keys"})
 
 # operation, argument, function from a valid value to an invalid one
 BAD = [
@@ -93,10 +97,18 @@ BAD = [
     ("linear_cross_entropy", "target", lambda v: v - 9),
     ("linear_cross_entropy", "target", lambda v: v[:1]),
     ("linear_cross_entropy", "hidden", lambda v: v[None]),
+    ("linear_cross_entropy_sum", "row_weight", lambda v: v[:1]),
+    ("linear_cross_entropy_sum", "bias", lambda v: v[:3]),
     ("adaln_modulate", "x", lambda v: v[0]),
     ("adaln_modulate", "shift", lambda v: v[:, :4]),
     ("gated_residual", "branch", lambda v: v[:, :1]),
     ("gated_residual", "gate", lambda v: v.long()),
+    ("gated_residual", "bias", lambda v: torch.zeros(3)),
+    ("gated_adaln", "branch", lambda v: v[:, :1]),
+    ("gated_adaln", "scale", lambda v: v[:1]),
+    ("gated_adaln", "bias", lambda v: torch.zeros(2, 8)),
+    ("bias_gelu", "x", lambda v: v.long()),
+    ("bias_gelu", "bias", lambda v: v[:3]),
     ("qk_norm_pack", "qkv", lambda v: []),
     ("qk_norm_pack", "q_gamma", lambda v: []),
     ("qk_norm_pack", "k_gamma", lambda v: [v[0][:1]]),
@@ -176,7 +188,10 @@ def test_compiles_without_a_graph_break(operation, chosen, good):
     run = compiled(operation)
     ours, eager = run(**good[operation], backend=chosen), getattr(kernels, operation)(**good[operation], backend=chosen)
     for a, b in zip(*((v,) if isinstance(v, torch.Tensor) else v for v in (ours, eager)), strict=True):
-        assert torch.equal(a, b)
+        if operation == "joint_attention":  # compiled, the reference of narrow heads is another formula
+            torch.testing.assert_close(a, b)
+        else:
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("operation", ["tau_leap", "tau_leap_linear", "tau_leap_uniform"])
@@ -198,8 +213,9 @@ def registered(good):
         return value.clone().requires_grad_()
 
     x, rows, k, text = (good["tau_leap_linear"][n] for n in ("hidden", "rate", "keys", "tokens"))
-    logits, gate = good["tau_leap"]["logits"], good["gated_residual"]["gate"]
+    logits, gate, bias = good["tau_leap"]["logits"], good["gated_residual"]["gate"], good["bias_gelu"]["bias"]
     head, qk = good["linear_cross_entropy"], good["qk_norm_pack"]
+    packing = kernels.Packing.of(text > 1)
     return {
         "draw": (k, 5, 0, True),
         "gaussian_perturb": (x, rows, rows, k),
@@ -211,16 +227,33 @@ def registered(good):
         "tau_leap_uniform": (logits, text, rows, rows, k, "tau"),
         "tau_leap_linear": (x, head["weight"], None, text, rows, k, 5, "tau", False, None, None),
         "linear_cross_entropy": (leaf(head["hidden"]), leaf(head["weight"]), leaf(head["bias"]), head["target"], 0.1),
-        "adaln_modulate": (leaf(x), leaf(gate), leaf(gate), 1e-5, True),
-        "gated_residual": (leaf(x), leaf(x), leaf(gate)),
-        "qk_norm_pack": tuple([leaf(value) for value in qk[name]] for name in ("qkv", "q_gamma", "k_gamma")),
+        "linear_cross_entropy_sum": (
+            *(leaf(head[name]) for name in ("hidden", "weight", "bias")),
+            *(head["target"], good["linear_cross_entropy_sum"]["row_weight"], 0.1, torch.float32, [True] * 3),
+        ),
+        "adaln_modulate": (leaf(x), leaf(gate), leaf(gate), 1e-5, True, torch.float32),
+        "gated_residual": (leaf(x), leaf(x), leaf(gate), leaf(bias)),
+        "gated_adaln": (leaf(x), leaf(x), leaf(gate), leaf(bias), leaf(gate), leaf(gate), 1e-5, True, torch.float32),
+        "bias_gelu": (leaf(x), leaf(bias)),
+        "qk_norm_pack": (
+            *([leaf(value) for value in qk[name]] for name in ("qkv", "q_gamma", "k_gamma")),
+            *packing[::2],
+        ),
     }
 
 
 NAMES = (
     *("draw", "gaussian_perturb", "token_perturb", "eps_mse", "gaussian_step", "dpmpp_2m", "tau_leap"),
-    *("tau_leap_uniform", "tau_leap_linear", "linear_cross_entropy", "adaln_modulate", "gated_residual"),
-    "qk_norm_pack",
+    *(
+        "tau_leap_uniform",
+        "tau_leap_linear",
+        "linear_cross_entropy",
+        "adaln_modulate",
+        "gated_residual",
+        "gated_adaln",
+        "bias_gelu",
+    ),
+    *("linear_cross_entropy_sum", "qk_norm_pack"),
 )
 
 

@@ -33,7 +33,7 @@ SIGNATURES = """
 import json
 from anystate.bench.speed import compile_only
 with compile_only.recorded() as launches:
-    for op in ("adaln_modulate", "gated_residual"):
+    for op in ("adaln_modulate", "gated_residual", "gated_adaln"):
         compile_only.CASES[op]()
 print(json.dumps([[one.kernel.__name__, one.signature] for one in launches]))
 """
@@ -46,10 +46,10 @@ def test_compiled_kernels_have_the_dtypes_of_training():
     assert run.returncode == 0, run.stderr[-2000:]
     dtypes = {}
     for kernel, signature in json.loads(run.stdout):
-        stream = signature["p_x"] if "p_x" in signature else signature["p_grad"]
+        stream = next(signature[p] for p in ("p_x", "p_sum", "p_grad") if p in signature)
         (other,) = {signature[p] for p in ("p_scale", "p_gate", "p_branch") if p in signature}
         dtypes.setdefault(kernel, set()).add((stream, other))
-    assert len(dtypes) == 4
+    assert len(dtypes) == 6
     wanted = {("*fp32", "*bf16"), ("*bf16", "*bf16"), ("*fp32", "*fp32")}
     assert all(found == wanted for found in dtypes.values())
 
@@ -60,7 +60,8 @@ from anystate.bench.speed import compile_only
 from anystate.kernels.backend import triton
 products = []
 with compile_only.recorded() as launches:
-    compile_only.CASES["tau_leap_linear"]()
+    for op in ("tau_leap", "tau_leap_uniform", "tau_leap_linear"):
+        compile_only.CASES[op]()
 for launch in {repr(one): one for one in launches}.values():
     source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
@@ -74,7 +75,8 @@ print(json.dumps(products))
 
 
 def test_offsets_are_64_bit():
-    """Rows times tiles of the head can exceed 2³¹; only Philox may multiply two int32 variables."""
+    """Rows times tiles of the head, and rows times their strides, can exceed 2³¹; only Philox may multiply two int32
+    variables."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", OFFSETS], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

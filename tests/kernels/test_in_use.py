@@ -12,7 +12,7 @@ from anystate.kernels import Rng
 
 pytest.importorskip("einops", reason="einops, which the networks need, is not installed")
 
-from anystate.model import MMDiT, Patches, Tokens
+from anystate.model import MMDiT, Patches, Tokens, float8
 from anystate.sample import sample
 
 PAD = 3
@@ -50,17 +50,59 @@ def losses_and_gradients(model, data, device, autocast):
     return losses, gradients
 
 
-@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 5e-2)])
-def test_training_step(model, data, device, autocast, tolerance, monkeypatch):
+def test_training_step(model, data, device, monkeypatch):
     results = []
     for choice in ("triton", "reference"):
         monkeypatch.setenv("ANYSTATE_BACKEND", choice)
-        results.append(losses_and_gradients(model, data, device, autocast))
+        results.append(losses_and_gradients(model, data, device, autocast=False))
     (ours, our_gradients), (theirs, their_gradients) = results
     for name, loss in theirs.items():
-        assert (ours[name] - loss).abs().max() <= tolerance * loss.abs().max(), name
+        assert (ours[name] - loss).abs().max() <= 1e-5 * loss.abs().max(), name
     for (name, _), a, b in zip(model[0].named_parameters(), our_gradients, their_gradients, strict=True):
-        assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6, name
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-6, name
+
+
+def test_training_step_under_autocast(model, data, device, monkeypatch):
+    """Roundings differ. All in all the kernels are as close to float32 as the references, and closer to those."""
+    results = {}
+    for choice, autocast in (("reference", False), ("reference", True), ("triton", True)):
+        monkeypatch.setenv("ANYSTATE_BACKEND", choice)
+        results[choice, autocast] = losses_and_gradients(model, data, device, autocast)
+    (_, exact), (losses, theirs), (our_losses, ours) = results.values()
+    for name, loss in losses.items():
+        assert (our_losses[name] - loss).abs().max() <= 0.05 * loss.abs().max(), name
+    assert distance(ours, exact) <= 1.2 * distance(theirs, exact)
+    assert distance(ours, theirs) <= 0.7 * distance(theirs, exact)
+    for (name, _), a, b in zip(model[0].named_parameters(), ours, theirs, strict=True):
+        assert distance([a], [b]) <= 0.2, name
+
+
+def test_training_step_in_fp8(model, data, device, monkeypatch):
+    """What a layer in fp8 multiplies comes from a forward pass in PyTorch; the backward pass is the kernels'."""
+    monkeypatch.setenv(float8.EMULATE, "1")
+    monkeypatch.setattr(float8, "MIN_SIZE", 0)
+    results = {}
+    for choice, precision in (("reference", "fp32"), ("reference", "fp8"), ("triton", "fp8")):
+        monkeypatch.setenv("ANYSTATE_BACKEND", choice)
+        if precision == "fp8" and not results.get(("reference", "fp8")):
+            assert {name.split(".streams.")[1] for name in float8.convert(model[0], torch.device(device))} == {
+                *(f"image.{layer}" for layer in ("qkv", "out", "ff.0", "ff.2"))
+            }
+        with Dtypes() as seen:
+            results[choice, precision] = losses_and_gradients(model, data, device, precision == "fp8")
+    assert {"gated_adaln", "gated_adaln_backward", "bias_gelu_backward"} <= {name for name, _ in seen.seen}
+    (_, exact), (losses, theirs), (our_losses, ours) = results.values()
+    for name, loss in losses.items():
+        assert (our_losses[name] - loss).abs().max() <= 0.1 * loss.abs().max(), name
+    assert distance(ours, exact) <= 1.2 * distance(theirs, exact)
+    for (name, _), a, b in zip(model[0].named_parameters(), ours, theirs, strict=True):
+        assert distance([a], [b]) <= 0.4, name
+
+
+def distance(a, b):
+    """‖a − b‖/‖b‖ of lists of tensors."""
+    a, b = (torch.cat([x.flatten() for x in part]) for part in (a, b))
+    return ((a - b).norm() / b.norm()).item()
 
 
 class Dtypes(TorchDispatchMode):

@@ -8,7 +8,7 @@ import torch
 from anystate.kernels import Draw, Rng, normal, reference, uniform
 from anystate.kernels import random as draws
 from anystate.kernels.backend import jit, tl
-from anystate.kernels.philox import philox
+from anystate.kernels.philox import MASK32, modality_hash, philox
 
 # counter words, key words, result: Random123, tests/kat_vectors, philox4x32 10
 KNOWN = {
@@ -31,9 +31,9 @@ def block_kernel(p_keys, p_block, p_out):
 
 
 @jit
-def log_exponential_kernel(p_words, p_out, BLOCK: tl.constexpr):
+def exponential_kernel(p_words, p_out, BLOCK: tl.constexpr):
     o = tl.arange(0, BLOCK)
-    tl.store(p_out + o, draws.log_exponential(tl.load(p_words + o).to(tl.uint32)))
+    tl.store(p_out + o, draws.exponential(tl.load(p_words + o).to(tl.uint32)))
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -66,17 +66,34 @@ def test_empty_draws(keys):
     assert uniform(keys(3)[:0], 4, backend="triton").shape == (0, 4)
 
 
-def test_exponentials_keep_the_winning_tail(device):
-    """log E against float64, from word 0, where E = 2⁻³³, to the largest."""
-    words = torch.tensor([0, 1, 2, 255, 2**8, 2**16, 2**24, 2**31, 2**32 - 2**12, 2**32 - 1], device=device)
+@pytest.fixture
+def words(device):
+    """Word 0, where E = 2⁻³³, to the largest, with both sides of u = ¼, where the kernel changes its formula."""
+    quarter = [2**30 - 300, 2**30 - 1, 2**30, 2**30 + 300]
+    words = [0, 1, 2, 255, 2**8, 2**16, 2**24, 2**29 + 12345, *quarter, 2**31, 3 * 2**30, 2**32 - 2**12, 2**32 - 1]
+    return torch.tensor(words, device=device)
+
+
+def exact_exponentials(words):
     u = (words.double() + 0.5) * 2.0**-32
-    exact = torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-24)))
-    out = torch.empty(16, device=device)
-    log_exponential_kernel[(1,)](torch.nn.functional.pad(words, (0, 6)), out, BLOCK=16)
-    for value in (out[:10], reference.words_to_log_exponential(words)):
-        assert ((value - exact).abs() <= 4e-7 * exact.abs().clamp(min=1) + 1e-7)[:-2].all()
-        # near u = 1 the resolution of float32 is 2⁻²⁵, which changes log E by at most 1e-2
-        assert ((value - exact).abs()[-2:] <= 5e-2).all()
+    return -torch.log1p(-u.clamp(max=1 - 2.0**-24))
+
+
+def test_exponentials_keep_the_winning_tail(words):
+    """E of the kernel against float64: a relative error of a few roundings, and of log₂ near u = ¼."""
+    out = torch.empty(len(words), device=words.device)
+    exponential_kernel[(1,)](words, out, BLOCK=len(words))
+    relative = out * math.log(2) / exact_exponentials(words) - 1
+    assert (relative[:8].abs() <= 4e-7).all()
+    assert (relative[8:-2].abs() <= 1e-6).all()
+    # near u = 1 the resolution of float32 is 2⁻²⁵, which changes log E by at most 5e-2
+    assert (relative[-2:].abs() <= 5e-2).all()
+
+
+def test_logarithms_of_exponentials_keep_the_winning_tail(words):
+    exact, value = exact_exponentials(words).log(), reference.words_to_log_exponential(words)
+    assert ((value - exact).abs() <= 4e-7 * exact.abs().clamp(min=1) + 1e-7)[:-2].all()
+    assert ((value - exact).abs()[-2:] <= 5e-2).all()
 
 
 def test_normals_are_normal():
@@ -88,3 +105,67 @@ def test_normals_are_normal():
 
 def test_samples_do_not_depend_on_their_batch(keys):
     assert torch.equal(normal(keys(5), 7, backend="triton")[3:], normal(keys(5)[3:], 7, backend="triton"))
+
+
+def plain_keys(rng: Rng, modality: str, draw: Draw) -> torch.Tensor:
+    """The layout of keys, column by column."""
+    columns = [rng.seed & MASK32, (rng.seed >> 32) & MASK32, rng.samples, rng.step]
+    columns.append(modality_hash(modality) << 8 | int(draw) << 2)
+    return torch.stack([torch.as_tensor(column).expand(len(rng.samples)) for column in columns], 1)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 + 5, -(2**40), 123456789012])
+@pytest.mark.parametrize("step", [0, 5, 2**32 - 1, torch.tensor(9)], ids=str)
+def test_keys_have_the_layout(seed, step):
+    rng = Rng(seed, torch.arange(7) * 1234567, step)
+    for one in (rng, rng.at(3), rng.at(torch.tensor(4)), rng.at(1).at(0)):
+        for modality, draw in (("image", Draw.STEP), ("text", Draw.CONDITIONED)):
+            assert torch.equal(one.keys(modality, draw), plain_keys(one, modality, draw))
+
+
+@pytest.mark.parametrize("step", [4, torch.tensor(4)], ids=["int", "tensor"])
+def test_a_stream_of_keys_is_one_launch(step):
+    """Of a generator whose batch has been used before: the first stream of a step adds its column, others nothing."""
+    counts, rng = [], Rng(3, torch.arange(6))
+    rng.keys("image", Draw.PRIOR)
+    for draw in (Draw.STEP, Draw.GUIDANCE, Draw.NOISE):
+        rng = rng if counts else rng.at(step)
+        with LaunchCounter() as counter:
+            rng.keys("image", draw)
+        counts.append(counter.launches)
+    assert counts == [2, 1, 1]
+
+
+class LaunchCounter(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operations that are no views."""
+
+    launches = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.launches += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_keys_in_compiled_code():
+    """A generator that is made inside and one from outside, at steps on the device, without a graph break."""
+
+    def draw(samples, step, rng=None):
+        inner = Rng(-5, samples, step) if rng is None else rng.at(step)
+        return inner.keys("a", Draw.TIME) + inner.at(2 * step).keys("b", Draw.STEP)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(draw, fullgraph=True, backend="eager")
+    samples = torch.arange(6)
+    for rng in (None, Rng(3, samples)):
+        for step in (torch.tensor(4), torch.tensor(7)):
+            assert torch.equal(compiled(samples, step, rng), draw(samples, step, rng))
+
+
+def test_keys_of_fake_tensors_are_not_kept():
+    from torch._subclasses import FakeTensorMode
+
+    for _ in range(2):
+        with FakeTensorMode():
+            assert Rng(1, torch.arange(3), 2).keys("a", Draw.TIME).shape == (3, 5)
+    rng = Rng(1, torch.arange(3), 2)
+    assert torch.equal(rng.keys("a", Draw.TIME), plain_keys(rng, "a", Draw.TIME))

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from anystate.kernels import qk_norm_pack, reference
+from anystate.kernels import Packing, qk_norm_pack, reference
 
 
 @pytest.fixture(autouse=True)
 def runs(small_blocks):
-    small_blocks("qk_norm", PROGRAMS=3)
+    small_blocks("qk_norm", PROGRAMS=3, ELEMENTS=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -22,6 +22,49 @@ def test_forward_and_gradients(heads, width, lengths, dtype, random, check_gradi
         lambda *p: reference.qk_norm_pack(p[:n], p[n : 2 * n], p[2 * n :], heads),
         inputs,
     )
+
+
+@pytest.fixture
+def mask(device):
+    """Samples without padding, with padding at the end, with padding in between, and without any key."""
+    mask = torch.ones(4, 9, dtype=torch.bool, device=device)
+    mask[1, 5:], mask[2, ::3], mask[3] = False, False, False
+    return mask
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_keys_and_values(dtype, mask, random, check_gradients):
+    """k and v of attended positions come first, in order; gradients of the rows after them count as zero."""
+    packing, n = Packing.of(mask), 2
+    inputs = [random(4, length, 48, dtype=dtype) for length in (5, 4)] + [random(2, 8) for _ in range(2 * n)]
+    lists = lambda p: (p[:n], p[n : 2 * n], p[2 * n :], 2, packing)  # noqa: E731
+    check_gradients(
+        lambda *p: qk_norm_pack(*lists(p), backend="triton"), lambda *p: reference.qk_norm_pack(*lists(p)), inputs
+    )
+    plain, packed = (qk_norm_pack(*lists(inputs)[:4], p, backend="triton") for p in (None, packing))
+    assert torch.equal(packed[0], plain[0])
+    for ours, theirs in zip(packed[1:], plain[1:], strict=True):
+        count = int(mask.sum())
+        assert torch.equal(ours.flatten(0, 1)[:count], theirs[mask])
+        assert not ours.flatten(0, 1)[count:].any()
+
+
+def test_gradients_that_kernels_leave_unwritten_are_not_read(mask, random):
+    packing = Packing.of(mask)
+    x, gammas = random(4, 9, 48).requires_grad_(), [random(2, 8).requires_grad_() for _ in range(2)]
+    q, k, v = qk_norm_pack([x], gammas[:1], gammas[1:], 2, packing, backend="triton")
+    grads = [torch.ones_like(q) for _ in range(3)]
+    for grad in grads[1:]:
+        grad.flatten(0, 1)[int(mask.sum()) :] = torch.nan
+    torch.autograd.backward([q, k, v], grads)
+    assert all(value.grad.isfinite().all() for value in (x, *gammas))
+    assert not x.grad[~mask][:, 16:].any()
+
+
+def test_packings_of_another_shape_are_refused(mask, random):
+    x, gamma = random(4, 8, 48), random(2, 8)
+    with pytest.raises(ValueError, match=r"^packing: must have shape \(4, 8\)"):
+        qk_norm_pack([x], [gamma], [gamma], 2, Packing.of(mask))
 
 
 def test_slices_and_an_empty_stream(random):

@@ -9,9 +9,13 @@ B, L, K = 2, 7, 70
 RATES = (0.9, 0.3)
 
 
-@pytest.fixture(autouse=True)
-def blocks(small_blocks):
-    small_blocks("tau_leap", BLOCK=32)
+@pytest.fixture(autouse=True, params=[32, 2048], ids=["parts", "one block"])
+def blocks(request, small_blocks):
+    """A vocabulary of several blocks, whose rows are listed and divided, with fewer programs than rows; and one that
+    fits a block."""
+    for name in ("tau_leap", "tau_leap_uniform"):
+        small_blocks(name, BLOCK=request.param, ROW_PROGRAMS=2)
+    small_blocks("moving_rows", FINISH_BLOCK=8, FINISH_PROGRAMS=2)
 
 
 @pytest.fixture
@@ -71,8 +75,24 @@ def test_nothing_masked_and_everything_masked(state, keys):
     assert torch.equal(ours, reference.tau_leap(logits, masked, rate, keys(B), K, "tau"))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("rule", ["tau", "last"])
+def test_one_sample_and_one_position(shape, rule, random, keys, device):
+    """As for columns of a table, which are sequences of one position."""
+    b, length = shape
+    x = torch.full(shape, K, device=device)
+    logits, rate = random(b, length, K + 1), torch.full((b,), 0.9, device=device)
+    ours = tau_leap(logits, x, rate, keys(b), K, rule, True, backend="triton")
+    assert torch.equal(ours, reference.tau_leap(logits, x, rate, keys(b), K, rule, True))
+    x, odds = x - 1, torch.full((b,), 5.0, device=device)
+    ours = tau_leap_uniform(logits, x, rate / K, odds, keys(b), rule, backend="triton")
+    assert torch.equal(ours, reference.tau_leap_uniform(logits, x, rate / K, odds, keys(b), rule))
+
+
 def test_empty_sequence(random, tokens, keys):
-    assert tau_leap(random(B, 0, K), tokens(B, 0, high=K), 0.1, keys(B), K, backend="triton").shape == (B, 0)
+    x = tokens(B, 0, high=K)
+    assert tau_leap(random(B, 0, K), x, 0.1, keys(B), K, backend="triton").shape == (B, 0)
+    assert tau_leap_uniform(random(B, 0, K), x, 0.1, 1.0, keys(B), backend="triton").shape == (B, 0)
 
 
 def test_forbidden_states_are_never_drawn(state, keys):
@@ -93,6 +113,20 @@ def test_uniform_matches_the_reference(rule, dtype, state, tokens, keys, device)
     rate = torch.tensor([0.6, 0.2], dtype=torch.float64, device=device) / K
     ours = tau_leap_uniform(logits, x, rate, odds, keys(B), rule, backend="triton")
     assert torch.equal(ours, reference.tau_leap_uniform(logits, x, rate, odds, keys(B), rule))
+
+
+@pytest.mark.parametrize("states", [2, 31, 32, 33, 65])
+def test_uniform_of_any_number_of_states(states, random, tokens, keys, device):
+    logits, x, rate = random(B, 5, states), tokens(B, 5, high=states), torch.tensor(RATES, device=device) / states
+    odds = torch.tensor([2.0, 30.0], device=device)
+    for rule in ("tau", "euler", "last"):
+        ours = tau_leap_uniform(logits, x, rate, odds, keys(B), rule, backend="triton")
+        assert torch.equal(ours, reference.tau_leap_uniform(logits, x, rate, odds, keys(B), rule))
+
+
+def test_uniform_without_a_move(state, tokens, keys):
+    x = tokens(B, L, high=K)
+    assert torch.equal(tau_leap_uniform(state[0][..., :K], x, 0.0, 1.0, keys(B), backend="triton"), x)
 
 
 def test_uniform_moves_only_to_other_states(random, tokens, keys, device):

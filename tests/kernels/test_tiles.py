@@ -5,9 +5,20 @@ import importlib
 import pytest
 import torch
 
-from anystate.kernels import adaln_modulate, gated_residual, linear_cross_entropy, qk_norm_pack, reference, tiles
+from anystate.bench.gpu.trials import trials
+from anystate.kernels import (
+    adaln_modulate,
+    bias_gelu,
+    gated_adaln,
+    gated_residual,
+    linear_cross_entropy,
+    qk_norm_pack,
+    reference,
+    tiles,
+)
 from anystate.kernels.tiles import key_of, measured, read, trial, write
 
+TRAINED = ("adaln_modulate", "gated_residual", "gated_adaln", "bias_gelu", "qk_norm_pack")
 B, L, D, HEADS, STATES = 2, 5, 24, 3, 70
 
 
@@ -21,6 +32,12 @@ def inputs(random, device):
     return {
         "adaln_modulate": (adaln_modulate, reference.adaln_modulate, (x, scale, shift)),
         "gated_residual": (gated_residual, reference.gated_residual, (x, random(B, L, D), scale)),
+        "gated_adaln": (
+            lambda *a, **o: torch.cat(gated_adaln(*a, **o), -1),
+            lambda *a: torch.cat(reference.gated_adaln(*a), -1),
+            (x, random(B, L, D), shift, scale, shift),
+        ),
+        "bias_gelu": (bias_gelu, reference.bias_gelu, (x, random(D))),
         "qk_norm_pack": (
             lambda a, b, **o: torch.cat(qk_norm_pack([a], [b], [b], heads, **o), -1),
             lambda a, b: torch.cat(reference.qk_norm_pack([a], [b], [b], heads), -1),
@@ -34,13 +51,22 @@ def inputs(random, device):
     }
 
 
+SWEPT = {f"{op}{backward}" for op in TRAINED for backward in ("", "_backward")} | {
+    *("linear_cross_entropy", "linear_cross_entropy_sum"),
+    *("linear_cross_entropy_fold", "linear_cross_entropy_gradient"),
+    *("tau_leap", "tau_leap_guided", "tau_leap_uniform", "tau_leap_linear", "tau_leap_linear_guided"),
+}
 CHOICES = {
     "adaln_modulate": [{"ROWS": 1, "num_warps": 1}, {"ROWS": 4, "num_warps": 4}],
     "adaln_modulate_backward": [{"ROWS": 2, "num_warps": 1, "programs": 3}],
     "gated_residual": [{"ROWS": 1, "num_warps": 2}],
     "gated_residual_backward": [{"ROWS": 1, "num_warps": 1, "programs": 7}],
-    "qk_norm_pack": [{"num_warps": 2}],
-    "qk_norm_pack_backward": [{"num_warps": 1, "programs": 3}],
+    "gated_adaln": [{"ROWS": 1, "num_warps": 2}],
+    "gated_adaln_backward": [{"ROWS": 2, "num_warps": 1, "programs": 3}],
+    "bias_gelu": [{"ROWS": 2, "COLUMNS": 16, "num_warps": 1}],
+    "bias_gelu_backward": [{"ROWS": 2, "COLUMNS": 16, "num_warps": 1, "programs": 5}],
+    "qk_norm_pack": [{"ROWS": 1, "num_warps": 2}, {"ROWS": 4, "num_warps": 1}],
+    "qk_norm_pack_backward": [{"ROWS": 2, "num_warps": 1, "programs": 3}],
     "linear_cross_entropy": [{"chunk_bytes": 1}],
 }
 
@@ -50,7 +76,7 @@ def test_other_tiles_give_the_same_results(op, choice, inputs, monkeypatch):
     """The launchers look up their entries, and the results do not depend on the tiles."""
     ours, theirs, arguments = inputs[op.removesuffix("_backward")]
     requested = []
-    for name in ("adaln", "qk_norm", "linear_cross_entropy"):
+    for name in ("row_tiles", "bias_gelu", "qk_norm", "linear_cross_entropy"):
         module = importlib.import_module(f"anystate.kernels.{name}")
         monkeypatch.setattr(module, "measured", lambda *key: requested.append(key_of(*key)) or measured(*key))
     with trial(op, D, torch.float32, **choice):
@@ -65,19 +91,40 @@ def test_other_tiles_give_the_same_results(op, choice, inputs, monkeypatch):
 
 
 def test_head_tiles_follow_the_table():
+    """An entry overrides parts of the default; with guidance there is another entry."""
     tile = importlib.import_module("anystate.kernels.tau_leap_linear").tile
-    assert tile(torch.bfloat16, 1024, False) == {
-        "BLOCK_R": 64,
-        "BLOCK_V": 128,
-        "BLOCK_D": 64,
-        "num_warps": 8,
-        "num_stages": 3,
-    }
-    with trial("tau_leap_linear", 1024, torch.bfloat16, BLOCK_V=64, num_warps=4, programs=2):
-        assert tile(torch.bfloat16, 1024, False)["BLOCK_V"] == 64
-        assert tile(torch.bfloat16, 1024, False)["programs"] == 2
-        assert tile(torch.bfloat16, 1024, True)["num_warps"] == 8
-        assert tile(torch.float32, 1024, False)["num_warps"] == 8
+    default, guided = (tile(torch.bfloat16, 1024, branch) for branch in (False, True))
+    with trial("tau_leap_linear", 1024, torch.bfloat16, BLOCK_V=128, num_warps=8):
+        assert tile(torch.bfloat16, 1024, False) == default | {"BLOCK_V": 128, "num_warps": 8}
+        assert tile(torch.bfloat16, 1024, True) == guided
+        assert tile(torch.float32, 1024, False)["num_warps"] == default["num_warps"]
+
+
+class Requests(dict):
+    """A table of tiles that remembers what is looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys_requested = []
+
+    def get(self, key, default=None):
+        self.keys_requested.append(key)
+        return super().get(key, default)
+
+
+def test_the_sweep_times_what_the_launchers_look_up(device, monkeypatch, small_blocks):
+    """Every trial sets the entry that its launch reads, and every entry that is read has a trial."""
+    small_blocks("tau_leap", BLOCK=32)
+    small_blocks("tau_leap_uniform", BLOCK=32)
+    table, swept = Requests(), set()
+    monkeypatch.setattr(tiles, "TILES", table)
+    for one in trials(device, "tiny"):
+        table.keys_requested.clear()
+        one.launch()
+        assert key_of(one.op, one.width, one.dtype) in table.keys_requested, one.op
+        swept |= {one.op}
+        assert {op for op, _, _ in table.keys_requested} <= SWEPT, one.op
+    assert swept == SWEPT
 
 
 def test_the_table_is_read_as_written(tmp_path):

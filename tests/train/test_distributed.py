@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -105,7 +104,6 @@ def test_activation_checkpointing_gives_the_same_weights(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeypatch):
     """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
     monkeypatch.setenv(float8.EMULATE, "1")

@@ -112,12 +112,13 @@ def test_cuda_graphs_of_hooks_are_freed(tiny, tmp_path):
     seen = []
 
     def graph(trainer):
-        return graphs.with_cuda_graphs(trainer.ema_pipeline().net)
+        pipeline = trainer.ema_pipeline()
+        return graphs.graphs_of(pipeline.net, pipeline.space, torch.device("cuda"))
 
     assert not trainer.ema_pipeline().net.training
     trainer.run(stop=2)
     assert len(seen) == 2
-    assert trainer.state.ema not in graphs._GRAPHED
+    assert trainer.state.ema not in graphs._GRAPHS
     assert seen[0] is not seen[1]
 
 

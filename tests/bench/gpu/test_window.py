@@ -32,7 +32,7 @@ MEASURED = {  # a result that each part must write, by the beginning of its name
     "smoke": "smoke: sampling given text, equal tokens",
     "train-official": "train tiny: MFU",
     "kernels": "kernel gated_residual_fp32_stream training",
-    "sweep": "sweep qk_norm_pack_backward 16 bfloat16, num_warps 2",
+    "sweep": "sweep qk_norm_pack_backward 16 bfloat16, ROWS 1 num_warps 2",
     "sample-official": "sample tiny, given text, batch 4, 4 steps: samples per second",
     "table-train": "table default: train: samples per second",
     "table-sample": "table default: sample 64 rows, same steps",
