@@ -16,9 +16,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not dry_run" $(PYTEST_OPTIONS)
 
-# the GPU scripts at tiny sizes, without a GPU
+# what takes minutes: the GPU scripts at tiny sizes, and counts of what a GPU would run, without a GPU
 dry-run: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench/gpu -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench tests/train -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
 
 lint: style types
 

@@ -129,21 +129,26 @@ def modality_hash(name: str) -> int:
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, ...]:
-    """Philox-4x32-10 on int64 tensors that hold unsigned 32-bit words; broadcasts.
-
-    An int64 product wraps modulo 2⁶⁴ but keeps every bit of a 32×32-bit product, so its high word is obtained by a
-    shift and a mask.
-    """
+    """Philox-4x32-10 on int64 tensors that hold unsigned 32-bit words; broadcasts."""
     for _ in range(10):
-        product0, product1 = c0 * PHILOX_M[0], c2 * PHILOX_M[1]
-        c0, c1, c2, c3 = (
-            ((product1 >> 32) & MASK32) ^ c1 ^ k0,
-            product1 & MASK32,
-            ((product0 >> 32) & MASK32) ^ c3 ^ k1,
-            product0 & MASK32,
-        )
+        high0, low0 = wide_product(c0, PHILOX_M[0])
+        high1, low1 = wide_product(c2, PHILOX_M[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + PHILOX_W[0]) & MASK32, (k1 + PHILOX_W[1]) & MASK32
     return c0, c1, c2, c3
+
+
+def wide_product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The high and the low 32-bit word of word · factor.
+
+    An int64 product wraps modulo 2⁶⁴ but keeps every bit of a 32×32-bit product. In compiled C++ signed overflow is
+    undefined, so there the factor is multiplied by halves.
+    """
+    if not torch.compiler.is_compiling():
+        product = word * factor
+        return (product >> 32) & MASK32, product & MASK32
+    low, high = word * (factor & 0xFFFF), word * (factor >> 16)
+    return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & MASK32
 
 
 def random_words(keys: Tensor, n: int, sub: int = 0, start: Tensor | None = None) -> Tensor:

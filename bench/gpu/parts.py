@@ -138,10 +138,10 @@ CALLS = {
     1: (
         Part("limits", 40, limits),
         Part("verify", 80, verify, interpreted=True),
-        Part("smoke", 60, smoke),
+        Part("smoke", 100, smoke),
         Part("train-official", 170, train_official),
         Part("kernels", 95, kernels),
-        Part("sweep", 110, sweep, interpreted=True),
+        Part("sweep", 70, sweep, interpreted=True),
     ),
     2: (
         Part("sample-official", 200, sample_official),

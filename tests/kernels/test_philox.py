@@ -8,7 +8,8 @@ import torch
 from anystate.kernels import Draw, Rng, normal, reference, uniform
 from anystate.kernels import random as draws
 from anystate.kernels.backend import jit, tl
-from anystate.kernels.philox import MASK32, modality_hash, philox
+from anystate.kernels.philox import MASK32, modality_hash, philox, random_words
+from anystate.model.compilation import compiler_missing
 
 # counter words, key words, result: Random123, tests/kat_vectors, philox4x32 10
 KNOWN = {
@@ -169,3 +170,10 @@ def test_keys_of_fake_tensors_are_not_kept():
             assert Rng(1, torch.arange(3), 2).keys("a", Draw.TIME).shape == (3, 5)
     rng = Rng(1, torch.arange(3), 2)
     assert torch.equal(rng.keys("a", Draw.TIME), plain_keys(rng, "a", Draw.TIME))
+
+
+@pytest.mark.skipif(compiler_missing(torch.device("cpu")) is not None, reason="no C++ compiler")
+def test_compiled_words_equal_eager_ones(keys):
+    """In C++, where products of signed numbers may not overflow."""
+    words = torch.compile(random_words, fullgraph=True)(keys(1).cpu(), 64)
+    assert torch.equal(words, random_words(keys(1).cpu(), 64))

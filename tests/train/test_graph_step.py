@@ -171,6 +171,7 @@ def test_a_step_that_does_not_compile_runs_eagerly(train, graphable, monkeypatch
     assert "runs eagerly: no code for this" in caplog.text
 
 
+@pytest.mark.dry_run
 @pytest.mark.skipif(CUDA, reason="counts on the CPU")
 def test_kernels_of_a_step_of_the_official_recipe():
     """In a process of its own, where Triton is not the interpreter."""
