@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import flash_attention, reference
-from .backend import check, check_device, check_floating, check_shape, is_reference, use_triton
+from .backend import check, check_device, check_floating, check_shape, constant_in_graphs, is_reference, use_triton
 from .flash_attention import first_output
 from .packing import Packing
 
@@ -92,7 +92,7 @@ def discover(capability: tuple[int, int]) -> None:
         FUNCTIONS["torch_varlen"] = functools.partial(varlen_attention, function)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def candidates(device: torch.device, dtype: torch.dtype, width: int, masked: bool) -> tuple[str, ...]:
     """Names of the usable implementations in FUNCTIONS, in order of preference; "sdpa" is always the last."""
     fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256

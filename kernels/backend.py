@@ -60,12 +60,21 @@ def use_backend(backend: str) -> Iterator[None]:
         _overrides.pop()
 
 
-@torch.compiler.assume_constant_result
+def constant_in_graphs(function: Callable) -> Callable:
+    """A function that the compiler calls once while it traces, as `torch.compiler.assume_constant_result` marks it.
+
+    That decorator would import the compiler, which takes longer than the rest of this package.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_in_graphs
 def default_backend() -> str:
     return _overrides[-1] if _overrides else os.environ.get("ANYSTATE_BACKEND") or "auto"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def checks_cuda_values() -> bool:
     return os.environ.get("ANYSTATE_CHECK_VALUES") == "1"
 

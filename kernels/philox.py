@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .backend import constant_in_graphs
+
 MASK32 = 0xFFFFFFFF
 PHILOX_M = (0xD2511F53, 0xCD9E8D57)
 PHILOX_W = (0x9E3779B9, 0xBB67AE85)
@@ -122,7 +124,7 @@ def unit(column: int, like: Tensor) -> Tensor:
     return _UNITS[like.device][column]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def modality_hash(name: str) -> int:
     """24-bit hash of a name; independent of the process and of the order of the modalities."""
     return zlib.crc32(name.encode()) & 0xFFFFFF

@@ -1,9 +1,10 @@
-"""What needs no table needs no pandas: the demo installs none."""
+"""What needs no table needs no pandas: the demo installs none. What compiles nothing does not import the compiler."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 WITHOUT_PANDAS = """
 import importlib.util
@@ -38,3 +39,19 @@ def test_images_and_text_need_no_pandas_and_tables_say_what_they_need():
     done = subprocess.run([sys.executable, "-c", WITHOUT_PANDAS], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip() == "error: tables need pandas: pip install 'anystate[table]'"
+
+
+def test_sampling_does_not_import_the_compiler(tmp_path):
+    """That would take as long as importing PyTorch."""
+    code = f"""
+import sys
+from anystate.cli import main
+run = "{Path(__file__).parent / "old_runs/digits"}"
+try:
+    main(["sample", run, "--n", "1", "--steps", "1", "--out", "{tmp_path / "drawn"}"])
+finally:
+    print(*(name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""

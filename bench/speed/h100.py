@@ -91,7 +91,7 @@ def uses_kernels(backend: str | None, tensor: Tensor, **floating: Tensor | None)
 def candidates_on_gpu(original: Callable) -> Callable:
     """`attention.candidates` for a tensor that counts as one of a GPU."""
 
-    @torch.compiler.assume_constant_result
+    @kernel_backend.constant_in_graphs
     def candidates(device, dtype, width, masked):
         return original(CUDA, dtype, width, masked)
 

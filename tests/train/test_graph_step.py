@@ -121,6 +121,7 @@ def test_a_failed_capture_does_not_change_the_run(train, graphable, monkeypatch,
     assert_same(one, two, atol=1e-5)  # a learning rate in float32
 
 
+@pytest.mark.dry_run
 @pytest.mark.skipif(CUDA, reason="a stand-in for the compiler")
 def test_a_step_compiled_as_a_whole_equals_an_eager_step(train, graphable, monkeypatch):
     """Losses and gradients are one graph without breaks, compiled once. Inductor's code for the CPU is not run: the

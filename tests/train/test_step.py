@@ -136,7 +136,7 @@ def test_gradients_with_the_kernels_equal_those_of_the_reference(tiny, tmp_path,
         "train.gradient_accumulation_steps=2",
         "times.condition_prob={text: 0.3}",
     )
-    trainer, _ = trained(tiny(*settings, "train.batch=8", "train.lr=1e-2"), tmp_path, steps=2)
+    trainer, _ = trained(tiny(*settings, "train.batch=4", "train.lr=1e-2"), tmp_path, steps=2)
     state, at_once, sums = trainer.state, [], LazyLogits.cross_entropy_sum
     monkeypatch.setattr(LazyLogits, "cross_entropy_sum", lambda *args: at_once.append(1) or sums(*args))
     x0 = state.data.batch(state.seed, state.step, state.rows, state.settings.batch)

@@ -142,7 +142,9 @@ def draw(pipeline, conditions, n: int):
         )
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[pytest.mark.dry_run] * (size == "official")) for size in SIZES]
+)
 def test_number_of_compilations_in_sampling(size, compiled, monkeypatch):
     """Joint and conditional sampling, of one and several samples in one process, stay below the limit."""
     monkeypatch.setattr(Run, "positions", lambda self, outputs: {})
@@ -197,6 +199,7 @@ def test_whole_blocks_give_no_gradients_to_a_stream_without_a_head(tiny, compile
     assert "trunk.0.streams.text.out.weight" not in without[True]
 
 
+@pytest.mark.dry_run
 def test_more_accumulation_steps_start_compilation_anew(compiled):
     """1, 2 and 4 gradient accumulation steps in one process, with six compilations each."""
     tried, compilations = [], []
