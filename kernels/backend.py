@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMESPACE = "anystate"
 OPERATIONS: dict[str, "Operation"] = {}  # by name
 
+Function = TypeVar("Function", bound=Callable)
 PerSample: TypeAlias = Tensor | float  # one number for the whole batch, or a (B,) tensor
 
 
@@ -60,12 +61,12 @@ def use_backend(backend: str) -> Iterator[None]:
         _overrides.pop()
 
 
-def constant_in_graphs(function: Callable) -> Callable:
+def constant_in_graphs(function: Function) -> Function:
     """A function that the compiler calls once while it traces, as `torch.compiler.assume_constant_result` marks it.
 
     That decorator would import the compiler, which takes longer than the rest of this package.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
