@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 
 # what takes minutes: the GPU scripts at tiny sizes, and counts of what a GPU would run, without a GPU
 dry-run: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench tests/train -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench tests/kernels tests/train -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
 
 lint: style types
 
