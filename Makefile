@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not dry_run" $(PYTEST_OPTIONS)
 
-# what takes minutes: the GPU scripts at tiny sizes, and counts of what a GPU would run, without a GPU
+# what a GPU would run, at tiny sizes or counted, without a GPU: takes minutes
 dry-run: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench tests/kernels tests/train -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
 

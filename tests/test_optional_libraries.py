@@ -41,8 +41,8 @@ def test_images_and_text_need_no_pandas_and_tables_say_what_they_need():
     assert done.stderr.strip() == "error: tables need pandas: pip install 'anystate[table]'"
 
 
-def test_sampling_does_not_import_the_compiler(tmp_path):
-    """That would take as long as importing PyTorch."""
+def test_sampling_with_compile_never_does_not_import_the_compiler(tmp_path):
+    """That would take as long as importing PyTorch. `compile: auto` counts FLOPs, and PyTorch's counter imports it."""
     code = f"""
 import sys
 from anystate.cli import main

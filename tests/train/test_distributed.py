@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from anystate.model import distributed, float8
-from anystate.model.storage import CheckpointError, read_tensors
-from anystate.sample.hub import find_checkpoint
-from anystate.train.checkpoint import resume
+from anystate.model.storage import read_tensors
 from anystate.train.trainer import Trainer
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -73,17 +71,15 @@ def test_a_run_of_one_rank_resumes_on_two(one, tiny, tiny_overrides, tmp_path):
     same_losses(tmp_path, one)
 
 
-def test_a_batch_that_ranks_do_not_divide(tiny_overrides, tmp_path):
+def test_errors_of_impossible_settings(tiny, tiny_overrides, tmp_path):
     result = train([*tiny_overrides, "train.batch=15"], tmp_path / "odd", ranks=2)
     assert result.returncode != 0
     error = "error: train.gradient_accumulation_steps = 1 times 2 ranks does not divide train.batch = 15"
     assert error in result.stderr
-
-
-def test_a_run_that_was_not_sharded_is_not_continued_sharded(one, tiny):
-    state = Trainer(tiny(*EXTRA), one, "cpu", quiet=True).state
-    with pytest.raises(CheckpointError, match=r"was not saved with train.parallel=fsdp: go on with train.parallel=ddp"):
-        resume(state, find_checkpoint(one), is_sharded=True)
+    Trainer(tiny(), tmp_path / "plain", "cpu", quiet=True).run(stop=3)
+    result = train([*tiny_overrides, "train.parallel=fsdp"], tmp_path / "plain", ranks=2)
+    assert result.returncode != 0
+    assert "was not saved with train.parallel=fsdp" in result.stderr
 
 
 def test_rows_are_divided_over_ranks_in_order(monkeypatch):
