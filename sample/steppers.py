@@ -36,14 +36,17 @@ class Sampler:
     method: str | None = None
     time_grid: str | Tensor = "linear"
 
+    def method_of(self, process: Process) -> str:
+        """The method for a process: the one set, else the first that there is."""
+        return self.method or next(iter(SAMPLERS[type(process)]))
+
     def stepper(self, name: str, process: Process, x: Tensor, steps: int, rng: Rng) -> Stepper:
         """The stepper of modality `name`, whose initial state at time 1 is x.
 
         Raises:
             ValueError: a method or a grid that the process does not have.
         """
-        methods = SAMPLERS[type(process)]
-        method = self.method or next(iter(methods))
+        methods, method = SAMPLERS[type(process)], self.method_of(process)
         if method not in methods:
             raise ValueError(f"{name}: sampler must be one of {', '.join(methods)}, got {method!r}")
         if name in rng.uniforms and isinstance(process, Masked) and method != "first_hitting":
