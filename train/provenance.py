@@ -55,7 +55,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """$ANYSTATE_COMMIT, which says what was copied to this machine, else the commit of the working tree, else "unknown"."""
+    """$ANYSTATE_COMMIT, which says what was copied here, else the commit of the working tree, else "unknown"."""
     if os.environ.get("ANYSTATE_COMMIT"):
         return os.environ["ANYSTATE_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
