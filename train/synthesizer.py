@@ -11,6 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from ..configs.interruption import Interrupted
 from ..configs.load import load_config
 from ..configs.runs import resolve
 from ..model.build import Codecs
@@ -64,6 +65,7 @@ class TableSynthesizer(BaseEstimator):
 
         Raises:
             ValueError: a table or schema that cannot be modelled (names the column), or a wrong setting.
+            Interrupted: Ctrl-C (a KeyboardInterrupt) or SIGTERM; with `out`, a checkpoint of the step was written.
         """
         if not isinstance(table, pd.DataFrame):
             raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
@@ -77,7 +79,13 @@ class TableSynthesizer(BaseEstimator):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if self.out is None else self.out)
             trainer = Trainer(config, folder, self.device, (rows, rows), quiet=not self.verbose, codecs=codecs)
-            self.pipeline_: Pipeline = trainer.run()
+            try:
+                self.pipeline_: Pipeline = trainer.run()
+            except Interrupted as error:
+                if self.out is None:
+                    message = f"interrupted at step {trainer.state.step}; to be able to resume, give out=FOLDER"
+                    raise Interrupted(message, error.number) from None
+                raise
             self._files = trainer.files()
         return self._described(codec.schema)
 

@@ -13,12 +13,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..configs.config import Config
+from ..configs.interruption import Interrupted, StopRequest, stop_request
 from ..configs.load import dump_config, load_config
 from ..configs.runs import CheckpointError, latest
 from ..diffusion import TimeSampler
@@ -163,10 +165,12 @@ class Trainer:
         Raises:
             NonFiniteLoss: a loss was not finite; checkpoints hold the state before.
             CheckpointError: the disk refused a checkpoint.
+            Interrupted: Ctrl-C or SIGTERM; the step was finished and saved before, except with a second Ctrl-C.
         """
         settings, state, stop = self.config.train, self.state, self.config.train.steps if stop is None else stop
-        main = distributed.is_main()
-        with MetricLog(self.out, self.config, state.step, stop, self.quiet) if main else NullLog() as log:
+        main, vote = distributed.is_main(), distributed.Vote()
+        log_of_run = MetricLog(self.out, self.config, state.step, stop, self.quiet) if main else NullLog()
+        with stop_request() as request, log_of_run as log:
             began, since = time.perf_counter(), state.step
             while state.step < stop:
                 losses = self._timed_update()
@@ -176,11 +180,16 @@ class Trainer:
                     began, since = time.perf_counter(), state.step
                 log.advance()
                 if self.on_evaluate and self._due(settings.eval_every, stop):
-                    log.write(state.step, self._on_main(self.on_evaluate) or {})
+                    log.write(state.step, self._on_main(self.on_evaluate, request) or {})
                 if self.on_sample and self._due(settings.sample_every, stop):
-                    self._on_main(self.on_sample)
-                if self._due(settings.save_every, stop):
+                    self._on_main(self.on_sample, request)
+                is_saved = self._due(settings.save_every, stop)
+                if is_saved:
                     self.save()
+                if number := vote(request.number):
+                    self._interrupt(number, is_saved)
+            if number := vote.close():
+                self._interrupt(number, is_saved=True)
         return self.ema_pipeline()
 
     def update(self) -> dict[str, Tensor]:
@@ -243,6 +252,13 @@ class Trainer:
         groups = tuple(tuple(parts) for parts in names.values())
         skew = pipeline.of_processes(times.time_skew)
         return TimeSampler(times.draw, times.low_discrepancy, skew, subsets, times.subset_prob, groups)
+
+    def _interrupt(self, number: int, is_saved: bool) -> NoReturn:
+        """End the run after a signal, on all ranks at this step."""
+        if not is_saved:
+            self.save()
+        distributed.stop()
+        raise Interrupted(f"interrupted at step {self.state.step}; run the same command again to resume", number=number)
 
     def _timed_update(self) -> dict[str, Tensor]:
         began = time.perf_counter()
@@ -314,10 +330,10 @@ class Trainer:
                 module, device, broadcast_buffers=False, find_unused_parameters=idle, gradient_as_bucket_view=True
             )
 
-    def _on_main(self, hook: Hook) -> dict[str, float] | None:
-        """Call a hook on the main rank, with whole weights, while the others wait."""
+    def _on_main(self, hook: Hook, request: StopRequest) -> dict[str, float] | None:
+        """Call a hook on the main rank, with whole weights, while the others wait; a signal cuts it short."""
         self._gathered = self.ema_pipeline().net if self.sharded else None
-        values = hook(self) if distributed.is_main() else None
+        values = request.call(lambda: hook(self)) if distributed.is_main() else None
         release(self._gathered or self.state.ema)
         self._gathered = None
         distributed.barrier()

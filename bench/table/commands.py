@@ -214,7 +214,10 @@ def fetch(
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Download a finished set again.")] = False,
 ) -> None:
-    """Download one of the paper's six tables from UCI, checked and split as in the literature."""
+    """Download one of the paper's six tables from UCI, checked and split as in the literature.
+
+    The same command resumes an interrupted download.
+    """
     from .fetch import fetch as download
 
     console.print(f"{name}: {download(name, out, url, force)}")
