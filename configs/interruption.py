@@ -27,10 +27,11 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.number = number
 
-    @property
-    def code(self) -> int:
-        """The exit code of a process that the signal ended, as shells give it: 130 or 143."""
-        return 128 + self.number
+    @classmethod
+    def at_step(cls, step: int, number: int, kept: bool = True) -> Interrupted:
+        """Of a training, with or without a folder from which it resumes."""
+        resume = "run the same command again to resume" if kept else "to be able to resume, give out=FOLDER"
+        return cls(f"interrupted at step {step}; {resume}", number)
 
 
 class StopRequest:

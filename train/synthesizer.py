@@ -82,10 +82,7 @@ class TableSynthesizer(BaseEstimator):
             try:
                 self.pipeline_: Pipeline = trainer.run()
             except Interrupted as error:
-                if self.out is None:
-                    message = f"interrupted at step {trainer.state.step}; to be able to resume, give out=FOLDER"
-                    raise Interrupted(message, error.number) from None
-                raise
+                raise error if self.out else Interrupted.at_step(trainer.state.step, error.number, False) from None
             self._files = trainer.files()
         return self._described(codec.schema)
 

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from ..kernels import Rng
 from ..model import distributed, float8
 from ..model.build import Codecs, build_codecs, build_losses
 from ..model.compilation import compile_net, has_compiler, should_compile
-from ..model.cpu_memory import keep_memory
+from ..model.cpu_memory import deterministic, keep_memory
 from ..model.storage import save_checkpoint
 from ..sample.cuda_graphs import release
 from ..sample.pipeline import Pipeline, build_pipeline, sample_flops
@@ -41,7 +40,7 @@ from .graph_step import graph_step, is_capturable, with_graph_optimizer
 from .metric_log import MetricLog, NullLog
 from .objective import Objective, weightings
 from .state import TrainState
-from .step import deterministic, learning_rate, training_step
+from .step import learning_rate, training_step
 
 Hook = Callable[["Trainer"], dict[str, float] | None]
 
@@ -168,9 +167,9 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; the step was finished and saved before, except with a second Ctrl-C.
         """
         settings, state, stop = self.config.train, self.state, self.config.train.steps if stop is None else stop
-        main, vote = distributed.is_main(), distributed.Vote()
-        log_of_run = MetricLog(self.out, self.config, state.step, stop, self.quiet) if main else NullLog()
-        with stop_request() as request, log_of_run as log:
+        log = MetricLog(self.out, self.config, state.step, stop, self.quiet) if distributed.is_main() else NullLog()
+        vote = distributed.Vote()
+        with stop_request() as request, log:
             began, since = time.perf_counter(), state.step
             while state.step < stop:
                 losses = self._timed_update()
@@ -183,13 +182,16 @@ class Trainer:
                     log.write(state.step, self._on_main(self.on_evaluate, request) or {})
                 if self.on_sample and self._due(settings.sample_every, stop):
                     self._on_main(self.on_sample, request)
-                is_saved = self._due(settings.save_every, stop)
-                if is_saved:
+                number = vote(request.number)
+                if number or self._due(settings.save_every, stop):
                     self.save()
-                if number := vote(request.number):
-                    self._interrupt(number, is_saved)
-            if number := vote.close():
-                self._interrupt(number, is_saved=True)
+                if number:
+                    break
+            else:
+                number = max(vote(request.number), vote.close())
+        if number:
+            distributed.stop()
+            raise Interrupted.at_step(state.step, number)
         return self.ema_pipeline()
 
     def update(self) -> dict[str, Tensor]:
@@ -252,13 +254,6 @@ class Trainer:
         groups = tuple(tuple(parts) for parts in names.values())
         skew = pipeline.of_processes(times.time_skew)
         return TimeSampler(times.draw, times.low_discrepancy, skew, subsets, times.subset_prob, groups)
-
-    def _interrupt(self, number: int, is_saved: bool) -> NoReturn:
-        """End the run after a signal, on all ranks at this step."""
-        if not is_saved:
-            self.save()
-        distributed.stop()
-        raise Interrupted(f"interrupted at step {self.state.step}; run the same command again to resume", number=number)
 
     def _timed_update(self) -> dict[str, Tensor]:
         began = time.perf_counter()

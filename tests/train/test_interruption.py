@@ -70,14 +70,16 @@ def test_the_step_is_finished_and_saved_whenever_the_signal_comes(tiny, tmp_path
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"^interrupted at step {expected}; run the same command again to resume$"):
         Trainer(config, tmp_path, "cpu", quiet=True, **hooks).run()
-    assert signal.getsignal(number) is before and not reached
+    assert signal.getsignal(number) is before
+    assert not reached
     assert checkpoints(tmp_path)[-1].name == f"step_{expected:08d}"
     monkeypatch.undo()
     resumed = Trainer(config, tmp_path, "cpu", quiet=True)
     assert resumed.state.step == expected
     resumed.run()
     there, here = tensors(whole), tensors(tmp_path / whole.name)
-    assert there.keys() == here.keys() and all(torch.equal(there[key], here[key]) for key in there)
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[key], here[key]) for key in there)
 
 
 def test_a_second_signal_ends_at_once(tiny, tmp_path, monkeypatch):
@@ -92,48 +94,49 @@ def test_a_fit_without_a_folder_says_that_nothing_is_kept(monkeypatch):
     step = sys.modules["anystate.train.step"]
     monkeypatch.setattr(step, "update_ema", raising(step.update_ema, signal.SIGINT))
     table = pd.DataFrame({"a": ["x", "y"] * 20, "b": range(40)})
-    with pytest.raises(KeyboardInterrupt, match="^interrupted at step 2; to be able to resume, give out=FOLDER$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted at step 2; to be able to resume, give out=FOLDER$"):
         TableSynthesizer(overrides=SMALL, device="cpu").fit(table)
 
 
-def start(*command: str, launch=(sys.executable,)) -> subprocess.Popen:
-    """A command line that has trained for some steps."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*launch, "-m", "anystate", *command], env=environment, **pipes)
-    for line in process.stdout:
-        if line.startswith("step 3"):
-            break
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_prints_one_line(tmp_path, number):
+@pytest.fixture
+def command(tmp_path):
+    """A training of a table that ends by a signal alone."""
     pd.DataFrame({"a": ["x", "y"] * 20, "b": range(40)}).to_csv(tmp_path / "in.csv", index=False)
     settings = [*SMALL, "train.steps=1000000", "train.log_every=1"]
-    out = ["--device", "cpu", "--out", str(tmp_path / "run")]
-    process = start("table", "fit", str(tmp_path / "in.csv"), *settings, *out)
-    process.send_signal(number)
+    return ["table", "fit", str(tmp_path / "in.csv"), *settings, "--device", "cpu", "--out", str(tmp_path / "run")]
+
+
+def test_ctrl_c_of_a_command(command, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "anystate", *command], env=environment, **pipes)
+    next(line for line in process.stdout if line.startswith("step 3"))
+    process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     (checkpoint,) = checkpoints(tmp_path / "run")
     step = int(checkpoint.name.removeprefix("step_"))
-    assert (process.returncode, error) == (
-        128 + number,
-        f"interrupted at step {step}; run the same command again to resume\n",
-    )
+    line = f"interrupted at step {step}; run the same command again to resume\n"
+    assert (process.returncode, error) == (130, line)
 
 
-def test_ranks_agree_on_the_step(tiny_overrides, tmp_path):
-    """Only one of two ranks gets the signal; both stop at the same step and save it."""
-    settings = [*tiny_overrides, "train.steps=1000000", "train.save_every=1000000"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = start("train", "digits", *settings, "--device", "cpu", "--out", str(tmp_path), launch=launch)
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
-    os.kill(int(open(children).read().split()[-1]), signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    lines = [line for line in error.splitlines() if line.startswith("interrupted at step")]
-    (checkpoint,) = checkpoints(tmp_path)
-    assert lines == [
-        f"interrupted at step {int(checkpoint.name.removeprefix('step_'))}; run the same command again to resume"
-    ]
-    assert "exitcode: 143" in error.replace(" ", "").replace("exitcode:", "exitcode: ")
+def test_sigterm_of_a_command(command, call, monkeypatch, capsys):
+    step = sys.modules["anystate.train.step"]
+    monkeypatch.setattr(step, "update_ema", raising(step.update_ema, signal.SIGTERM))
+    assert call(*command) == 143
+    assert capsys.readouterr().err == "interrupted at step 2; run the same command again to resume\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sample", "RUN"], "interrupted; run the same command again to resume"),
+        (["table", "sample", "RUN"], "interrupted"),
+    ],
+)
+def test_other_commands_say_whether_they_resume(arguments, line, call, monkeypatch, capsys):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("anystate.configs.runs.resolve", interrupted)
+    assert call(*arguments) == 143
+    assert capsys.readouterr().err == line + "\n"
