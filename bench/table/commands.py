@@ -172,8 +172,8 @@ def impute(
     model = _load(run, weights, device)
     from ...train.table_files import impute_file
 
-    cells, written = impute_file(model, source, out, draws, expected, spread, seed)
-    console.print(f"filled {cells:,} cells; wrote {', '.join(map(str, written))}")
+    what, written = impute_file(model, source, out, draws, expected, spread, seed)
+    console.print(f"{what}; wrote {', '.join(map(str, written))}", markup=False, highlight=False)
 
 
 @app.command()
