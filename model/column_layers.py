@@ -10,8 +10,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from ..kernels import ColumnGroup, ColumnLogits
 from .layers import Modulate
+
+LARGE = 256  # states from which on a column has logits of its own
 
 
 class Mlp(nn.Sequential):
@@ -65,7 +69,8 @@ class NumericalFeatures(nn.Module):
 class CategoricalHead(nn.Module):
     """Logits of categorical columns, (B, C, D) → (B, C, largest K [+ 1]), −∞ beyond a column's own K.
 
-    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used.
+    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used; if
+    one has more than LARGE states, `ColumnLogits`, each such column by itself.
 
     Args:
         deep: an MLP of three layers per column instead of one linear layer.
@@ -84,7 +89,8 @@ class CategoricalHead(nn.Module):
             if deep
             else nn.Identity()
         )
-        self.columns, self.outputs = len(states), max(states) + mask_logit
+        self.states, self.columns, self.outputs = states, len(states), max(states) + mask_logit
+        self.is_grouped = max(states) > LARGE and len(states) > 1 and not mask_logit
         slots = []  # rows of the padded matrix that the rows of `weight` go to
         for c, k in enumerate(states):
             slots += [c * self.outputs + state for state in range(k)]
@@ -94,13 +100,29 @@ class CategoricalHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(slots), width))
         self.bias = nn.Parameter(torch.zeros(len(slots)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | ColumnLogits:
+        if self.is_grouped:
+            return ColumnLogits(self.hidden(x), self._groups(x.dtype))
         size, width = self.columns * self.outputs, x.shape[-1]
         weight = self.weight.new_zeros(size, width).index_copy(0, self.slots, self.weight)
         bias = self.bias.new_full((size,), -math.inf).index_copy(0, self.slots, self.bias)
         weight = weight.view(self.columns, self.outputs, width).transpose(1, 2).to(x.dtype)
         bias = bias.view(self.columns, 1, self.outputs).to(x.dtype)
         return torch.baddbmm(bias, self.hidden(x).transpose(0, 1), weight).transpose(0, 1)
+
+    def _groups(self, dtype: torch.dtype) -> list[ColumnGroup]:
+        """The small columns together, and every large one."""
+        large = [[c] for c, k in enumerate(self.states) if k > LARGE]
+        small = [c for c, k in enumerate(self.states) if k <= LARGE]
+        weights, biases = self.weight.to(dtype).split(self.states), self.bias.to(dtype).split(self.states)
+        groups = []
+        for columns in [*([small] if small else []), *large]:
+            most = max(self.states[c] for c in columns)
+            padding = [(0, most - self.states[c]) for c in columns]
+            weight = [pad(weights[c].t(), p) for c, p in zip(columns, padding, strict=True)]
+            bias = [pad(biases[c][None], p, value=-math.inf) for c, p in zip(columns, padding, strict=True)]
+            groups.append(ColumnGroup(columns, torch.stack(weight), torch.stack(bias)))
+        return groups
 
 
 class NumberEmbedding(nn.Module):
@@ -159,12 +181,12 @@ class CategoryEmbedding(nn.Module):
 
 
 class CategoryHead(nn.Module):
-    """(B, C, D) → logits (B, C, largest K), −∞ beyond a column's own K."""
+    """(B, C, D) → logits (B, C, largest K), −∞ beyond a column's own K; see `CategoricalHead`."""
 
     def __init__(self, states: tuple[int, ...], width: int, cond: int, deep: bool):
         super().__init__()
         self.modulate = Modulate(width, cond)
         self.output = CategoricalHead(states, width, deep, mask_logit=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor | ColumnLogits:
         return self.output(self.modulate(x, c))

@@ -61,14 +61,13 @@ def expected(sampler: TableSampler, given: Incomplete, draws: int) -> tuple[pd.D
     if len(rows):
         missing = empty.iloc[rows].reset_index(drop=True)
         cells = sampler.observed_cells(given.known).rows(torch.from_numpy(rows))
-        probabilities = _token_probabilities(sampler, cells, draws)
+        probabilities = _token_probabilities(sampler, cells, missing, draws)
         numbers = _draw_numbers(sampler, cells, missing, draws)
         for name, column in sampler.codec.columns.items():
             here = missing[name].to_numpy()
             if not here.any():
                 continue
-            p = probabilities[name][here] if name in probabilities else None
-            values, spread = _fill_column(column, p, numbers.get(name), here)
+            values, spread = _fill_column(column, probabilities.get(name), numbers.get(name), here)
             new[name] = values.set_axis(rows[here])
             uncertainty.loc[rows[here], name] = spread
     return given.filled(new), uncertainty.set_axis(given.index)
@@ -85,19 +84,19 @@ def _fill_column(
     return _mode(column, probabilities)
 
 
-def _token_probabilities(sampler: TableSampler, cells: ObservedCells, draws: int) -> dict[str, np.ndarray]:
-    """{categorical column: (n, K)}, averaged over noise samples for z."""
-    codec, parts = sampler.codec, []
-    if not codec.categorical:
-        return {}
-    count = min(AVERAGED_EVALUATIONS, draws)
-    for start, batch in _batches(sampler, cells):
+def _token_probabilities(
+    sampler: TableSampler, cells: ObservedCells, missing: pd.DataFrame, draws: int
+) -> dict[str, np.ndarray]:
+    """{categorical column: (its missing cells, K)}, averaged over noise samples for z."""
+    codec, count = sampler.codec, min(AVERAGED_EVALUATIONS, draws)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in codec.categorical}
+    for start, batch in _batches(sampler, cells) if parts else ():
         strata = _strata(sampler, batch, start, draws)
         total = sum(_predict_tokens(sampler, batch, _uniforms(strata, d, draws)) for d in range(count))
-        parts.append(total / count)
-    probabilities = torch.cat(parts)[: len(cells)].cpu().numpy()
-    sizes = zip(codec.categorical, codec.states, strict=True)
-    return {name: probabilities[:, c, :size] for c, (name, size) in enumerate(sizes)}
+        for c, (name, size) in enumerate(zip(codec.categorical, codec.states, strict=True)):
+            here = np.flatnonzero(missing[name][start : start + len(batch)])
+            parts[name].append((total[here, c, :size] / count).cpu().numpy())  # of many states, those alone are kept
+    return {name: np.concatenate(own) for name, own in parts.items()}
 
 
 def _draw_numbers(sampler: TableSampler, cells: ObservedCells, missing: pd.DataFrame, draws: int) -> dict[str, Draws]:

@@ -29,6 +29,7 @@ from .constraints import ColumnCondition, RangeConstraint, allowed_states, is_si
 from .incomplete import Incomplete
 
 BATCH_ROWS = 4096  # default batch size
+CPU_LOGITS = 2**28  # logits in a batch on a CPU, at most: 1 GiB where all are in memory at once
 GPU_BATCH_ROWS = 65536  # on a GPU, where so small a network is limited by launches rather than by rows
 GPU_LOGITS = 2**29  # logits in a batch on a GPU, at most: 2 GiB
 DRAW_SEED = 1_000_003  # draw d of an imputation has the seed `seed + DRAW_SEED * d`
@@ -185,10 +186,10 @@ class TableSampler:
         the same command gives the same rows."""
         if self.pipeline.config.sample.batch_size is not None:
             return min(self.pipeline.config.sample.batch_size, n)
+        logits = max(len(self.codec.categorical) * max(self.codec.states, default=0), 1)
         if self.device.type == "cpu":
-            return min(BATCH_ROWS, n)
-        logits = len(self.codec.categorical) * max(self.codec.states, default=0)
-        return min(GPU_BATCH_ROWS, max(BATCH_ROWS, GPU_LOGITS // max(logits, 1)), n)
+            return min(BATCH_ROWS, max(CPU_LOGITS // logits, 1), n)
+        return min(GPU_BATCH_ROWS, max(GPU_LOGITS // logits, 1), n)
 
     def sample_batch(
         self,
@@ -256,7 +257,8 @@ class TableSampler:
         if noise is not None:
             x["num"] = torch.where(cells.observed, cells.z, noise)
         t = {m: torch.ones(len(cells), dtype=torch.float64, device=self.device) for m in self.space}
-        return self.space.evaluate(self.pipeline.net, x, t, ["cat"], self.observed_z(cells))["cat"]
+        out = self.space.evaluate(self.pipeline.net, x, t, ["cat"], self.observed_z(cells))["cat"]
+        return LazyLogits.wrap(out).values()
 
     def _constrain(self, cells: ObservedCells, name: str, condition: ColumnCondition) -> RangeConstraint:
         """The constraint of a condition; a single state that it allows becomes an observed cell of all rows."""
