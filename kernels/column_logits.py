@@ -17,16 +17,16 @@ class ColumnGroup:
     """The head of some columns: their logits are hidden (B, c, D) · weight (c, D, K) + bias (c, 1, K).
 
     Args:
-        columns: their places among all columns.
+        columns: (c,) int64 on the device, their places among all columns.
     """
 
-    columns: list[int]
+    columns: Tensor
     weight: Tensor
     bias: Tensor
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, c, K) from the hidden states of all columns (B, L, D)."""
-        own = hidden[:, self.columns].transpose(0, 1)
+        own = hidden.index_select(1, self.columns).transpose(0, 1)
         return torch.baddbmm(self.bias, own, self.weight).transpose(0, 1)
 
 
@@ -37,12 +37,13 @@ class ColumnLogits(LazyLogits):
     group has its own, and where only some rows of a large column are asked for, only those are computed.
     """
 
-    def __init__(self, hidden: Tensor, groups: list[ColumnGroup]):
+    def __init__(self, hidden: Tensor, groups: list[ColumnGroup], order: Tensor):
+        """order: (L,) int64, the place of every column in the groups one after the other."""
         super().__init__(hidden)
-        self.groups = groups
+        self.groups, self.order = groups, order
 
     def __getitem__(self, samples: slice) -> ColumnLogits:
-        return ColumnLogits(self.hidden[samples], self.groups)
+        return ColumnLogits(self.hidden[samples], self.groups, self.order)
 
     def values(self) -> Tensor:
         states = max(group.bias.shape[-1] for group in self.groups)
@@ -56,14 +57,14 @@ class ColumnLogits(LazyLogits):
     def restrict(self, allowed: Tensor) -> ColumnLogits:
         groups = []
         for group in self.groups:
-            own = allowed[group.columns, None, : group.bias.shape[-1]]
+            own = allowed.index_select(0, group.columns)[:, None, : group.bias.shape[-1]]
             groups.append(dataclasses.replace(group, bias=group.bias.masked_fill(~own, -math.inf)))
-        return ColumnLogits(self.hidden, groups)
+        return ColumnLogits(self.hidden, groups, self.order)
 
     def cross_entropy(self, target: Tensor, columns: int) -> Tensor:
         losses = []
         for group in self.groups:
-            own = target[:, group.columns]
+            own = target.index_select(1, group.columns)
             losses.append(LazyLogits(group.logits(self.hidden)).cross_entropy(own, columns))
         return self._in_order(losses)
 
@@ -76,7 +77,7 @@ class ColumnLogits(LazyLogits):
     def at_uniforms(self, uniforms: Tensor, states: int, wanted: Tensor) -> Tensor:
         drawn = []
         for group in self.groups:
-            u, here = uniforms[:, group.columns], wanted[:, group.columns]
+            u, here = (x.index_select(1, group.columns) for x in (uniforms, wanted))
             if self.hidden.device.type != "cpu" or len(group.columns) > 1:
                 drawn.append(tokens_at(group.logits(self.hidden), u))
                 continue
@@ -87,5 +88,4 @@ class ColumnLogits(LazyLogits):
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """Values of the groups (B, c, …) as values of all columns (B, L, …)."""
-        order = [column for group in self.groups for column in group.columns]
-        return torch.cat(parts, 1)[:, sorted(range(len(order)), key=order.__getitem__)]
+        return torch.cat(parts, 1).index_select(1, self.order)

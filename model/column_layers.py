@@ -91,6 +91,11 @@ class CategoricalHead(nn.Module):
         )
         self.states, self.columns, self.outputs = states, len(states), max(states) + mask_logit
         self.is_grouped = max(states) > LARGE and len(states) > 1 and not mask_logit
+        small = [c for c, k in enumerate(states) if k <= LARGE]
+        self.groups = [*([small] if small else []), *([c] for c, k in enumerate(states) if k > LARGE)]
+        in_groups = torch.tensor([c for group in self.groups for c in group])
+        self.register_buffer("in_groups", in_groups, persistent=False)
+        self.register_buffer("order", in_groups.argsort(), persistent=False)
         slots = []  # rows of the padded matrix that the rows of `weight` go to
         for c, k in enumerate(states):
             slots += [c * self.outputs + state for state in range(k)]
@@ -102,7 +107,7 @@ class CategoricalHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | ColumnLogits:
         if self.is_grouped:
-            return ColumnLogits(self.hidden(x), self._groups(x.dtype))
+            return ColumnLogits(self.hidden(x), self._groups(x.dtype), self.order)
         size, width = self.columns * self.outputs, x.shape[-1]
         weight = self.weight.new_zeros(size, width).index_copy(0, self.slots, self.weight)
         bias = self.bias.new_full((size,), -math.inf).index_copy(0, self.slots, self.bias)
@@ -112,16 +117,13 @@ class CategoricalHead(nn.Module):
 
     def _groups(self, dtype: torch.dtype) -> list[ColumnGroup]:
         """The small columns together, and every large one."""
-        large = [[c] for c, k in enumerate(self.states) if k > LARGE]
-        small = [c for c, k in enumerate(self.states) if k <= LARGE]
         weights, biases = self.weight.to(dtype).split(self.states), self.bias.to(dtype).split(self.states)
         groups = []
-        for columns in [*([small] if small else []), *large]:
-            most = max(self.states[c] for c in columns)
-            padding = [(0, most - self.states[c]) for c in columns]
-            weight = [pad(weights[c].t(), p) for c, p in zip(columns, padding, strict=True)]
-            bias = [pad(biases[c][None], p, value=-math.inf) for c, p in zip(columns, padding, strict=True)]
-            groups.append(ColumnGroup(columns, torch.stack(weight), torch.stack(bias)))
+        for own, places in zip(self.groups, self.in_groups.split([len(g) for g in self.groups]), strict=True):
+            most = max(self.states[c] for c in own)
+            weight = [pad(weights[c].t(), (0, most - self.states[c])) for c in own]
+            bias = [pad(biases[c][None], (0, most - self.states[c]), value=-math.inf) for c in own]
+            groups.append(ColumnGroup(places, torch.stack(weight), torch.stack(bias)))
         return groups
 
 
