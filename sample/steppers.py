@@ -261,14 +261,11 @@ class FirstHittingStepper(MaskedStepper):
     def step(self, update, x, out, uncond, guidance):
         masked, now = x == self.process.mask_id, self.changed_positions(update.k)
         if self.uniforms is not None:
-            return torch.where(now, self.at_uniforms(out, uncond, guidance), x)
+            if uncond is not None:
+                out = guided_log_probs(out, uncond, guidance, self.process.states)
+            return torch.where(now, LazyLogits.wrap(out).at_uniforms(self.uniforms, self.process.states, now), x)
         drawn = self.leap(update, torch.where(masked & ~now, 0, x), out, uncond, guidance, update.t, "last")
         return torch.where(now, drawn, x)
-
-    def at_uniforms(self, out, uncond, guidance: float) -> Tensor:
-        """(B, L): the states at the given points of the cumulative distribution."""
-        total = torch.softmax(guided_log_probs(out, uncond, guidance, self.process.states), -1).double().cumsum(-1)
-        return (total <= self.uniforms[..., None].double() * total[..., -1:]).sum(-1)
 
 
 class UniformStepper(Stepper):

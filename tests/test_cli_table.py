@@ -129,7 +129,7 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refu
         (["sample", "RUN", "--balance", "fnlwgt"], ["'fnlwgt'", "cannot be balanced"]),
         (["sample", "RUN", "-n", "0"], ["'-n' / '--n'"]),
         (["impute", "RUN", "BAD"], ["row 1 has 1 fields, the header 2"]),
-        (["impute", "RUN", "OTHER"], ["column 'age' is missing"]),
+        (["impute", "RUN", "OTHER"], ["none of the model's columns, which are age"]),
         (["fit", "BAD"], ["row 1 has 1 fields, the header 2"]),
     ],
 )

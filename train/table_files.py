@@ -58,8 +58,8 @@ def impute_file(
     expected: bool = False,
     spread: Path | None = None,
     seed: int | None = None,
-) -> tuple[int, list[Path]]:
-    """Fill the empty cells of a table file; returns their number and the paths of the files written.
+) -> tuple[str, list[Path]]:
+    """Fill the empty cells of a table file; returns what was filled as a text, and the paths of the files written.
 
     Args:
         out: the file to write; several draws go to NAME.1.csv, NAME.2.csv, …
@@ -83,4 +83,15 @@ def impute_file(
     if expected and spread is not None:
         deviation.to_csv(spread, index=False)
         written.append(spread)
-    return int(modelled.isna().sum().sum()), written
+    return counted(file.table, tables[0]), written
+
+
+def counted(table: pd.DataFrame, filled: pd.DataFrame) -> str:
+    """The number of cells that were filled and, by column, of those that stay empty, as a text."""
+    before = table.reindex(columns=filled.columns).isna()
+    cells = int((before & filled.notna()).sum().sum())
+    text = f"filled {cells:,} cell{'s' * (cells != 1)}"
+    left = {**filled.isna().sum(), **{name: table[name].isna().sum() for name in table if name not in filled}}
+    why = {True: "had no value in training", False: "the model does not have"}
+    parts = [f"{count:,} of column {name!r}, which {why[name in filled]}" for name, count in left.items() if count]
+    return text + (f", left empty: {'; '.join(parts)}" if parts else "")

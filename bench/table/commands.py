@@ -172,8 +172,8 @@ def impute(
     model = _load(run, weights, device)
     from ...train.table_files import impute_file
 
-    cells, written = impute_file(model, source, out, draws, expected, spread, seed)
-    console.print(f"filled {cells:,} cells; wrote {', '.join(map(str, written))}")
+    what, written = impute_file(model, source, out, draws, expected, spread, seed)
+    console.print(f"{what}; wrote {', '.join(map(str, written))}", markup=False, highlight=False)
 
 
 @app.command()
@@ -214,7 +214,10 @@ def fetch(
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Download a finished set again.")] = False,
 ) -> None:
-    """Download one of the paper's six tables from UCI, checked and split as in the literature."""
+    """Download one of the paper's six tables from UCI, checked and split as in the literature.
+
+    The same command resumes an interrupted download.
+    """
     from .fetch import fetch as download
 
     console.print(f"{name}: {download(name, out, url, force)}")

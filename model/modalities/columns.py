@@ -241,7 +241,7 @@ class Columns(Modality):
         if "num" in parts:
             blocks.append(np.nan_to_num(parts["num"].numpy().astype(np.float64)))
         for c, states in enumerate(codec.table.states):
-            blocks.append(np.eye(states)[parts["cat"][:, c].numpy().clip(0)])
+            blocks.append(parts["cat"][:, c, None].numpy().clip(0) == np.arange(states))
         return np.concatenate(blocks, 1)
 
     def attributes(self, codec: RowCodec, values: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -26,8 +26,10 @@ from ..condition import Condition
 from ..pipeline import Pipeline
 from ..sampler import sample
 from .constraints import ColumnCondition, RangeConstraint, allowed_states, is_single_number
+from .incomplete import Incomplete
 
 BATCH_ROWS = 4096  # default batch size
+CPU_LOGITS = 2**28  # logits in a batch on a CPU, at most: 1 GiB where all are in memory at once
 GPU_BATCH_ROWS = 65536  # on a GPU, where so small a network is limited by launches rather than by rows
 GPU_LOGITS = 2**29  # logits in a batch on a GPU, at most: 2 GiB
 DRAW_SEED = 1_000_003  # draw d of an imputation has the seed `seed + DRAW_SEED * d`
@@ -104,28 +106,22 @@ class TableSampler:
                 table[name] = column.from_numbers(np.repeat(column.to_numbers(pd.Series([condition])), n))
         return table
 
-    def impute(self, table: pd.DataFrame, draw: int = 0, cells: ObservedCells | None = None) -> pd.DataFrame:
+    def impute(
+        self, table: pd.DataFrame | Incomplete, draw: int = 0, cells: ObservedCells | None = None
+    ) -> pd.DataFrame:
         """The table with its missing cells sampled given the others, which stay as they are.
 
         Args:
             draw: number of the draw; each has its own random numbers.
             cells: the observed cells of the table, to compute them only once for several draws.
         """
-        cells = self.observed_cells(table) if cells is None else cells
-        index, table = table.index, table.reset_index(drop=True)  # labels of an index may repeat
-        incomplete = torch.tensor(table.isna().to_numpy().any(1))
-        filled = table.copy().set_axis(index)
-        if not incomplete.any():
-            return filled
+        given = table if isinstance(table, Incomplete) else Incomplete.of(self.codec, table)
+        if not len(given.rows):
+            return given.filled({})
+        cells = self.observed_cells(given.known) if cells is None else cells
         sampler = dataclasses.replace(self, seed=self.seed + DRAW_SEED * draw)
-        tokens, z = sampler.sample_cells(cells.rows(incomplete), [], self.present_states())
-        new = self.codec.decode(tokens, z, sampler.seed)
-        new.index = np.flatnonzero(incomplete.numpy())
-        for name, column in self.codec.columns.items():
-            missing = table.loc[new.index, name].isna()
-            if missing.any() and column.column.kind != "identifier":
-                filled[name] = fill_cells(table[name], new.loc[missing, name]).set_axis(index)
-        return filled
+        tokens, z = sampler.sample_cells(cells.rows(torch.from_numpy(given.rows)), [], self.present_states())
+        return given.filled(self.codec.decode(tokens, z, sampler.seed).set_axis(given.rows))
 
     def no_cells(self, n: int) -> ObservedCells:
         """n rows without observed cells."""
@@ -190,10 +186,10 @@ class TableSampler:
         the same command gives the same rows."""
         if self.pipeline.config.sample.batch_size is not None:
             return min(self.pipeline.config.sample.batch_size, n)
+        logits = max(len(self.codec.categorical) * max(self.codec.states, default=0), 1)
         if self.device.type == "cpu":
-            return min(BATCH_ROWS, n)
-        logits = len(self.codec.categorical) * max(self.codec.states, default=0)
-        return min(GPU_BATCH_ROWS, max(BATCH_ROWS, GPU_LOGITS // max(logits, 1)), n)
+            return min(BATCH_ROWS, max(CPU_LOGITS // logits, 1), n)
+        return min(GPU_BATCH_ROWS, max(GPU_LOGITS // logits, 1), n)
 
     def sample_batch(
         self,
@@ -261,7 +257,8 @@ class TableSampler:
         if noise is not None:
             x["num"] = torch.where(cells.observed, cells.z, noise)
         t = {m: torch.ones(len(cells), dtype=torch.float64, device=self.device) for m in self.space}
-        return self.space.evaluate(self.pipeline.net, x, t, ["cat"], self.observed_z(cells))["cat"]
+        out = self.space.evaluate(self.pipeline.net, x, t, ["cat"], self.observed_z(cells))["cat"]
+        return LazyLogits.wrap(out).values()
 
     def _constrain(self, cells: ObservedCells, name: str, condition: ColumnCondition) -> RangeConstraint:
         """The constraint of a condition; a single state that it allows becomes an observed cell of all rows."""
@@ -312,13 +309,6 @@ class TableSampler:
         if not column.states and column.quantiles is None:
             raise ValueError(f"column {name!r} is {column.column.kind} and is not modelled")
         return column
-
-
-def fill_cells(values: pd.Series, new: pd.Series) -> pd.Series:
-    """A column with the cells of `new` in it, by their index, in its own dtype if that holds them."""
-    filled = values.copy() if values.notna().any() else values.astype(new.dtype)
-    filled.loc[new.index] = new.to_numpy(dtype=object) if filled.dtype == object else new
-    return filled
 
 
 def columns_of(pipeline: Pipeline) -> TableCodec:

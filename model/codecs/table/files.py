@@ -157,13 +157,15 @@ def write_table(table: pd.DataFrame, path: str | Path, missing: str = "") -> Non
 def fill_csv(text: str, table: pd.DataFrame, filled: pd.DataFrame) -> str:
     """The text of a CSV with its missing cells replaced by those of `filled`; every other byte stays.
 
-    `table` is what `parse_csv` made of the text: a cell is missing where it is NaN there.
+    `table` is what `parse_csv` made of the text: a cell is missing where it is NaN there. Columns that only `filled`
+    has come last.
     """
-    missing = table.isna().to_numpy()
+    missing = (table.isna() & filled[table.columns].notna()).to_numpy()  # what stays empty keeps its text
     new_cells = [
         [_csv_field(v) if m else "" for v, m in zip(filled[name], table[name].isna(), strict=True)]
         for name in table.columns
     ]
+    more = [[_csv_field(v) for v in [name, *filled[name]]] for name in filled if name not in table]
     out, row = [], -1  # row −1 is the header
     for parts in _records(text):
         is_blank = not "".join(parts[:-1])
@@ -171,6 +173,8 @@ def fill_csv(text: str, table: pd.DataFrame, filled: pd.DataFrame) -> str:
             for column in np.flatnonzero(missing[row]):
                 parts[2 * column] = new_cells[column][row]
         row += not is_blank
+        if not is_blank:
+            parts[-1:-1] = [part for cells in more for part in (",", cells[row])]
         out.append("".join(parts))
     return "".join(out)
 

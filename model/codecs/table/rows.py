@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .column import ColumnCodec, from_tag, to_tag
 from .encoding import EncodingConfig
 from .schema import Schema, infer
 
+log = logging.getLogger(__name__)
 CODEC = "codec.json"
 
 
@@ -69,6 +71,8 @@ class RowCodec(Codec):
             table = as_table(values)
             schema = infer(table, None if self.schema is None else Schema.load(self.schema))
             self.columns = TableCodec.fit(table, schema, self.encoding, seed)
+            for line in filter(None, (column.pooling for column in self.columns.columns.values())):
+                log.warning(line)
 
     def encode(self, values: Sequence | pd.DataFrame) -> Parts:
         """z is NaN where a cell is not regular (its token says why).
