@@ -17,7 +17,7 @@ XGBOOST = [  # plain xgboost brings half a gigabyte of GPU libraries along on Li
     "xgboost-cpu>=2; platform_system != 'Darwin'",
     "xgboost>=2; platform_system == 'Darwin'",
 ]
-TABLE = ["pandas>=2.1", "xlrd>=2", "pyarrow>=15", *XGBOOST]
+TABLE = ["pandas>=2.1", "xlrd>=2", "openpyxl>=3.1", "pyarrow>=15", *XGBOOST]
 PAIRS = [  # packed images and captions
     *("webdataset>=1.0", "tokenizers>=0.20", "pyarrow>=15"),
     "nvidia-dali-cuda130>=1.52; platform_system == 'Linux'",

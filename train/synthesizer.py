@@ -17,10 +17,11 @@ from ..configs.load import load_config
 from ..configs.runs import resolve
 from ..model.build import Codecs
 from ..model.codecs.table.codec import TableCodec
+from ..model.codecs.table.dialect import Dialect
 from ..model.codecs.table.schema import Schema
 from ..model.storage import save_checkpoint
 from ..sample.pipeline import Pipeline
-from ..sample.table.config import missing_strings, row_codec, schema_of
+from ..sample.table.config import csv_settings, missing_strings, row_codec, schema_of
 from ..sample.table.imputation import expected
 from ..sample.table.incomplete import Incomplete
 from ..sample.table.rows import TableSampler, columns_of
@@ -177,6 +178,12 @@ class TableSynthesizer(BaseEstimator):
     def missing_(self) -> list[str]:
         """The strings that mean a missing cell in a CSV."""
         return missing_strings(self._fitted().config)
+
+    @property
+    def dialect_(self) -> Dialect:
+        """How the CSV of the training rows was written: separator, encoding and decimal mark."""
+        settings = csv_settings(self._fitted().config)
+        return Dialect.of(*(settings.get(key) for key in ("sep", "encoding", "decimal")))
 
     def _described(self, schema: Schema) -> TableSynthesizer:
         self.schema_, self.n_features_in_ = schema, len(schema.columns)

@@ -8,6 +8,7 @@ data.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from . import sdv
 
 Kind = Literal["numerical", "continuous", "integer", "categorical", "boolean", "datetime", "constant", "identifier"]
 Task = Literal["binclass", "multiclass", "regression"]
@@ -56,6 +59,12 @@ class Column(BaseModel):
     decimals: int | None = Field(None, description="digits after the point, continuous columns; null is all of them")
     format: str | None = Field(None, description="strftime format of dates that are text")
     step: str | None = Field(None, description=f"resolution of dates: {', '.join(STEPS)}")
+    sdv: dict[str, Any] | None = Field(None, description="entries of SDV's metadata that kind and format do not say")
+
+    @property
+    def is_semantic(self) -> bool:
+        """Whether SDV's metadata says what the cells mean (email, phone_number, …) rather than their kind."""
+        return self.kind is None and "sdtype" in (self.sdv or {})
 
     def complete(self, values: pd.Series) -> Column:
         """The column with everything that it leaves open inferred from its values."""
@@ -63,6 +72,10 @@ class Column(BaseModel):
             return self
         inferred = infer_column(self.name, values)
         given = self.model_dump(exclude_unset=True, exclude_none=True)
+        if pd.api.types.is_datetime64_any_dtype(values.dtype):
+            given.pop("format", None)  # SDV's metadata has one for dates in any form; only text needs it
+        if self.is_semantic:
+            given["kind"] = inferred.kind if inferred.kind == "constant" else _kind_of_words(values)
         if self.kind == "numerical":
             given["kind"] = inferred.kind
             if inferred.kind not in (*NUMERICAL_KINDS, "constant"):
@@ -129,7 +142,7 @@ class Schema(BaseModel):
     @property
     def text_columns(self) -> list[str | int]:
         """Columns whose values are categories, which a reader should leave as they are written."""
-        return self.names(*CATEGORICAL_KINDS)
+        return [c.name for c in self.columns if c.kind in (*CATEGORICAL_KINDS, "identifier") or c.is_semantic]
 
     def roles(self) -> tuple[list, list]:
         """The names of the numerical columns and of the categorical ones, the target left out."""
@@ -139,13 +152,17 @@ class Schema(BaseModel):
             numerical, categorical = self.names("numerical", *NUMERICAL_KINDS), self.names(*CATEGORICAL_KINDS)
         return [c for c in numerical if c != self.target], [c for c in categorical if c != self.target]
 
+    def to_sdv(self) -> str:
+        """The schema as the JSON of SDV's metadata of a single table; see `sdv`."""
+        return json.dumps(sdv.metadata(self.columns), indent=4, ensure_ascii=False) + "\n"
+
     def dump(self) -> str:
         """The schema as YAML, without what is at its default."""
         return yaml.safe_dump(self.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def load(cls, source: Schema | Mapping[str, Any] | str | Path) -> Schema:
-        """A schema from a YAML file, or from the content of one.
+        """A schema from a YAML file, from a JSON file of SDV's metadata, or from the content of either.
 
         Raises:
             ValueError: no such file, or what is wrong in it, in one line that names file and key.
@@ -157,6 +174,8 @@ class Schema(BaseModel):
         content = _read_yaml(source) if is_file else source
         if not isinstance(content, Mapping) or not content:
             raise ValueError(f"{where}: a schema is a mapping with the key columns")
+        if sdv.is_metadata(content):
+            content = sdv.content(content, where)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -286,6 +305,13 @@ def _kind_of_text(name: str | int, present: pd.Series, found: dict) -> str:
     if len(present) >= IDENTIFIER_ROWS and _distinct(present) == len(present) and not found["missing"]:
         return "identifier"
     return "categorical"
+
+
+def _kind_of_words(values: pd.Series) -> str:
+    """The kind of names, addresses and the like: identifier if all differ."""
+    present = values.dropna()
+    is_key = len(present) == len(values) >= IDENTIFIER_ROWS and _distinct(present) == len(present)
+    return "identifier" if is_key else "categorical"
 
 
 def _are_dates(present: pd.Series, found: dict) -> bool:
