@@ -16,7 +16,7 @@ import pandas as pd
 
 from ...model.codecs.table.codec import TableCodec
 from ...model.codecs.table.column import ColumnCodec, from_tag
-from ...model.codecs.table.rows import as_in_training
+from ...model.codecs.table.rows import as_in_training, as_text
 
 NEAR = 3  # similar values that a note names, at most
 
@@ -90,6 +90,10 @@ def fill_cells(values: pd.Series, new: pd.Series) -> pd.Series:
     they are all cells there are, else in the one that pandas finds for both."""
     if len(new) == len(values):
         return new
+    zones = [getattr(x.dtype, "tz", None) for x in (values, new)]
+    if all(pd.api.types.is_datetime64_any_dtype(x.dtype) for x in (values, new)) and zones[0] != zones[1]:
+        moments = new.dt.tz_convert("UTC") if zones[1] else new.dt.tz_localize("UTC")
+        new = moments.dt.tz_convert(zones[0]) if zones[0] else moments.dt.tz_localize(None)
     if values.dtype != object and not _holds(values, new):
         kept = values.drop(new.index).dropna()
         if isinstance(values.dtype, pd.CategoricalDtype):
@@ -111,16 +115,12 @@ def new_identifiers(column: ColumnCodec, values: pd.Series, n: int) -> pd.Series
     return made[~made.map(as_text).isin(taken)].head(n)
 
 
-def as_text(value: Any) -> str:
-    """A value as text, a whole number without a point."""
-    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if is_whole else str(value)
-
-
 def _holds(values: pd.Series, new: pd.Series) -> bool:
     """Whether the dtype of a column holds these values; a float of fewer bits does."""
     if pd.api.types.is_float_dtype(values.dtype) and pd.api.types.is_numeric_dtype(new.dtype):
         return True
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return bool(new.dropna().isin(values.cat.categories).all())
     try:
         cast = new.astype(values.dtype)
         return bool(((cast == new) | new.isna()).all()) and bool((cast.isna() == new.isna()).all())
@@ -148,7 +148,8 @@ def _readable(column: ColumnCodec, values: pd.Series) -> tuple[pd.Series, str | 
     wrong = _unreadable(read, values.dropna())
     if not len(wrong):
         return read(values), None
-    first, count = values[wrong[0]], len(wrong)
+    first, count = values.astype(object)[wrong[0]], len(wrong)
+    first = first.item() if isinstance(first, np.generic) else first
     is_number = column.is_numerical
     what = "cells that cannot be read as numbers or dates" if is_number else "cells that training did not have"
     near = "" if is_number else _near(column, first)
@@ -162,15 +163,11 @@ def _unreadable(read: Callable, present: pd.Series) -> np.ndarray:
     """The labels of the cells that cannot be read; only distinct values are tried."""
     try:
         distinct = present.drop_duplicates()
-    except TypeError:  # cells that have no hash
-        distinct = present
-    wrong = _failing(read, distinct)
-    if not wrong:
-        return np.array([])
-    if len(distinct) < len(present):
+        wrong = _failing(read, distinct)
         values = set(distinct[wrong])
-        wrong = [label for label, value in present.items() if value in values]
-    return np.array(wrong)
+    except TypeError:  # cells that have no hash
+        return np.array(_failing(read, present))
+    return np.array([label for label, value in present.items() if value in values]) if wrong else np.array([])
 
 
 def _failing(read: Callable, cells: pd.Series) -> list:

@@ -7,6 +7,10 @@ import pandas as pd
 import pytest
 
 from anystate import TableSynthesizer
+from anystate.model.codecs.table.column import ColumnCodec
+from anystate.model.codecs.table.encoding import EncodingConfig
+from anystate.model.codecs.table.rows import as_in_training
+from anystate.model.codecs.table.schema import Column
 from anystate.sample.table.incomplete import fill_cells
 
 N = 400
@@ -155,6 +159,43 @@ def test_a_dtype_that_cannot_hold_the_values_becomes_one_that_can():
     assert fill_cells(days, moment)[1] == moment[1]
     colours = pd.Series(["red", None], dtype="category")
     assert fill_cells(colours, pd.Series(["blue"], index=[1])).tolist() == ["red", "blue"]
+
+
+def test_moments_of_another_time_zone_are_the_same_moments():
+    moment = pd.Series([pd.Timestamp("2021-06-01 12:00", tz="Europe/Berlin")], index=[1])
+    for zone, text in (("US/Eastern", "2021-06-01 06:00:00-04:00"), (None, "2021-06-01 10:00:00")):
+        values = pd.Series([pd.Timestamp("2020-01-01", tz=zone), pd.NaT])
+        filled = fill_cells(values, moment)
+        assert str(filled[1]) == text
+        assert filled.dtype == values.dtype
+
+
+@pytest.mark.parametrize(
+    ("values", "given"),
+    [
+        ([1, 2, 3], [1.0, "2", np.int8(3)]),
+        ([True, False], ["True", "false", 1.0, 0, np.bool_(False)]),
+        (["1", "2"], [1, 2.0, "2"]),
+    ],
+)
+def test_cells_of_another_type_are_the_same_categories(values, given):
+    column = ColumnCodec.fit(
+        Column(name="c", kind="categorical", dtype="object"),
+        pd.Series(values, dtype=object),
+        EncodingConfig(),
+        np.random.default_rng(0),
+    )
+    read = as_in_training(column, pd.Series([*given, None, np.nan], dtype=object))
+    tokens, _ = column.encode(read, np.random.default_rng(0))
+    tags = [column.states[t][1].split(":")[1].lower() for t in tokens[: len(given)]]
+    truth = {"true": "true", "1.0": "1", "1": "1", "2.0": "2", "0": "0"}
+    same = [truth.get(str(g).lower(), str(g).lower()) for g in given]
+    if isinstance(values[0], bool):
+        same = [{"1": "true", "0": "false"}.get(g, g) for g in same]
+    assert tags == same
+    assert (tokens[len(given) :] == -1).all()
+    with pytest.raises(ValueError, match="has no value"):
+        as_in_training(column, pd.Series([[1, 2]], dtype=object))
 
 
 def test_other_columns_stay_and_the_order_does_not_matter(model, caplog):
