@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from ...model.codecs.table.schema import CATEGORICAL_KINDS, NUMERICAL_KINDS, STEPS, Column
+from ...model.codecs.table.schema import CATEGORICAL_KINDS, NUMERICAL_KINDS, Column
 
 CHANCE = 1e-5  # probability below which values outside the real range are no chance
+FIXED_STEPS = ("day", "hour", "minute", "second", "ms", "us")
 ERRORS = 4  # standard errors by which shares of missing cells differ by chance, at most
 
 
@@ -126,13 +127,16 @@ def _off_grid(pair: Pair, present: pd.Series, drawn: pd.Series) -> Iterator[Find
 
 def _grids(column: Column) -> Iterator[tuple]:
     """(what is wrong off the grid, function from cells to whether they are off it)."""
+    increment, offset = getattr(column, "increment", None), float(getattr(column, "offset", None) or 0)
     if column.kind == "datetime":
-        size = STEPS[column.step or "ns"]
-        yield f"dates between full {column.step}s", lambda cells: cells.astype("int64") % size != 0
+        if column.step in FIXED_STEPS and not offset:
+            size = pd.Timedelta(1, unit=column.step).value
+            yield f"dates between full {column.step}s", lambda cells: cells.astype("int64") % size != 0
         return
-    increment, offset = getattr(column, "increment", None), getattr(column, "offset", None) or 0.0
-    if isinstance(increment, int | float) and increment > 0:
-        yield f"numbers off the step of {increment:g}", lambda cells: _off(cells, float(increment), float(offset))
+    if column.step is not None:  # time spans
+        return
+    if increment:
+        yield f"numbers off the step of {increment:g}", lambda cells: _off(cells, float(increment), offset)
     decimals = 0 if column.kind == "integer" else column.decimals
     if decimals is not None:
         what = f"numbers of more than {decimals} decimals" if decimals else "fractions of whole numbers"

@@ -13,12 +13,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
-from ...model.codecs.table.cells import canonical
 from ...model.codecs.table.files import TableFile
 from ...model.codecs.table.schema import NUMERICAL_KINDS, Schema, infer
 from .baselines import gaussian_copula, independent, published_baselines, resample
 from .charts import association_map, associations, marginal
-from .columns import Roles, check_tables, numbers, roles_of
+from .columns import Roles, check_tables, comparable, numbers, roles_of
 from .diagnostics import diagnostics
 from .metrics import Density, density
 from .scores import Line, percent, score_lines
@@ -57,7 +56,7 @@ def report(
     Raises:
         ValueError: a file that cannot be read, or tables that do not fit the schema or each other.
     """
-    schema = Schema() if schema is None else Schema.load(schema)
+    schema = Schema() if schema is None else _with_text_names(Schema.load(schema))
     is_given = schema != Schema()
     read = {"real": _read(real, schema.text_columns, reading)}
     check_tables(Roles((), ()), real=read["real"].table)
@@ -69,12 +68,11 @@ def report(
     known = _known(read["real"].table, schema)
     for part, table in (("synth", synth), ("test", test)):
         if table is not None:
-            read[part] = _read(table, [str(c) for c in known.text_columns], reading)
-    names = {str(column.name): column.name for column in known.columns}  # 0 in memory is "0" in a text file
-    raw = {part: file.table.rename(columns=lambda name: names.get(str(name), name)) for part, file in read.items()}
+            read[part] = _read(table, known.text_columns, reading)
+    raw = {part: file.table for part, file in read.items()}
     check_tables(Roles((), ()), **raw)
     notes += _unscored(known, raw["synth"], schema)
-    cells = {part: comparable(table, known, part) for part, table in raw.items()}
+    cells = {part: comparable(table, known.columns, part) for part, table in raw.items()}
     roles = _scored(roles_of(cells["real"], schema if schema.has_lists else known, target), cells["synth"])
     tables: dict[str, Any] = {part: _select_columns(table, roles, part) for part, table in cells.items()}
     tables.setdefault("test", None)
@@ -103,9 +101,18 @@ def report(
 def _read(
     table: pd.DataFrame | Path | str, text_columns: Sequence[str | int], reading: Mapping[str, Any] | None
 ) -> TableFile:
-    if isinstance(table, pd.DataFrame):
-        return TableFile(table)
-    return TableFile.read(table, **{"text_columns": text_columns, **(reading or {})})
+    """A table with names of columns that are text, as they are in a text file."""
+    is_table = isinstance(table, pd.DataFrame)
+    file = TableFile(table) if is_table else TableFile.read(table, **{"text_columns": text_columns, **(reading or {})})
+    return dataclasses.replace(file, table=file.table.rename(columns=str))
+
+
+def _with_text_names(schema: Schema) -> Schema:
+    columns = [c.model_copy(update={"name": str(c.name)}) for c in schema.columns]
+    lists = {key: names and [str(name) for name in names] for key, names in
+             (("numerical", schema.numerical), ("categorical", schema.categorical))}  # fmt: skip
+    target = None if schema.target is None else str(schema.target)
+    return schema.model_copy(update={"columns": columns, "target": target, **lists})
 
 
 def _known(real: pd.DataFrame, schema: Schema) -> Schema:
@@ -117,26 +124,6 @@ def _known(real: pd.DataFrame, schema: Schema) -> Schema:
         for c in known.columns
     ]
     return known.model_copy(update={"columns": columns})
-
-
-def comparable(table: pd.DataFrame, known: Schema, part: str) -> pd.DataFrame:
-    """The known columns of a table as comparable cells.
-
-    Raises:
-        ValueError: no cell of a column is of its kind.
-    """
-    cells = {}
-    for column in known.columns:
-        if column.name not in table.columns:
-            continue
-        values = table[column.name]
-        try:
-            cells[column.name] = canonical(column, values).reset_index(drop=True)
-        except (ValueError, TypeError):
-            cells[column.name] = pd.Series(np.nan, index=range(len(table)))
-        if values.notna().any() and not cells[column.name].notna().any():
-            raise ValueError(f"column {column.name!r} of the {part} table holds text where numbers belong")
-    return pd.DataFrame(cells, index=range(len(table)))
 
 
 def _unscored(known: Schema, synth: pd.DataFrame, schema: Schema) -> list[str]:
