@@ -125,8 +125,8 @@ def fit(
     _print_notes(file.notes)
     if file.dialect is not None:
         modality, _ = row_codec(resolved)
-        own = file.dialect.settings
-        overrides += [f"modalities.{modality}.csv.{key}={json.dumps(value)}" for key, value in own.items()]
+        for key, value in file.dialect.settings.items():
+            overrides.append(f"modalities.{modality}.csv.{key}={json.dumps(value)}")
         resolved = load_config(config, overrides)
     columns = schema_of(table, resolved, schema)
     if dry_run:
@@ -134,6 +134,8 @@ def fit(
         return
     run = out or Path("runs") / Path(source).name.split(".")[0]
     console.print(f"{len(table):,} rows, {len(table.columns)} columns of {path}")
+    if own := {} if file.dialect is None else file.dialect.settings:
+        console.print("  read with " + ", ".join(f"{key} {value!r}" for key, value in own.items()), highlight=False)
     for name, kind in describe(columns):
         console.print(f"  {name}: {kind}", markup=False, highlight=False)
     began = time.perf_counter()
@@ -235,13 +237,18 @@ def report(
     target: Annotated[str | None, typer.Option(help="Column that models predict in MLE.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="MLE: fit 4 hyper-parameter settings instead of 36.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation models.")] = 0,
+    missing: Missing = None,
+    sep: Sep = None,
+    encoding: Encoding = None,
+    decimal: Decimal = None,
 ) -> None:
     """Compare synthetic with real rows on one page: marginals, correlations, scores beside baselines, privacy."""
     for what, path in (("table", real), ("table", synth), ("--test:", test), ("--schema:", schema)):
         require_path(what, path)
     from .report import report as write
 
-    for name, value in write(real, synth, test, out, schema, target, fast, seed).items():
+    reading = {"missing": missing or (), "sep": sep, "encoding": encoding, "decimal": decimal}
+    for name, value in write(real, synth, test, out, schema, target, fast, seed, reading).items():
         console.print(f"{name:28} {value:.4f}", highlight=False)
     console.print(f"wrote {out}")
 

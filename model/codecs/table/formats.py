@@ -44,6 +44,10 @@ NAMES = {
 READABLE = ".csv, .tsv, .parquet, .feather, .xlsx, .json, .jsonl, also with .gz, .zip, .bz2 or .xz"
 
 
+class UnreadableFormat(ValueError):
+    """A file is not broken, but of a kind that is not read."""
+
+
 def by_name(path: Path) -> tuple[str | None, str | None]:
     """(format, packing) that the ending of a name says, None where it says none; upper case is the same."""
     parts = path.name.lower().split(".")[1:]
@@ -119,24 +123,28 @@ def _unpack(data: bytes, packing: str, path: Path) -> tuple[bytes, str | None]:
     """(content, name of the member of a zip archive)."""
     try:
         if packing == "zip":
-            return _only_member(zipfile.ZipFile(io.BytesIO(data)), path)
+            archive = zipfile.ZipFile(io.BytesIO(data))
+            member = _only_member(archive, path)
+            return archive.read(member), member
         return {"gz": gzip, "bz2": bz2, "xz": lzma}[packing].decompress(data), None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+    except UnreadableFormat:
+        raise
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable .{packing} file ({error})") from None
 
 
-def _only_member(archive: zipfile.ZipFile, path: Path) -> tuple[bytes, str]:
-    """The content and name of the only file of an archive, apart from what systems add to it."""
+def _only_member(archive: zipfile.ZipFile, path: Path) -> str:
+    """The name of the only file of an archive, apart from what systems add to it."""
     names = [
         name for name in archive.namelist()
         if not name.endswith("/") and not name.startswith("__MACOSX/") and not Path(name).name.startswith(".")
     ]  # fmt: skip
     if "mimetype" in names and b"opendocument" in archive.read("mimetype"):
-        raise ValueError(f"{path} is an OpenDocument spreadsheet: save it as .xlsx or CSV")
+        raise UnreadableFormat(f"{path} is an OpenDocument spreadsheet: save it as .xlsx or CSV")
     if len(names) != 1:
         what = f"{len(names)} files ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else "no file"
-        raise ValueError(f"{path} holds {what}: an archive is read if it holds one table; unpack it")
-    return archive.read(names[0]), names[0]
+        raise UnreadableFormat(f"{path} holds {what}: an archive is read if it holds one table; unpack it")
+    return names[0]
 
 
 def pack(data: bytes, packing: str | None, name: str) -> bytes:
@@ -198,7 +206,7 @@ def read_excel(data: bytes, kind: str, where: str, missing: Sequence[str]) -> tu
     try:
         with pd.ExcelFile(io.BytesIO(data), engine="openpyxl" if kind == "xlsx" else "xlrd") as book:
             sheets = list(map(str, book.sheet_names))
-            table = book.parse(book.sheet_names[0], keep_default_na=False, na_values=["", *missing])
+            table = book.parse(book.sheet_names[0], dtype=object, keep_default_na=False, na_values=["", *missing])
     except Exception as error:  # the libraries raise whatever they stumble over
         raise ValueError(f"{where}: not a readable Excel workbook ({_line(error)})") from None
     nameless = [name for name in table if str(name).startswith("Unnamed: ") and table[name].isna().all()]
