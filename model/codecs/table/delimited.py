@@ -30,12 +30,13 @@ def parse(
     sep: str | None = None,
     decimal: str | None = None,
     prefer_tab: bool = False,
+    usual: Dialect | None = None,
 ) -> tuple[pd.DataFrame, Dialect]:
     """A table from text with separators, see `files.read_table`, and how it is written; messages begin with `where`."""
     spaces = False
     given = sep
     if sep is None:
-        sep, spaces = guess_separator(text, where, prefer_tab)
+        sep, spaces = guess_separator(text, where, prefer_tab, usual and usual.sep)
     rows = _rows(text, where, sep, spaces)
     header, body = rows[0], rows[1:]
     _check_rows(header, body, where, sep, given is not None)
@@ -45,7 +46,7 @@ def parse(
         raise ValueError(f"{where}: {what}: rename one of them")
     gaps = {*missing, *NAN}
     if decimal is None:
-        decimal = guess_decimal(header, body, sep, where, gaps | NOT_A_NUMBER)
+        decimal = guess_decimal(header, body, sep, where, gaps | NOT_A_NUMBER, usual and usual.decimal)
     columns = zip(*body, strict=True)
     table = pd.DataFrame(
         {name: _to_series(list(cells), gaps, name in text_columns, decimal)

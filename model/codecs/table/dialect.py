@@ -84,10 +84,14 @@ def decimal_mark(text: str) -> str:
     return text
 
 
-def guess_separator(text: str, where: str, prefer_tab: bool = False) -> tuple[str, bool]:
+def guess_separator(text: str, where: str, prefer_tab: bool = False, usual: str | None = None) -> tuple[str, bool]:
     """(the separator that gives every row as many fields as the header, whether a space follows each of them).
 
     If none does, the one that fits most rows, so that the first other row can be named.
+
+    Args:
+        prefer_tab: the name says that it is a tab.
+        usual: of other files of this kind, where several fit.
 
     Raises:
         ValueError: several fit; the user has to choose.
@@ -99,8 +103,9 @@ def guess_separator(text: str, where: str, prefer_tab: bool = False) -> tuple[st
         scores[sep] = (sum(n == counts[0] for n in counts) if counts and counts[0] > 1 else 0, sep == ",")
         if counts and counts[0] > 1 and len(set(counts)) == 1:
             fitting.append(sep)
-    if prefer_tab and "\t" in fitting:
-        fitting = ["\t"]
+    preferred = "\t" if prefer_tab else usual
+    if preferred in fitting:
+        fitting = [preferred]
     if len(fitting) > 1:
         names = " or ".join(SEPARATORS[sep] for sep in fitting)
         raise ValueError(f"{where}: its cells could be separated by {names}; give --sep")
@@ -143,11 +148,22 @@ def records(text: str, sep: str = ",") -> Iterator[list[str]]:
                 return
 
 
-def guess_decimal(header: Sequence[str], body: Sequence[Sequence[str]], sep: str, where: str, gaps: set[str]) -> str:
+def guess_decimal(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    sep: str,
+    where: str,
+    gaps: set[str],
+    usual: str | None = None,
+) -> str:
     """The decimal mark of a table's columns; where commas separate the cells it is a point.
 
     "0,5" and "12,75" can only be decimals. "1,250" could also be a thousand, and decides nothing; neither does "1.250"
     between semicolons, which are used where the decimal mark is a comma.
+
+    Args:
+        gaps: texts that mean a missing cell.
+        usual: of other files of this kind, where this one leaves the choice open.
 
     Raises:
         ValueError: columns with points and columns with commas, or only numbers that could be either.
@@ -167,6 +183,8 @@ def guess_decimal(header: Sequence[str], body: Sequence[Sequence[str]], sep: str
                 certain.setdefault(mark, (name, clear))
             elif mark == "," or sep == ";":
                 doubtful = doubtful or (name, min(marked))
+    if usual is not None and (len(certain) == 2 or (not certain and doubtful is not None)):
+        return usual
     if len(certain) == 2:
         (a, x), (b, y) = certain["."], certain[","]
         raise ValueError(f"{where}: column {a!r} has {x.strip()}, column {b!r} has {y.strip()}; give --decimal . or ,")

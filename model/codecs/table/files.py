@@ -66,22 +66,11 @@ class TableFile:
         if kind in ("xlsx", "xls"):
             table, more = formats.read_excel(data, kind, where, missing)
             return cls(table, notes=(*notes, *more))
-        try:
-            text, encoding, bom = decode(data, where, encoding)
-        except ValueError:
-            if encoding is not None or usual is None:
-                raise
-            text, encoding, bom = decode(data, where, usual.encoding)
+        text, encoding, bom = decode(data, where, encoding, usual and usual.encoding)
         if kind in ("json", "jsonl"):
             content = formats.parse_json(text, where, kind == "jsonl")
             return cls(formats.from_records(content, where), notes=tuple(notes))
-        arguments = (text, where, missing, text_columns)
-        try:
-            table, dialect = parse(*arguments, sep, decimal, kind == "tsv")
-        except ValueError:
-            if usual is None or (sep is not None and decimal is not None):
-                raise
-            table, dialect = parse(*arguments, sep or usual.sep, decimal or usual.decimal)
+        table, dialect = parse(text, where, missing, text_columns, sep, decimal, kind == "tsv", usual)
         return cls(table, dataclasses.replace(dialect, encoding=encoding, bom=bom), text, tuple(notes))
 
 
@@ -164,8 +153,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def _to_bytes(table: pd.DataFrame, kind: str, path: Path, missing: str, dialect: Dialect) -> bytes:
     buffer = io.BytesIO()
     if kind in ("csv", "tsv"):
-        if kind == "tsv" or dialect.sep == "\t":
-            dialect = dataclasses.replace(dialect, sep="\t" if kind == "tsv" else ",", decimal=".")
+        if (kind == "tsv") != (dialect.sep == "\t"):  # the training file was of the other kind
+            dialect = Dialect(sep="\t" if kind == "tsv" else ",")
         return dialect.to_bytes(render(table, dialect, missing), str(path))
     if kind == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _records(table, path)).encode()

@@ -37,8 +37,12 @@ SYMBOLS = "€£§°©®µ±²³½¼¾«»×÷–—…’\u00a0"
 EXAMPLES = "cp1252 (Western Europe), cp1250 (Central Europe), cp1251 (Cyrillic), shift_jis, gb18030, …"
 
 
-def decode(data: bytes, where: str, encoding: str | None = None) -> tuple[str, str, str]:
+def decode(data: bytes, where: str, encoding: str | None = None, usual: str | None = None) -> tuple[str, str, str]:
     """(text, encoding, byte order mark or "") of a file; error messages begin with `where`.
+
+    Args:
+        encoding: as the user says.
+        usual: of other files of this kind, where the bytes leave the choice open.
 
     Raises:
         ValueError: other bytes than the encoding has, binary data, or no safe guess.
@@ -59,8 +63,8 @@ def decode(data: bytes, where: str, encoding: str | None = None) -> tuple[str, s
     try:
         return data.decode("utf-8"), "utf-8", ""
     except UnicodeDecodeError as error:
-        encoding = _code_page(data, where, error.start)
-        return data.decode(encoding), encoding, ""
+        encoding = _code_page(data, where, error.start, usual)
+        return _decoded(data, encoding, where), encoding, ""
 
 
 def encoding_name(encoding: str, bom: str) -> str:
@@ -88,13 +92,15 @@ def _utf16_without_mark(data: bytes) -> str | None:
     return None
 
 
-def _code_page(data: bytes, where: str, start: int) -> str:
+def _code_page(data: bytes, where: str, start: int, usual: str | None) -> str:
     """The code page of bytes that are not UTF-8 from byte `start` on."""
     found: dict[str, str] = {}
     for page, text in _plausible(data):
         found.setdefault(text, page)
     if len(found) == 1:
         return next(iter(found.values()))
+    if usual not in (None, "utf-8"):
+        return usual
     problem = f"{where}: not UTF-8 at byte {start}, "
     if not found:
         raise ValueError(f"{problem}and no other encoding is certain; give --encoding: {EXAMPLES}")
