@@ -24,7 +24,7 @@ PAIRS = [  # packed images and captions
 ]
 LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]  # autoencoders, weights from the hub
 EVAL = ["torchmetrics>=1.6", "transformers>=4.45"]
-PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
+PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 TEST = [*TABLE, *PAIRS, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
 
 setup(

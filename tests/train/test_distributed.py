@@ -129,7 +129,7 @@ def test_activation_checkpointing_gives_the_same_weights(tiny, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeypatch):
     """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
     monkeypatch.setenv(float8.EMULATE, "1")

@@ -43,7 +43,7 @@ MEASURED = {  # a result that each part must write, by the beginning of its name
 }
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 @pytest.mark.parametrize("call", CALLS)
 def test_every_part_at_tiny_sizes_without_a_gpu(call, tmp_path):
     environment = os.environ | {"OUT": str(tmp_path / "out"), "ANYSTATE_GPU_FOLDER": str(tmp_path / "gpu")}
