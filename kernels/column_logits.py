@@ -65,7 +65,12 @@ class ColumnLogits(LazyLogits):
         losses = []
         for group in self.groups:
             own = target.index_select(1, group.columns)
-            losses.append(LazyLogits(group.logits(self.hidden)).cross_entropy(own, columns))
+            if self._is_partial(group) and not torch.compiler.is_compiling():
+                rows = (own[:, 0] >= 0).nonzero()[:, 0]
+                some = LazyLogits(group.logits(self.hidden[rows])).cross_entropy(own[rows], columns)
+                losses.append(torch.zeros(own.shape).index_copy(0, rows, some))
+            else:
+                losses.append(LazyLogits(group.logits(self.hidden)).cross_entropy(own, columns))
         return self._in_order(losses)
 
     def tau_leap(self, tokens, rate, keys, states, rule, mask_logit, uncond=None, guidance=1.0):
@@ -78,13 +83,17 @@ class ColumnLogits(LazyLogits):
         drawn = []
         for group in self.groups:
             u, here = (x.index_select(1, group.columns) for x in (uniforms, wanted))
-            if self.hidden.device.type != "cpu" or len(group.columns) > 1:
+            if not self._is_partial(group):
                 drawn.append(tokens_at(group.logits(self.hidden), u))
                 continue
-            rows = here[:, 0].nonzero()[:, 0]  # finding them would make a GPU wait
+            rows = here[:, 0].nonzero()[:, 0]
             token = torch.zeros(here.shape, dtype=torch.int64)
             drawn.append(token.index_copy(0, rows, tokens_at(group.logits(self.hidden[rows]), u[rows])))
         return self._in_order(drawn)
+
+    def _is_partial(self, group: ColumnGroup) -> bool:
+        """Whether only the rows that matter are computed; finding them would make a GPU wait."""
+        return self.hidden.device.type == "cpu" and len(group.columns) == 1
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """Values of the groups (B, c, …) as values of all columns (B, L, …)."""

@@ -53,7 +53,7 @@ def test_a_column_that_is_empty_or_absent(model, how, name, rows, caplog):
     table.index = [f"r{i}" for i in range(rows)]
     for holes in (table.assign(**{name: None}), table.assign(**{name: np.nan}), table.drop(columns=name)):
         caplog.clear()
-        filled = model.impute(holes, how)
+        filled = model.impute(holes, how, draws=2 if how == "expected" else None)
         filled = filled[0] if how == "expected" else filled
         assert filled[name].notna().all()
         assert filled[name].dtype == people()[name].dtype

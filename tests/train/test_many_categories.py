@@ -14,8 +14,8 @@ from anystate.model import column_layers
 from anystate.model.column_layers import CategoricalHead
 
 STATES = (3, 700, 2, 5, 300)
-LEARNT = ["network.width=32", "network.depth=1", "network.heads=2", "train.batch=256", "train.steps=400"]
-LEARNT += ["train.lr=1e-2", "sample.steps=4", "compile=never", "train.log_every=400"]
+LEARNT = ["network.width=32", "network.depth=1", "network.heads=2", "train.batch=256", "train.steps=300"]
+LEARNT += ["train.lr=1e-2", "sample.steps=4", "compile=never", "train.log_every=300"]
 
 
 @pytest.fixture
