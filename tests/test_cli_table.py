@@ -191,7 +191,7 @@ def test_imputing_keeps_the_dialect_of_the_file(german, tmp_path, call, capsys):
         ("cp1252", "Größe;Preis;n\r\nKöln;;1\r\nk.A.;1,25;2\r\n"),
         ("utf-8-sig", "Größe\tPreis\tn\nKöln\t\t1\nk.A.\t1.25\t2\n"),
         ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;1,255;2\n"),
-        ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;1;2\n"),
+        ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;;2\n"),
     ):
         (tmp_path / "holes.csv").write_bytes(text.encode(encoding))
         out = tmp_path / ("filled.tsv" if "\t" in text else "filled.csv")

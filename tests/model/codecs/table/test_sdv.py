@@ -72,7 +72,7 @@ def test_metadata_comes_back_as_it_was(tmp_path):
     (tmp_path / "tabs.json").write_text(json.dumps(HOTEL, indent="\t"))
     assert Schema.load(tmp_path / "tabs.json") == Schema.load(HOTEL)
     (tmp_path / "torn.json").write_text('{"columns": ')
-    with pytest.raises(ValueError, match="torn.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"torn\.json: not valid JSON"):
         Schema.load(tmp_path / "torn.json")
 
 
