@@ -132,12 +132,14 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refu
         (["impute", "RUN", "BAD"], ["row 1 has 1 fields, the header 2"]),
         (["impute", "RUN", "OTHER"], ["none of the model's columns, which are age"]),
         (["fit", "BAD"], ["row 1 has 1 fields, the header 2"]),
+        (["fit", "FOLDER"], ["is a folder: name a table file in it"]),
+        (["schema", "OTHER", "--sep", "ab"], ["--sep 'ab': give one character, or tab"]),
     ],
 )
 def test_wrong_input_is_one_line(run, tmp_path, args, parts, refused):
     (tmp_path / "bad.csv").write_text("a,b\n1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
+    paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv", "FOLDER": tmp_path}
     error = refused("table", *[paths.get(a, a) for a in args])
     assert all(part in error for part in parts), error
 
@@ -169,6 +171,7 @@ def german(tmp_path_factory, call):
 
 def test_rows_are_written_in_the_dialect_of_the_training_file(german, tmp_path, call):
     """A .csv as the training file is written, other formats as they always are."""
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     _, run = german
     for ending in ("csv", "tsv", "parquet"):
         out = tmp_path / f"rows.{ending}"
@@ -188,6 +191,7 @@ def test_imputing_keeps_the_dialect_of_the_file(german, tmp_path, call, capsys):
         ("cp1252", "Größe;Preis;n\r\nKöln;;1\r\nk.A.;1,25;2\r\n"),
         ("utf-8-sig", "Größe\tPreis\tn\nKöln\t\t1\nk.A.\t1.25\t2\n"),
         ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;1,255;2\n"),
+        ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;;2\n"),
     ):
         (tmp_path / "holes.csv").write_bytes(text.encode(encoding))
         out = tmp_path / ("filled.tsv" if "\t" in text else "filled.csv")

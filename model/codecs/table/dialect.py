@@ -109,7 +109,8 @@ def guess_separator(text: str, where: str, prefer_tab: bool = False, usual: str 
     if len(fitting) > 1:
         names = " or ".join(SEPARATORS[sep] for sep in fitting)
         raise ValueError(f"{where}: its cells could be separated by {names}; give --sep")
-    sep = fitting[0] if fitting else max(scores, key=lambda sep: scores[sep])
+    best = max(scores, key=lambda sep: scores[sep])
+    sep = fitting[0] if fitting else best if scores[best][0] or usual is None else usual
     return sep, bool(fitting) and follows_space(sample, sep)
 
 
@@ -168,7 +169,7 @@ def guess_decimal(
     Raises:
         ValueError: columns with points and columns with commas, or only numbers that could be either.
     """
-    if sep == ",":
+    if sep == "," and usual != ",":
         return "."
     certain: dict[str, tuple[str, str]] = {}
     doubtful: tuple[str, str] | None = None
@@ -192,4 +193,4 @@ def guess_decimal(
         name, cell = doubtful
         raise ValueError(f"{where}: {cell.strip()} in column {name!r} could be a decimal or a thousand; "
                          "give --decimal , or --decimal .")  # fmt: skip
-    return next(iter(certain), ".")
+    return next(iter(certain), usual or ".")

@@ -184,9 +184,12 @@ class Schema(BaseModel):
 
 def _read_yaml(path: str | Path) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text) if str(path).lower().endswith(".json") else yaml.safe_load(text)
     except FileNotFoundError:
         raise ValueError(f"schema {str(path)!r} not found") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
     except (OSError, UnicodeError) as error:
         raise ValueError(f"schema {str(path)!r} cannot be read: {error}") from None
     except yaml.YAMLError as error:

@@ -69,6 +69,11 @@ def test_metadata_comes_back_as_it_was(tmp_path):
     assert json.loads(Schema.load(tmp_path / "schema.yaml").to_sdv()) == HOTEL
     again = infer(guests(), Schema.load(tmp_path / "metadata.json"))
     assert again == complete
+    (tmp_path / "tabs.json").write_text(json.dumps(HOTEL, indent="\t"))
+    assert Schema.load(tmp_path / "tabs.json") == Schema.load(HOTEL)
+    (tmp_path / "torn.json").write_text('{"columns": ')
+    with pytest.raises(ValueError, match=r"torn\.json: not valid JSON"):
+        Schema.load(tmp_path / "torn.json")
 
 
 def test_the_form_of_several_tables():
