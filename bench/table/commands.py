@@ -88,7 +88,8 @@ def fit(
     require_path("--schema:", schema)
     path = find_table(source)
     resolved = load_config(config, overrides)
-    from ...model.codecs.table.files import describe, read_table
+    from ...model.codecs.table.files import read_table
+    from ...model.codecs.table.schema import describe
     from ...sample.table.config import missing_strings, schema_of
     from ...train.synthesizer import TableSynthesizer
 

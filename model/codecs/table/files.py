@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .schema import TEXT, Schema
+from .schema import TEXT
 
 MISSING = ("",)
 NAN = {"NaN", "nan"}  # missing in every column
@@ -191,18 +191,3 @@ def _records(text: str) -> Iterator[list[str]]:
             parts = []
             if match.end() == len(text):
                 return
-
-
-def describe(schema: Schema) -> list[tuple[str, str]]:
-    """(name, kind and details) of every column, as text to print."""
-    rows = []
-    for c in schema.columns:
-        notes = [c.kind or "inferred"]
-        if c.kind == "continuous" and c.decimals is not None:
-            notes.append(f"{c.decimals} decimals")
-        if c.step is not None:
-            notes.append(f"to the {c.step}")
-        if c.missing:
-            notes.append("with missing cells")
-        rows.append((str(c.name), ", ".join(notes)))
-    return rows
