@@ -24,6 +24,7 @@ from ...configs.options import (
 )
 
 if TYPE_CHECKING:
+    from ...model.codecs.table.schema import Schema
     from ...train.synthesizer import TableSynthesizer
 
 app = typer.Typer(help="Synthesize, condition and impute mixed-type tables.", no_args_is_help=True)
@@ -56,11 +57,13 @@ def schema(
     from ...model.codecs.table.files import read_table
     from ...model.codecs.table.schema import infer
 
-    text = infer(read_table(path, missing or [""])).dump()
+    found = infer(read_table(path, missing or [""]))
     if out is None:
-        console.print(text, markup=False, highlight=False, end="")
+        _say(found, "# ")  # comments of the YAML
+        console.print(found.dump(), markup=False, highlight=False, end="", soft_wrap=True)
     else:
-        out.write_text(text, encoding="utf-8")
+        _say(found)
+        out.write_text(found.dump(), encoding="utf-8")
         console.print(f"wrote {out}")
 
 
@@ -89,7 +92,6 @@ def fit(
     path = find_table(source)
     resolved = load_config(config, overrides)
     from ...model.codecs.table.files import read_table
-    from ...model.codecs.table.schema import describe
     from ...sample.table.config import missing_strings, schema_of
     from ...train.synthesizer import TableSynthesizer
 
@@ -100,8 +102,9 @@ def fit(
         return
     run = out or Path("runs") / Path(source).name.split(".")[0]
     console.print(f"{len(table):,} rows, {len(table.columns)} columns of {path}")
-    for name, kind in describe(columns):
-        console.print(f"  {name}: {kind}", markup=False, highlight=False)
+    _say(columns)
+    for column in columns.columns:
+        column.warning = None  # it is said
     began = time.perf_counter()
     model = TableSynthesizer(config, overrides, columns, device=choose_device(device), out=run, verbose=True).fit(table)
     parameters = sum(p.numel() for p in model.pipeline_.net.parameters())
@@ -219,6 +222,17 @@ def fetch(
     from .fetch import fetch as download
 
     console.print(f"{name}: {download(name, out, url, force)}")
+
+
+def _say(schema: Schema, start: str = "") -> None:
+    """Print what was assumed of the columns, then what they are and why."""
+    from ...model.codecs.table.schema import describe, warnings_of
+
+    for line in warnings_of(schema):
+        Console(stderr=True).print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+    for name, kind, reason in describe(schema):
+        line = f"{start}  {name}: {kind}" + (f" ({reason})" if reason else "")
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(run: Path, weights: str, device: str | None) -> TableSynthesizer:

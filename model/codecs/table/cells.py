@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -18,6 +19,7 @@ from .steps import EXACT
 from .text_kinds import is_gap
 
 PLAIN = Spelling()
+OFFSET = re.compile(r"(Z|[+-]\d{2}:?\d{2})$")
 LAST = np.datetime64("2262-04-11", "ns")  # dates beyond what nanoseconds hold are this one, or FIRST
 FIRST = np.datetime64("1677-09-22", "ns")
 TRUE = {"true", "yes", "t", "y", "on", "1", "1.0"}
@@ -93,16 +95,19 @@ def _map_distinct(cells: pd.Series, read: Callable[[Any], Any]) -> list:
 
 
 def gaps(column: Column, values: pd.Series) -> np.ndarray:
-    """(N,) bool: the cells that are missing, also those that are a text for a missing cell among numbers or dates."""
+    """(N,) bool: the cells that are missing, also those that are a text for a missing cell."""
     missing = values.isna().to_numpy(dtype=bool)
-    if column.kind in NUMERICAL_KINDS and (values.dtype == object or isinstance(values.dtype, pd.StringDtype)):
+    if (column.kind in NUMERICAL_KINDS or column.gaps) and (
+        values.dtype == object or isinstance(values.dtype, pd.StringDtype)
+    ):
         words = [isinstance(v, str) and is_word_of_gap(column, v) for v in values]
         missing = missing | np.array(words, dtype=bool)
     return missing
 
 
 def is_word_of_gap(column: Column, text: str) -> bool:
-    return text in column.gaps or is_gap(text)
+    """Whether a text means a missing cell: one of the column's `gaps`, and among numbers and dates any usual one."""
+    return text in column.gaps or (column.kind in NUMERICAL_KINDS and is_gap(text))
 
 
 def to_numbers(column: Column, values: pd.Series) -> np.ndarray:
@@ -223,8 +228,19 @@ def _read_words(column: Column, texts: list[str]) -> np.ndarray:
     if np.isnat(read).all() and present:
         found = find_format(dict.fromkeys(present, 1))
         if found is not None:
-            read = read_texts(texts, found.format, found.zone)
+            read = _read_by(column, texts, OFFSET.sub("%z", found.format))
     return read
+
+
+def _read_by(column: Column, texts: list[str], form: str) -> np.ndarray:
+    """Texts by a format that is not the column's; without an offset from UTC, they are wall times of its zone."""
+    read = read_texts(texts, form, column.zone)
+    zone = (column.dtype or "").partition(", ")[2].partition("]")[0].removeprefix("tz=")
+    if not zone or column.zone is not None or "%z" in form:
+        return read
+    first = np.ones(len(read), dtype=bool)
+    walls = pd.Series(read).dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+    return to_datetime64(walls)
 
 
 def _read_objects(column: Column, values: list) -> list[np.datetime64]:

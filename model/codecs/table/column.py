@@ -105,10 +105,10 @@ class ColumnCodec:
         return codec
 
     def _fit_identifier(self, values: pd.Series) -> None:
-        present = values.dropna()
+        present = values[~cells.gaps(self.column, values)]
         if len(present) < len(values):
             self.states = [REGULAR, MISSING]
-        if pd.api.types.is_integer_dtype(values.dtype):
+        if all(isinstance(value, int | np.integer) for value in present):
             self.fill = int(present.max()) + 1
         else:
             self.fill = find_pattern([str(value) for value in present], self.name)
@@ -132,7 +132,7 @@ class ColumnCodec:
             frequent = (counts >= config.spike_share * len(numbers)) & (counts >= 20)
             if finite[~frequent].sum() < 2:
                 frequent[:] = True
-            split_off = frequent | ~finite
+            split_off = frequent | ~finite | (_far_ends(values) if self.column.kind == "datetime" else False)
             self.states = [["v", float(v)] for v in values[split_off]]
             regular = present[~np.isin(present, values[split_off])]
             if len(regular):
@@ -150,7 +150,7 @@ class ColumnCodec:
             ValueError: a category that did not occur in training, or a cell that is not a number or a date.
         """
         if self.column.kind in ("constant", "identifier"):
-            missing = values.isna().to_numpy(dtype=bool)
+            missing = cells.gaps(self.column, values)
             return (np.where(missing, self.state(MISSING), self.state(REGULAR)) if self.states else None), None
         if not self.is_numerical:
             return self._encode_categorical(values), None
@@ -252,7 +252,8 @@ class ColumnCodec:
         """Values that are not numbers, None for a missing one, in the column's dtype."""
         if self.categories is not None:
             categories = pd.Index([from_tag(tag) for tag in self.categories], dtype=self.category_dtype)
-            return pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
+            made = pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
+            return made if self.column.dtype == "category" else made.astype(dtype_of(self.column.dtype or "category"))
         if self.nothing == "nan":
             values = [np.nan if v is None else v for v in values]
         name = self.column.dtype or "object"
@@ -260,6 +261,20 @@ class ColumnCodec:
             return pd.Series(values, dtype=object)
         # not by pd.array: pandas 3.1 turns large uint64 into zeros there
         return pd.Series(values, dtype=TEXT if name == "str" else dtype_of(name))
+
+
+def _far_ends(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: sorted values at either end that are farther from the others than these span: 9999-12-31."""
+    low, high = 0, len(values) - 1
+    while high - low > 2:
+        if values[high] - values[high - 1] > values[high - 1] - values[low]:
+            high -= 1
+        elif values[low + 1] - values[low] > values[high] - values[low + 1]:
+            low += 1
+        else:
+            break
+    index = np.arange(len(values))
+    return ((index < low) | (index > high)) & (high - low > 2)
 
 
 def _tags(values: pd.Series) -> list[str]:

@@ -197,8 +197,8 @@ def _first(best: list[str], texts: list[str]) -> str:
 def plain(form: str) -> str:
     """A format as people write it: DD/MM/YYYY."""
     letters = {"Y": "YYYY", "y": "YY", "m": "MM", "d": "DD", "H": "hh", "I": "hh", "M": "mm", "S": "ss", "b": "Jan",
-               "B": "January", "a": "Mon", "A": "Monday", "p": "AM", "z": "+00:00"}  # fmt: skip
-    return DIRECTIVE.sub(lambda m: letters.get(m[1], m[0][1:]), form)
+               "B": "January", "a": "Mon", "A": "Monday", "p": "AM", "z": "+00:00", "f": "f"}  # fmt: skip
+    return DIRECTIVE.sub(lambda m: letters.get(m[1], m[0][1:]) * (int(m[0][1:-1] or 6) if m[1] == "f" else 1), form)
 
 
 def _pattern(form: str, groups: bool = False) -> re.Pattern:

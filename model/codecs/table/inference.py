@@ -100,6 +100,8 @@ def _of_cells(name: str | int, present: pd.Series, found: Fields, kind: str | No
 
 def _of_objects(name: str | int, present: pd.Series, types: set[str], found: Fields, kind: str | None) -> str:
     """The kind of Python objects that are no text, or text among others."""
+    if types == {"int"} and not all(-(2**63) <= v < 2**63 for v in present):
+        return kind_of_words(found, _counts(present))
     if types <= {"int", "float", "Decimal"} and len(types - {"Decimal"}) * len(types & {"Decimal"}) == 0:
         found["cell_type"] = types.copy().pop() if len(types) == 1 else "number"
         return _numbers(name, _as_numbers(present, types), found, kind)
@@ -122,7 +124,7 @@ def _of_objects(name: str | int, present: pd.Series, types: set[str], found: Fie
 
 def _as_numbers(present: pd.Series, types: set[str]) -> pd.Series:
     """Numbers that are Python objects as a numeric column; whole ones that fit stay exact."""
-    if types == {"int"} and all(-(2**63) <= v < 2**63 for v in present):
+    if types == {"int"}:
         return present.astype("int64")
     return present.astype("float64")
 
@@ -143,17 +145,21 @@ def _numbers(name: str | int, present: pd.Series, found: Fields, kind: str | Non
                 found |= grid_of_decimals(unique, found["decimals"])
             return "continuous"
         found["reason"] = "whole numbers"
+        if len(unique) and np.abs(unique).max() >= EXACT:
+            warn(
+                found, "numbers of more than 15 digits as floats, which have lost digits: read keys as text (dtype=str)"
+            )
         if len(unique) and np.abs(unique).max() < EXACT:
             return _maybe_dates(name, np.unique(unique.astype(np.int64)), found, kind)
         return "integer"
     unique = np.unique(present.to_numpy())
     low, high = int(unique[0]), int(unique[-1])
     found["reason"] = f"whole numbers from {low} to {high}"
-    all_different = len(unique) == len(present) >= IDENTIFIER_ROWS and not found["missing"]
+    all_different = len(unique) == len(present) >= IDENTIFIER_ROWS
     if kind is None and all_different and is_named_key(name):
         found["reason"] = "all cells differ and the name is that of a key: numbered anew, not modelled"
         return "identifier"
-    if kind is None and all_different and high - low == len(unique) - 1:
+    if kind is None and all_different and high - low == len(unique) - 1 and not found["missing"]:
         found["reason"] = "consecutive numbers: numbered anew, not modelled"
         return "identifier"
     if max(-low, high) >= EXACT and kind is None:

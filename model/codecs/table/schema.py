@@ -249,4 +249,4 @@ def describe(schema: Schema) -> list[tuple[str, str, str]]:
 
 def warnings_of(schema: Schema) -> list[str]:
     """A line for each column of which something was assumed."""
-    return [f"column {c.name!r} {c.warning}" for c in schema.columns if c.warning]
+    return [f"column {c.name!r}: {c.warning}" for c in schema.columns if c.warning]

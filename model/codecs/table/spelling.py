@@ -36,7 +36,7 @@ class Spelling(BaseModel):
     negative: str = Field("-#", description="template of a negative number, say ($#)")
     decimal: str = Field(".", description="decimal mark")
     thousands: str = Field("", description="mark between groups of three digits")
-    fixed: bool = Field(False, description="always as many digits after the point as the column has decimals")
+    least: int = Field(0, description="digits after the decimal mark, at least")
     width: int = Field(0, description="cells are filled with spaces from the left to this many characters")
 
     def read(self, text: str) -> int | float | None:
@@ -60,13 +60,12 @@ class Spelling(BaseModel):
             digits = repr(float(size))
         else:
             digits = f"{size:.{decimals}f}"
-            digits = digits if self.fixed else digits.rstrip("0").rstrip(".")
-        if self.fixed and decimals and "." not in digits:
-            digits = f"{digits}.{'0' * decimals}"
-        whole, point, fraction = digits.partition(".")
+        whole, _, fraction = digits.partition(".")
+        if fraction.isdigit() or not fraction:
+            fraction = fraction.rstrip("0").ljust(self.least, "0")
         if self.thousands and whole.isdigit():
             whole = f"{int(whole):,}".replace(",", self.thousands)
-        digits = whole + (self.decimal + fraction if point else "")
+        digits = whole + (self.decimal + fraction if fraction else "")
         is_zero = not any(c in digits for c in "123456789") and digits[:1].isdigit()
         template = self.negative if number < 0 and not is_zero else self.positive
         return template.replace("#", digits, 1).rjust(self.width)
@@ -140,7 +139,7 @@ def find_spelling(counts: dict[str, int], given: Spelling | None = None) -> Foun
         negative=negative,
         decimal=marks[1],
         thousands=marks[0],
-        fixed=max(fractions) > 0 and min(fractions) == max(fractions),
+        least=0 if has_exponent else min(fractions),
         width=width,
     )
     wrong = [text for text in counts if text not in good]

@@ -24,7 +24,8 @@ TYPO_SHARE, TYPOS = 0.01, 10  # cells among numbers or dates that are none, at m
 DATE_NAMES = re.compile(r"date|day|dob|birth|month|ymd|ym\b|yyyymm|period|time|(^|_)(dt|at|on)$", re.IGNORECASE)
 CLOCK_NAMES = re.compile(r"time|hhmm|hour|clock|(^|_)(dep|arr|start|end)", re.IGNORECASE)
 DATE_DIGITS = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 6: "%Y%m"}
-PHONE_DIGITS = 7  # texts of so many digits each, or more, all different, are codes
+CODE_DIGITS = 7  # texts of so many digits each, or more, are codes
+HARDLY = 0.9  # share of different cells from which on text hardly repeats
 Fields = dict[str, Any]
 
 
@@ -38,34 +39,42 @@ def kind_of_text(name: str | int, counts: dict[str, int], found: Fields, kind: s
     cells = sum(counts.values())
     core = {text: n for text, n in counts.items() if not is_gap(text)}
     gaps = Counter({text: n for text, n in counts.items() if is_gap(text)})
-    all_different = len(core) == sum(core.values()) >= IDENTIFIER_ROWS
     if core:
         dates = None if kind in ("continuous", "integer") else _dates_in_text(name, core, found, kind)
         if dates is not None:
             note_gaps(gaps, cells, found, "dates")
             return dates
-        numbers = None if kind == "datetime" else _numbers_in_text(name, core, all_different, found, kind)
+        numbers = None if kind == "datetime" else _numbers_in_text(core, found, kind)
         if numbers is not None:
             note_gaps(gaps, cells, found, "numbers")
             return numbers
+    if gaps and len(core) == sum(core.values()) >= IDENTIFIER_ROWS:
+        note_gaps(gaps, cells, found, "keys")
+        return kind_of_words(found, core)
     return kind_of_words(found, counts)
 
 
-def kind_of_words(found: Fields, counts: dict[str, int]) -> str:
-    """The kind of text that is no number and no date."""
+def kind_of_words(found: Fields, counts: dict[Any, int]) -> str:
+    """The kind of text that is no number and no date, and of numbers that are too long."""
     cells = sum(counts.values())
-    if len(counts) <= 3 and {text.lower() for text in counts} in BOOLEANS:
+    if len(counts) <= 3 and {str(text).lower() for text in counts} in BOOLEANS:
         found["reason"] = "two answers: " + ", ".join(map(repr, list(counts)[:2]))
         return "boolean"
     if len(counts) == cells >= IDENTIFIER_ROWS:
         return _identifier(found, list(counts))
     found["reason"] = f"text, {len(counts):,} different values"
+    if len(counts) > HARDLY * cells and cells >= 5 * IDENTIFIER_ROWS:
+        warn(
+            found,
+            f"{len(counts):,} of {cells:,} cells differ, and new rows copy them: kind: identifier in the schema makes "
+            "up new ones",
+        )
     return "categorical"
 
 
-def _identifier(found: Fields, texts: list[str]) -> str:
+def _identifier(found: Fields, texts: list) -> str:
     found["reason"] = f"all {len(texts):,} cells differ: new ones are made up, not modelled"
-    if sum(" " in text.strip() for text in texts) > len(texts) / 2:
+    if sum(" " in str(text).strip() for text in texts) > len(texts) / 2:
         found["warning"] = (
             "is free text that never repeats: it is not modelled, new rows get made-up identifiers; kind: categorical "
             "would copy training cells"
@@ -97,7 +106,7 @@ def _note_typos(wrong: list[str], counts: dict[str, int], found: Fields, what: s
 
 def note_gaps(gaps: Counter[str], cells: int, found: Fields, what: str) -> None:
     if gaps:
-        shown = ", ".join(repr(word) for word, _ in gaps.most_common(3))
+        shown = ", ".join(repr(str(word)) for word, _ in gaps.most_common(3))
         found["gaps"] = [*found.get("gaps", []), *gaps]
         found["missing"] = True
         warn(found, f"{gaps.total():,} of {cells:,} cells are {shown} among {what}: they count as empty")
@@ -129,16 +138,14 @@ def _dates_in_text(name: str | int, counts: dict[str, int], found: Fields, kind:
     return "datetime"
 
 
-def _numbers_in_text(
-    name: str | int, counts: dict[str, int], all_different: bool, found: Fields, kind: str | None
-) -> str | None:
+def _numbers_in_text(counts: dict[str, int], found: Fields, kind: str | None) -> str | None:
     """`integer` or `continuous` if texts are numbers in a spelling, else None."""
     numbers = find_spelling(counts, found.get("spelling"))
-    if numbers is None or not (_few(numbers.wrong, counts) or kind in ("continuous", "integer")):
+    if numbers is None or not (_few(numbers.wrong, counts) or kind in ("continuous", "integer", "numerical")):
         return None
     lengths = {len(text) for text in counts}
     is_digits = all(text.isdigit() for text in counts)
-    if kind is None and all_different and is_digits and len(lengths) == 1 and lengths.pop() >= PHONE_DIGITS:
+    if kind is None and is_digits and len(lengths) == 1 and lengths.pop() >= CODE_DIGITS:
         return None
     if _few(numbers.wrong, counts):
         _note_typos(numbers.wrong, counts, found, "numbers")
