@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec, from_tag, sort_tags, to_tag
+from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec
+from ...model.codecs.table.tags import from_tag, sort_tags, to_tag
 
 ColumnCondition = Any  # see `parse`
 
