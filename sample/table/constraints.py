@@ -187,7 +187,7 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
     """
     if isinstance(condition, Mapping):
         raise ValueError(f"column {codec.name!r}: a condition is a value, a range or a list, not a mapping")
-    if isinstance(condition, pd.Interval):
+    if isinstance(condition, pd.Interval) and codec.is_numerical:
         ends = ((">=", condition.left) if condition.closed_left else (">", condition.left)), (
             ("<=", condition.right) if condition.closed_right else ("<", condition.right)
         )

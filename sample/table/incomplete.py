@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...model.codecs.table.cells import gaps
 from ...model.codecs.table.codec import TableCodec
 from ...model.codecs.table.column import ColumnCodec, from_tag
 from ...model.codecs.table.rows import as_in_training, as_text
@@ -63,7 +64,8 @@ class Incomplete:
         for name, column in codec.columns.items():
             known[name], note = _readable(column, table[name])
             notes += [note] if note else []
-        return cls(codec, table, index, table[list(codec.columns)].isna(), pd.DataFrame(known), notes)
+        empty = pd.DataFrame({name: gaps(column.column, table[name]) for name, column in codec.columns.items()})
+        return cls(codec, table, index, empty, pd.DataFrame(known), notes)
 
     @property
     def rows(self) -> np.ndarray:
