@@ -65,9 +65,9 @@ def find_format(counts: dict[str, int], given: str | None = None) -> FoundFormat
     sample = texts[:: max(len(texts) // 200, 1)]
     valid = {form: int((~np.isnat(read_texts(sample, form))).sum()) for form in formats}
     formats = [form for form in formats if valid[form] >= max(0.5 * len(sample), 0.95 * max(valid.values()))]
-    scores = {form: _score(counts, form) for form in formats}
-    if not scores:
+    if not formats:
         return None
+    scores = {form: _score(counts, form) if len(formats) > 1 else 1 for form in formats}
     best = [form for form in formats if scores[form] == max(scores.values())]
     return _described(_first(best, texts), best, counts)
 
@@ -97,10 +97,10 @@ def _described(form: str, best: list[str], counts: dict[str, int]) -> FoundForma
         else:
             found.format = found.format.replace("%z", first)
     read = read_texts(texts, found.format, found.zone)
-    found.wrong = [text for text, value in zip(texts, read, strict=True) if np.isnat(value)]
-    right = [text for text, value in zip(texts, read, strict=True) if not np.isnat(value)]
-    written = write_texts(read[~np.isnat(read)], found.format, found.zone)
-    differing = [text for text, again in zip(right, written, strict=True) if text != again]
+    wrong = np.isnat(read)
+    found.wrong = [texts[i] for i in np.flatnonzero(wrong)]
+    written = iter(write_texts(read[~wrong], found.format, found.zone))
+    differing = [text for text, bad in zip(texts, wrong.tolist(), strict=True) if not bad and text != next(written)]
     if differing and len(found.assumed) == 0 and found.zone is None:
         found.assumed.append(f"spelled in several ways, such as {differing[0]!r}: all are written as {found.format}")
     return found

@@ -183,7 +183,11 @@ def _maybe_dates(name: str | int, unique: np.ndarray, found: Fields, kind: str |
         return "integer"
     found["format"], found["decimals"] = form, None
     found["reason"] = f"numbers such as {int(unique[0])} are read as {plain(form)}"
-    warn(found, f"numbers such as {int(unique[0])} are taken for {plain(form)}; kind: integer in the schema undoes it")
+    if kind is None:
+        warn(
+            found,
+            f"numbers such as {int(unique[0])} are taken for {plain(form)}; kind: integer in the schema undoes it",
+        )
     width = 4 if form == "%H%M" else 0
     found |= date_steps(read_texts([f"{int(v):0{width}d}" for v in unique], form))
     return "datetime"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -86,6 +87,7 @@ def read_body(body: str, thousands: str, decimal: str) -> int | float | None:
     return int(body) if body.isdigit() else float(body)
 
 
+@functools.lru_cache
 def _grouped(thousands: str, decimal: str) -> re.Pattern:
     t, d = re.escape(thousands), re.escape(decimal)
     return re.compile(rf"(?:[1-9]\d{{0,2}}(?:{t}\d{{3}})+|\d{{1,3}})(?:{d}\d*)?")
@@ -213,14 +215,14 @@ def _too_long(bodies, decimal: str) -> bool:
 
 def _marks(bodies: dict[str, str], counts: dict[str, int]) -> tuple[tuple[str, str], str | None]:
     """(thousands, decimal) that most cells fit, and what was assumed where two fit equally."""
+    used = set().union(*bodies.values())
     fits = {
         marks: sum(counts[text] for text, body in bodies.items() if read_body(body, *marks) is not None)
         for marks in MARKS
+        if (marks[0] in used or not marks[0]) and (marks[1] in used or marks[1] == ".")
     }
     best = max(fits.values())
-    chosen = next(marks for marks in MARKS if fits[marks] == best)
-    if chosen[0] and not any(chosen[0] in body for body in bodies.values()):
-        return ("", chosen[1]), None
+    chosen = next(marks for marks in fits if fits[marks] == best)
     without = ("", chosen[0])
     if chosen[0] in (",", ".") and fits.get(without) == best:
         example = next(text for text, body in bodies.items() if chosen[0] in body)

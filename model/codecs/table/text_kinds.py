@@ -74,7 +74,7 @@ def kind_of_words(found: Fields, counts: dict[Any, int]) -> str:
 
 def _identifier(found: Fields, texts: list) -> str:
     found["reason"] = f"all {len(texts):,} cells differ: new ones are made up, not modelled"
-    if sum(" " in str(text).strip() for text in texts) > len(texts) / 2:
+    if sum(str(text).strip().count(" ") > 1 for text in texts) > len(texts) / 2:
         found["warning"] = (
             "is free text that never repeats: it is not modelled, new rows get made-up identifiers; kind: categorical "
             "would copy training cells"
@@ -104,6 +104,17 @@ def _note_typos(wrong: list[str], counts: dict[str, int], found: Fields, what: s
         )
 
 
+def _note_mixture(read: Any, counts: dict[str, int], found: Fields, what: str) -> None:
+    """Warn of text of which more than half could be read, but too little."""
+    cells, wrong = sum(counts.values()), 0 if read is None else sum(counts[text] for text in read.wrong)
+    if read is not None and wrong < cells / 2:
+        warn(
+            found,
+            f"{cells - wrong:,} of {cells:,} cells are {what}, the first other is {read.wrong[0]!r}: all stay text; "
+            "correct them, or name them as missing (--missing)",
+        )
+
+
 def note_gaps(gaps: Counter[str], cells: int, found: Fields, what: str) -> None:
     if gaps:
         shown = ", ".join(repr(str(word)) for word, _ in gaps.most_common(3))
@@ -121,6 +132,7 @@ def _dates_in_text(name: str | int, counts: dict[str, int], found: Fields, kind:
             return None
     dates = find_format(counts, found.get("format"))
     if dates is None or not (_few(dates.wrong, counts) or kind == "datetime"):
+        _note_mixture(dates, counts, found, "dates")
         return None
     example = next(text for text in counts if text not in dates.wrong)
     found |= {"format": dates.format, "zone": dates.zone} if dates.zone else {"format": dates.format}
@@ -142,6 +154,7 @@ def _numbers_in_text(counts: dict[str, int], found: Fields, kind: str | None) ->
     """`integer` or `continuous` if texts are numbers in a spelling, else None."""
     numbers = find_spelling(counts, found.get("spelling"))
     if numbers is None or not (_few(numbers.wrong, counts) or kind in ("continuous", "integer", "numerical")):
+        _note_mixture(numbers, counts, found, "numbers")
         return None
     lengths = {len(text) for text in counts}
     is_digits = all(text.isdigit() for text in counts)
