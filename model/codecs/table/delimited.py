@@ -40,6 +40,8 @@ def parse(
     rows = _rows(text, where, sep, spaces)
     header, body = rows[0], rows[1:]
     _check_rows(header, body, where, sep, given is not None)
+    if given is None:
+        _check_not_spaced(rows, where)
     repeated = [name for name in header if header.count(name) > 1]
     if repeated:
         what = f"column name {repeated[0]!r} occurs more than once" if repeated[0] else "several columns have no name"
@@ -62,7 +64,8 @@ def _rows(text: str, where: str, sep: str, spaces: bool) -> list[list[str]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, strict=True, skipinitialspace=spaces)
         rows = [row for row in reader if row]
     except csv.Error as error:
-        raise ValueError(f"{where}: malformed CSV in line {reader.line_num}: {error}") from None
+        problem = "a quotation mark is never closed" if "unexpected end" in str(error) else str(error)
+        raise ValueError(f"{where}: malformed CSV in line {reader.line_num}: {problem}") from None
     finally:
         csv.field_size_limit(limit)
     if not rows:
@@ -80,6 +83,19 @@ def _check_rows(header: list[str], body: list[list[str]], where: str, sep: str, 
             if len(header) > 1 or is_given:
                 raise ValueError(f"{problem}: quote cells that hold the separator {sep!r}")
             raise ValueError(f"{problem}: quote cells that hold a comma, or give --sep")
+
+
+def _check_not_spaced(rows: list[list[str]], where: str) -> None:
+    """Raise ValueError for one column of as many words as its header, one of which is a number in every row."""
+    if len(rows[0]) > 1 or " " not in rows[0][0].strip():
+        return
+    words = [row[0].split() for row in rows]
+    if len(set(map(len, words))) == 1 and any(
+        all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*words[1:], strict=True)
+    ):
+        raise ValueError(
+            f"{where}: its cells seem to be separated by spaces; give --sep ' ', or --sep , if they are not"
+        )
 
 
 def _to_series(cells: list[str], missing: set[str], is_text: bool, decimal: str) -> pd.Series:

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 
-from .text_encoding import encoding_name
+from .text_encoding import BOM, encoding_name
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars (|)"}
 SAMPLE = 200_000  # characters that separators are counted in
@@ -23,13 +23,13 @@ class Dialect:
 
     Args:
         spaces: a space follows every separator and is not part of the cell.
-        bom: the byte order mark at the beginning, or "".
+        prefix: what stands before the header: a byte order mark, Excel's line sep=;
     """
 
     sep: str = ","
     decimal: str = "."
     encoding: str = "utf-8"
-    bom: str = ""
+    prefix: str = ""
     spaces: bool = False
 
     def to_bytes(self, text: str, where: str) -> bytes:
@@ -39,7 +39,7 @@ class Dialect:
             ValueError: the encoding lacks a character.
         """
         try:
-            return (self.bom + text).encode(self.encoding)
+            return (self.prefix + text).encode(self.encoding)
         except UnicodeEncodeError as error:
             character = error.object[error.start]
             raise ValueError(f"{where}: {character!r} cannot be written in {self.encoding}") from None
@@ -48,7 +48,7 @@ class Dialect:
     def settings(self) -> dict[str, str]:
         """What differs from commas, points and UTF-8, as settings of a config."""
         usual = Dialect()
-        name = encoding_name(self.encoding, self.bom)
+        name = encoding_name(self.encoding, self.prefix.startswith(BOM))
         own = {"sep": self.sep, "encoding": name, "decimal": self.decimal}
         return {key: value for key, value in own.items() if value != getattr(usual, key)}
 
@@ -58,7 +58,7 @@ class Dialect:
         encoding = encoding or "utf-8"
         marked = encoding in ("utf-8-sig", "utf-16", "utf-32")
         plain = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(encoding, encoding)
-        return cls(sep or ",", decimal or ".", plain, "\ufeff" if marked else "")
+        return cls(sep or ",", decimal or ".", plain, BOM if marked else "")
 
 
 def separator(text: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -65,12 +66,16 @@ class TableFile:
         if kind in ("xlsx", "xls"):
             table, more = formats.read_excel(data, kind, where, missing)
             return cls(table, notes=(*notes, *more))
-        text, encoding, bom = decode(data, where, encoding, usual and usual.encoding)
+        if not data.strip():
+            raise ValueError(f"{where} is empty: a header and rows are needed")
+        text, encoding, prefix = decode(data, where, encoding, usual and usual.encoding)
         if kind in ("json", "jsonl"):
             content = formats.parse_json(text, where, kind == "jsonl")
             return cls(formats.from_records(content, where), notes=tuple(notes))
+        if line := re.match(r"sep=(.)(\r\n|\n)", text):  # Excel's own
+            sep, text, prefix = sep or line[1], text[line.end() :], prefix + line[0]
         table, dialect = parse(text, where, missing, text_columns, sep, decimal, kind == "tsv", usual)
-        return cls(table, dataclasses.replace(dialect, encoding=encoding, bom=bom), text, tuple(notes))
+        return cls(table, dataclasses.replace(dialect, encoding=encoding, prefix=prefix), text, tuple(notes))
 
 
 def read_table(

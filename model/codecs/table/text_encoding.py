@@ -11,6 +11,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
+BOM = "\ufeff"  # the byte order mark, as a character
 BOMS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # begins like UTF-16: tried before it
@@ -51,10 +52,10 @@ def decode(data: bytes, where: str, encoding: str | None = None, usual: str | No
     if encoding is not None:
         encoding = encoding.lower()
         if bom and encoding.replace("_", "-") in (BOMS[bom], BOMS[bom][:-3], f"{BOMS[bom]}-sig"):
-            return _decoded(data[len(bom) :], BOMS[bom], where), BOMS[bom], "\ufeff"
+            return _decoded(data[len(bom) :], BOMS[bom], where), BOMS[bom], BOM
         return _decoded(data, encoding, where), encoding, ""
     if bom:
-        return _decoded(data[len(bom) :], BOMS[bom], where), BOMS[bom], "\ufeff"
+        return _decoded(data[len(bom) :], BOMS[bom], where), BOMS[bom], BOM
     wide = _utf16_without_mark(data)
     if wide is not None:
         return _decoded(data, wide, where), wide, ""
@@ -67,9 +68,9 @@ def decode(data: bytes, where: str, encoding: str | None = None, usual: str | No
         return _decoded(data, encoding, where), encoding, ""
 
 
-def encoding_name(encoding: str, bom: str) -> str:
+def encoding_name(encoding: str, is_marked: bool) -> str:
     """Python's name of an encoding with or without a byte order mark."""
-    if not bom:
+    if not is_marked:
         return encoding
     return "utf-8-sig" if encoding == "utf-8" else encoding.rsplit("-", 1)[0]
 
@@ -120,10 +121,19 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
         except UnicodeDecodeError:
             continue
         letters = {c for c in text if ord(c) > 127} - set(SYMBOLS)
+        if letters and not _are_words(text):
+            continue
         if re.search(rf"[^\W\d_][{SYMBOLS[:-2]}][^\W\d_]|…[^\W\d_]|[a-zß-ÿ][À-Þ]", text):  # a sign within a word
             continue
         if any(letters <= {*own, *own.upper()} for own in alphabets.values()):
             yield page, text
+
+
+def _are_words(text: str) -> bool:
+    """Whether letters beyond ASCII stand beside others, as in all languages here; да and Б are words without any."""
+    words = re.findall(r"[^\W\d_]+", text)
+    alone = [word for word in words if not re.search("[A-Za-z]", word)]
+    return len(alone) < len(words) and not any(len(word) > 1 or word.isupper() for word in alone)
 
 
 def _word(text: str, place: int) -> str:

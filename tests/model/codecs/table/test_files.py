@@ -68,6 +68,30 @@ def test_separators_and_encodings(file, sep, encoding):
     check(read_table(file(written(sep, ".", quote_all=True).encode(encoding))))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Besançon Forêt Noël Île-de-France 5°"), ("cp1252", "España Ávila ¿cuándo?"), ("cp1252", "5 € 7 €"),
+        ("cp1252", "Smörgås Århus Kärlek"), ("cp1250", "Łódź Kraków Gdańsk"), ("cp1250", "Příbor Český Kůň"),
+        ("mac_roman", "München Köln"), ("cp1257", "Šiauliai Kėdainiai Panevėžys Ąžuolas"),
+    ],
+)  # fmt: skip
+def test_code_pages_that_only_one_language_makes_words_of(file, encoding, text):
+    read = TableFile.read(file("\n".join(["name,x", *(f"{word},1" for word in text.split())]).encode(encoding)))
+    assert read.dialect.encoding == encoding
+    assert read.table["name"].tolist() == text.split()
+
+
+def test_the_line_by_which_excel_names_the_separator(file):
+    text = "sep=;\r\na;b\r\n1,5;\r\n2,5;x\r\n"
+    read = TableFile.read(file(text))
+    assert read.table.to_dict("list") == {"a": [1.5, 2.5], "b": [None, "x"]}
+    filled = read.table.assign(b=["y", "x"])
+    out = read.dialect.to_bytes(fill(read.text, read.table, filled, read.dialect), "")
+    assert out.decode() == text.replace("1,5;", "1,5;y")
+    assert read.dialect.settings == {"sep": ";", "decimal": ","}
+
+
 def test_a_decimal_comma_between_commas_must_be_given(file):
     path = file(written(",", ","))
     assert read_table(path)["x"].tolist() == ["-1,5", "0,25", "1250,0"]
@@ -94,6 +118,11 @@ def test_a_decimal_comma_between_commas_must_be_given(file):
         ("a,b\nRené,à\n".encode("cp1252") + b"\x81", {}, "no other encoding is certain; give --encoding"),
         ("a\nPen\xe8\n".encode("latin-1"), {}, r"cp1252 ('Penè') or cp1250 ('Penč')"),
         ("a\nМосква\n".encode("cp1251"), {}, "no other encoding is certain"),
+        ("a\nда\nнет\n".encode("cp1251"), {}, "no other encoding is certain"),
+        ("a\nА\nБ\nВ\n".encode("cp1251"), {}, "no other encoding is certain"),
+        ("a\nMünchen\nKöln\n".encode("cp850"), {}, "no other encoding is certain"),
+        ("x y\n1 a\n2 b\n", {}, "its cells seem to be separated by spaces; give --sep ' '"),
+        ('a,b\n"x,1\n', {}, "a quotation mark is never closed"),
         ("a\n東京\n".encode("shift_jis"), {}, "not UTF-8"),
         (bytes(range(256)) * 3, {}, "binary data of an unknown format"),
         (b"SQLite format 3\0" + bytes(90), {}, "an SQLite database: export the table as CSV"),
