@@ -106,7 +106,10 @@ def _correlation_pairs(numerical: dict[str, tuple[np.ndarray, np.ndarray]]) -> d
 
 def _binned(values: np.ndarray) -> np.ndarray:
     """Bins 0 … 11 of the table's own range; the maximum and missing values share the last, as in sdmetrics."""
-    return np.digitize(values, np.histogram_bin_edges(values[~np.isnan(values)], BINS))
+    present = values[~np.isnan(values)]
+    if len(present) and np.ptp(present) < 4 * BINS * np.spacing(np.abs(present).max()):  # too few floats for the edges
+        values, present = values - present.min(), present - present.min()
+    return np.digitize(values, np.histogram_bin_edges(present, BINS))
 
 
 def _joint(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

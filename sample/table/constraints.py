@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...model.codecs.table.cells import is_word_of_gap
 from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec
 from ...model.codecs.table.tags import from_tag, sort_tags, to_tag
 
@@ -203,9 +204,10 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
         for one in condition:
             values |= parse(codec, one)
         return values
-    if pd.isna(condition):
+    is_text = isinstance(condition, str)
+    if pd.isna(condition) or (is_text and codec.is_numerical and is_word_of_gap(codec.column, condition)):
         return _missing(codec)
-    if isinstance(condition, str) and (codec.is_numerical or _position(codec, condition) is None):
+    if is_text and (codec.is_numerical or _position(codec, condition) is None):
         return _parse_text(codec, condition.strip())
     return _compare(codec, "=", condition)
 
