@@ -189,8 +189,9 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
     if isinstance(condition, Mapping):
         raise ValueError(f"column {codec.name!r}: a condition is a value, a range or a list, not a mapping")
     if isinstance(condition, pd.Interval) and codec.is_numerical:
-        ends = ((">=", condition.left) if condition.closed_left else (">", condition.left)), (
-            ("<=", condition.right) if condition.closed_right else ("<", condition.right)
+        ends = (
+            ((">=", condition.left) if condition.closed_left else (">", condition.left)),
+            (("<=", condition.right) if condition.closed_right else ("<", condition.right)),
         )
         return _compare(codec, *ends[0]) & _compare(codec, *ends[1])
     if isinstance(condition, tuple) and len(condition) == 2 and codec.is_numerical:
@@ -312,7 +313,9 @@ def _number(codec: ColumnCodec, value: Any) -> float:
             text = read if codec.column.format is None else read.dt.strftime(codec.column.format).astype(object)
             number = float(codec.to_numbers(text)[0])
     if math.isnan(number):
-        raise ValueError(f"column {codec.name!r}: {value!r} is not a {'date' if codec.column.kind == 'datetime' else 'number'}")
+        raise ValueError(
+            f"column {codec.name!r}: {value!r} is not a {'date' if codec.column.kind == 'datetime' else 'number'}"
+        )
     return float(np.float32(number)) if codec.column.dtype in ("float32", "Float32") else number
 
 
@@ -371,7 +374,9 @@ def _nothing_fits(codec: ColumnCodec, condition: ColumnCondition) -> str:
     return f"column {codec.name!r} has no value in {shown}; its values are from {ends[0]} to {ends[1]}{step}"
 
 
-def _within_training(codec: ColumnCodec, values: Values, tokens: np.ndarray) -> tuple[Values, list[tuple[float, float]]]:
+def _within_training(
+    codec: ColumnCodec, values: Values, tokens: np.ndarray
+) -> tuple[Values, list[tuple[float, float]]]:
     """The set within the range of the regular training values, with its states, and its parts of the curve.
 
     An interval without a value of the column's resolution is left out, and one number that is a state has no part.

@@ -25,10 +25,11 @@ from .cells import CellSampler, ObservedCells
 from .where import RowConditions
 
 ATTEMPTS = 24  # per row that is sampled, on average, before rows are started inside their region
-LEAST_ATTEMPTS = 4096  # in all, where few rows are asked for
+LEAST_ATTEMPTS = 2048  # in all: fewer are not worth a start inside
 ALONE = 20  # times as many attempts where the network cannot start inside a region
 PARTICLES = 32  # starts of a row, of which one is kept by its weight
-SWEEPS, CANDIDATES = 3, 8  # of the Gibbs sampling, and draws per step of it
+SWEEPS = 4  # of the Gibbs sampling
+CANDIDATES, ROUNDS = 8, 2  # a step of it takes the first that fits of 8 draws, of 8 more where none does, …
 SEED_STEP = 7_368_787  # seeds of attempts and sweeps are seed + SEED_STEP · stage
 SLOTS = 64  # attempts of one seed: number i of attempt s is s · 2²⁶ + i
 ROW_BITS = 26
@@ -56,7 +57,8 @@ class Restricted:
         pending = np.flatnonzero(~self._fits(np.arange(len(tokens)), tokens, z, 0))
         attempts, spent, n = 1, 0, len(tokens)
         budget = max(ATTEMPTS * n, LEAST_ATTEMPTS) * (1 if self._can_start_inside else ALONE)
-        while len(pending) and spent < budget:
+        least = LEAST_ATTEMPTS if self._can_start_inside else budget  # where none of these fits, further ones will not
+        while len(pending) and spent < (budget if len(pending) < n else least):
             count = min(max(self._size // len(pending), 1), SLOTS - attempts % SLOTS)
             found, new_tokens, new_z = self._try(pending, attempts, count)
             tokens[pending[found]], z[pending[found]] = new_tokens, new_z
@@ -100,9 +102,7 @@ class Restricted:
         tokens, z = (torch.cat(part)[:m] for part in zip(*parts, strict=True))
         return tokens, z
 
-    def _fits(
-        self, rows: np.ndarray, tokens: Tensor, z: Tensor, stage: int, slots: np.ndarray | int = 0
-    ) -> np.ndarray:
+    def _fits(self, rows: np.ndarray, tokens: Tensor, z: Tensor, stage: int, slots: np.ndarray | int = 0) -> np.ndarray:
         """(m,) bool: whether the conditions of the rows (m,) hold."""
         good = np.ones(len(rows), dtype=bool)
         for condition in self.conditions:
@@ -162,13 +162,17 @@ class Inside:
                 cells.tokens[here, c] = tokens[here, c]
             if d is not None:
                 cells.z[here, d], cells.observed[here, d] = z[here, d], True
-        repeated, slots = np.repeat(self.rows, CANDIDATES), np.tile(np.arange(CANDIDATES), len(self.rows))
-        each = cells.rows(torch.arange(len(self.rows)).repeat_interleave(CANDIDATES))
-        new_tokens, new_z = self.whole.draw(each, repeated, self.stage, slots)
-        fits = self.whole.holds(condition, repeated, new_tokens, new_z, self.stage, slots)
-        found, best = first_of(fits.reshape(len(self.rows), CANDIDATES))
-        tokens, z = tokens.clone(), z.clone()
-        tokens[found], z[found] = new_tokens[best], new_z[best]
+        tokens, z, pending = tokens.clone(), z.clone(), np.arange(len(self.rows))
+        for first in range(0, ROUNDS * CANDIDATES, CANDIDATES):
+            repeated = np.repeat(pending, CANDIDATES)
+            rows, slots = self.rows[repeated], first + np.tile(np.arange(CANDIDATES), len(pending))
+            new_tokens, new_z = self.whole.draw(cells.rows(torch.from_numpy(repeated)), rows, self.stage, slots)
+            fits = self.whole.holds(condition, rows, new_tokens, new_z, self.stage, slots)
+            found, best = first_of(fits.reshape(len(pending), CANDIDATES))
+            tokens[pending[found]], z[pending[found]] = new_tokens[best], new_z[best]
+            pending = pending[~found]
+            if not len(pending):
+                break
         return tokens, z
 
     @torch.no_grad()
@@ -208,9 +212,7 @@ class Inside:
                 z = torch.from_numpy(region.codec.quantiles.to_z(at_share(region.spans, u[rows]))).float()
                 cells.z[index, d], cells.observed[index, d] = z.to(cells.z.device), True
 
-    def _start_tokens(
-        self, given: ObservedCells, cells: ObservedCells, conditions: dict, rng: Rng
-    ) -> Tensor:
+    def _start_tokens(self, given: ObservedCells, cells: ObservedCells, conditions: dict, rng: Rng) -> Tensor:
         """Draw the restricted tokens; returns (m,) log weights: the probability of the given and the allowed ones."""
         codec, weights = self.whole.codec, torch.zeros(len(cells), dtype=torch.float64, device=cells.z.device)
         if not codec.categorical:
@@ -225,7 +227,7 @@ class Inside:
             known = given_tokens[:, c] != mask_id
             if name not in conditions and not bool(known.any()):
                 continue
-            share = self._shares(c, given_tokens[:, c], conditions.get(name), len(codec.states[c:c + 1]) and codec.states[c])
+            share = self._shares(c, given_tokens[:, c], conditions.get(name), codec.states[c])
             noise = self.sampler.space.prior(rng).get("num")
             logits = self.sampler.token_logits(cells, noise)[:, c, : codec.states[c]].double()
             scores = torch.log_softmax(logits, -1) + share.log().to(logits.device)
