@@ -8,17 +8,17 @@ SEED ?= 0
 
 TYPED := $(foreach folder,configs kernels diffusion model sample train bench,-p anystate.$(folder)) -m anystate.cli
 
-.PHONY: demo test dry-run lint style types pages bench clean
+.PHONY: demo test test-long lint style types pages bench clean
 
 demo: $(VENV)/.installed
 	$(RUN)/anystate demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not dry_run" $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_OPTIONS)
 
-# what a GPU would run, at tiny sizes or counted, without a GPU: takes minutes
-dry-run: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests/bench tests/kernels tests/train -n 2 --dist load -m dry_run $(PYTEST_OPTIONS)
+# what takes long: code for a GPU at tiny sizes or counted, whole systems in their own processes, 300 random tables
+test-long: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest tests -n 2 --dist loadgroup -m long $(PYTEST_OPTIONS)
 
 lint: style types
 

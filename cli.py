@@ -6,16 +6,19 @@ Values are checked before torch is imported, so help and most errors appear at o
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
+import typer.core
 from rich.console import Console
 
 from .bench.commands import app as bench_app
 from .bench.table.commands import app as table_app
 from .bench.table.commands import require_pandas
+from .configs.interruption import Interrupted, handling, raise_interrupted
 from .configs.options import (
     CLIP_MODEL,
     METRICS,
@@ -40,16 +43,39 @@ from .configs.options import (
 )
 from .train.data.commands import app as data_app
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; an interrupted one ends in an error with a line of its own, where typer would say nothing."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise CommandInterrupted(str(error) or self.interruption(ctx), 128 + number) from None
+
+    def interruption(self, ctx) -> str:
+        """The line of the interrupted command; those that resume say so in their help."""
+        command = self.commands.get(ctx.invoked_subcommand)
+        resumes = command is not None and "resume" in (command.help or "")
+        return "interrupted; run the same command again to resume" if resumes else "interrupted"
+
+
+class CommandInterrupted(Exception):
+    """(line for the user, exit code)"""
+
+
 app = typer.Typer(
     name="anystate",
+    cls=Commands,
     help="One diffusion model over any mix of state spaces: train it, sample any part from any other.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench_app, name="bench")
-app.add_typer(data_app, name="data")
-app.add_typer(table_app, name="table")
+app.add_typer(bench_app, name="bench", cls=Commands)
+app.add_typer(data_app, name="data", cls=Commands)
+app.add_typer(table_app, name="table", cls=Commands)
 console = Console()
 
 
@@ -62,7 +88,7 @@ def demo(
 ) -> None:
     """Train on real handwritten digits, sample in every direction, measure, and write an HTML report.
 
-    Settings are those of the shipped config digits.
+    Settings are those of the shipped config digits. The same command resumes an interrupted one.
     """
     from .configs.load import load_config
 
@@ -361,7 +387,13 @@ def main(argv: list[str] | None = None) -> None:
     from typer.main import get_command
 
     try:
-        code = get_command(app)(args=argv, prog_name="anystate", standalone_mode=False)
+        with handling(raise_interrupted, signal.SIGTERM):
+            code = get_command(app)(args=argv, prog_name="anystate", standalone_mode=False)
+    except CommandInterrupted as error:
+        message, code = error.args
+        if os.environ.get("RANK", "0") == "0":  # one line, not one of every rank
+            print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
     except Exception as error:
         message = getattr(error, "format_message", None)  # usage errors of the parser
         if message is not None:
@@ -371,15 +403,11 @@ def main(argv: list[str] | None = None) -> None:
             _fail(str(error))
         if isinstance(error, ModuleNotFoundError) and error.name == "pandas":
             _fail("tables need pandas: pip install 'anystate[table]'")
-        if type(error).__name__ == "Abort":
-            _fail("interrupted")
         raise
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to resume")
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 

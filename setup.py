@@ -17,14 +17,14 @@ XGBOOST = [  # plain xgboost brings half a gigabyte of GPU libraries along on Li
     "xgboost-cpu>=2; platform_system != 'Darwin'",
     "xgboost>=2; platform_system == 'Darwin'",
 ]
-TABLE = ["pandas>=2.1", "xlrd>=2", "pyarrow>=15", *XGBOOST]
+TABLE = ["pandas>=2.1", "xlrd>=2", "openpyxl>=3.1", "pyarrow>=15", *XGBOOST]
 PAIRS = [  # packed images and captions
     *("webdataset>=1.0", "tokenizers>=0.20", "pyarrow>=15"),
     "nvidia-dali-cuda130>=1.52; platform_system == 'Linux'",
 ]
 LATENTS = ["diffusers>=0.31", "transformers>=4.45", "huggingface_hub>=0.26"]  # autoencoders, weights from the hub
 EVAL = ["torchmetrics>=1.6", "transformers>=4.45"]
-PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6"]
+PYTEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 TEST = [*TABLE, *PAIRS, *LATENTS, *EVAL, "sdmetrics>=0.11.1", *PYTEST]
 
 setup(

@@ -3,6 +3,7 @@
 from .adaln import adaln_modulate
 from .attention import joint_attention, pack_keys
 from .bias_gelu import bias_gelu
+from .column_logits import ColumnGroup, ColumnLogits
 from .eps_mse import eps_mse
 from .gated_adaln import gated_adaln
 from .gated_residual import gated_residual
@@ -20,6 +21,8 @@ from .tau_leap_linear import tau_leap_linear
 from .tau_leap_uniform import tau_leap_uniform
 
 __all__ = [
+    "ColumnGroup",
+    "ColumnLogits",
     "Draw",
     "LazyLogits",
     "Packing",

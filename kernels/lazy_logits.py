@@ -66,6 +66,10 @@ class LazyLogits:
         forbidden = torch.nn.functional.pad(~allowed, (0, values.shape[-1] - allowed.shape[-1]))
         return LazyLogits(values.masked_fill(forbidden, -torch.inf))
 
+    def at_uniforms(self, uniforms: Tensor, states: int, wanted: Tensor) -> Tensor:
+        """(B, L): the states at the given points (B, L) of the cumulative distributions; any state where not wanted."""
+        return tokens_at(self.log_probs(states), uniforms)
+
     def cross_entropy(self, target: Tensor, columns: int) -> Tensor:
         """(B, L) float32 of −log softmax(first `columns`)[target]; 0 where the target is −1."""
         if self.weight is None:
@@ -110,3 +114,9 @@ class LazyLogits:
             )
         other = None if uncond is None else uncond.values()
         return tau_leap(self.values(), tokens, rate, keys, states, rule, mask_logit, other, guidance)
+
+
+def tokens_at(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """(B, L): the states at the points (B, L) of the cumulative distributions of logits (B, L, K)."""
+    total = torch.softmax(logits if logits.dtype == torch.float64 else logits.float(), -1).double().cumsum(-1)
+    return (total <= uniforms[..., None].double() * total[..., -1:]).sum(-1)

@@ -10,8 +10,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from ..kernels import ColumnGroup, ColumnLogits
 from .layers import Modulate
+
+LARGE = 256  # states from which on a column has logits of its own
 
 
 class Mlp(nn.Sequential):
@@ -65,7 +69,8 @@ class NumericalFeatures(nn.Module):
 class CategoricalHead(nn.Module):
     """Logits of categorical columns, (B, C, D) → (B, C, largest K [+ 1]), −∞ beyond a column's own K.
 
-    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used.
+    The weights of all columns are one (ΣK, D) parameter without padding, scattered into a padded tensor when used; if
+    one has more than LARGE states, `ColumnLogits`, each such column by itself.
 
     Args:
         deep: an MLP of three layers per column instead of one linear layer.
@@ -84,7 +89,13 @@ class CategoricalHead(nn.Module):
             if deep
             else nn.Identity()
         )
-        self.columns, self.outputs = len(states), max(states) + mask_logit
+        self.states, self.columns, self.outputs = states, len(states), max(states) + mask_logit
+        self.is_grouped = max(states) > LARGE and len(states) > 1 and not mask_logit
+        small = [c for c, k in enumerate(states) if k <= LARGE]
+        self.groups = [*([small] if small else []), *([c] for c, k in enumerate(states) if k > LARGE)]
+        in_groups = torch.tensor([c for group in self.groups for c in group])
+        self.register_buffer("in_groups", in_groups, persistent=False)
+        self.register_buffer("order", in_groups.argsort(), persistent=False)
         slots = []  # rows of the padded matrix that the rows of `weight` go to
         for c, k in enumerate(states):
             slots += [c * self.outputs + state for state in range(k)]
@@ -94,13 +105,26 @@ class CategoricalHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(slots), width))
         self.bias = nn.Parameter(torch.zeros(len(slots)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | ColumnLogits:
+        if self.is_grouped:
+            return ColumnLogits(self.hidden(x), self._groups(x.dtype), self.order)
         size, width = self.columns * self.outputs, x.shape[-1]
         weight = self.weight.new_zeros(size, width).index_copy(0, self.slots, self.weight)
         bias = self.bias.new_full((size,), -math.inf).index_copy(0, self.slots, self.bias)
         weight = weight.view(self.columns, self.outputs, width).transpose(1, 2).to(x.dtype)
         bias = bias.view(self.columns, 1, self.outputs).to(x.dtype)
         return torch.baddbmm(bias, self.hidden(x).transpose(0, 1), weight).transpose(0, 1)
+
+    def _groups(self, dtype: torch.dtype) -> list[ColumnGroup]:
+        """The small columns together, and every large one."""
+        weights, biases = self.weight.to(dtype).split(self.states), self.bias.to(dtype).split(self.states)
+        groups = []
+        for own, places in zip(self.groups, self.in_groups.split([len(g) for g in self.groups]), strict=True):
+            most = max(self.states[c] for c in own)
+            weight = [pad(weights[c].t(), (0, most - self.states[c])) for c in own]
+            bias = [pad(biases[c][None], (0, most - self.states[c]), value=-math.inf) for c in own]
+            groups.append(ColumnGroup(places, torch.stack(weight), torch.stack(bias)))
+        return groups
 
 
 class NumberEmbedding(nn.Module):
@@ -159,12 +183,12 @@ class CategoryEmbedding(nn.Module):
 
 
 class CategoryHead(nn.Module):
-    """(B, C, D) → logits (B, C, largest K), −∞ beyond a column's own K."""
+    """(B, C, D) → logits (B, C, largest K), −∞ beyond a column's own K; see `CategoricalHead`."""
 
     def __init__(self, states: tuple[int, ...], width: int, cond: int, deep: bool):
         super().__init__()
         self.modulate = Modulate(width, cond)
         self.output = CategoricalHead(states, width, deep, mask_logit=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor | ColumnLogits:
         return self.output(self.modulate(x, c))

@@ -53,7 +53,9 @@ def forward_flops(evaluate: Callable[[], object]) -> int:
 def compiler_missing(device: torch.device) -> str | None:
     """The compiler that torch.compile would need and this machine lacks, or None."""
     if device.type != "cpu":
-        return None if torch.utils._triton.has_triton() else "Triton"
+        from torch.utils._triton import has_triton  # which `import torch` alone does not import
+
+        return None if has_triton() else "Triton"
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 

@@ -1,10 +1,13 @@
-"""A setting of the process for computing on a CPU."""
+"""Settings of the process for computing on a CPU."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -20,3 +23,19 @@ def keep_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On the CPU, sum gradients of embeddings in a fixed order in compiled code too, as eager code does."""
+    if device.type != "cpu":
+        yield
+        return
+    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills

@@ -65,6 +65,34 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+class Vote:
+    """The largest of numbers of the ranks, one round late: no rank waits for a device, or for a slower rank.
+
+    Every rank must call it equally often, and `close` at the end.
+    """
+
+    def __init__(self) -> None:
+        # by gloo on the CPU whatever the ranks compute on: reading a number of a GPU would wait for the GPU
+        self.group = dist.new_group(backend="gloo") if world() > 1 else None
+        self.last: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self, number: int) -> int:
+        """The largest number of the round before, the same on all ranks; on a single rank the number itself."""
+        if self.group is None:
+            return number
+        largest, mine = self.close(), torch.tensor(number)
+        self.last = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, self.group, async_op=True)
+        return largest
+
+    def close(self) -> int:
+        """Wait for the last round; returns its result, 0 without one."""
+        if self.last is None:
+            return 0
+        (result, work), self.last = self.last, None
+        work.wait()
+        return int(result)
+
+
 def share(n: int) -> range:
     """The share of this rank of n rows: contiguous, in the order of ranks, sizes that differ by at most one."""
     r, w = rank(), world()

@@ -44,6 +44,7 @@ def sample(
     progress: bool | Callable[[], None] = False,
     device: torch.device | str | None = None,
     precision: str = "fp32",
+    indices: Tensor | None = None,
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Draw samples start_index, …, start_index + n − 1 of `seed`, every modality of the space.
 
@@ -64,6 +65,7 @@ def sample(
         allowed_states: {discrete modality: (L, K) bool}, the states that positions may take.
         trajectory: also return the list of states before and after every update, on the CPU.
         progress: show a bar, or a function to call after each state, steps + 1 times a batch.
+        indices: (n,) int64, the numbers of the samples in the place of start_index, …
         precision: fp32, or bf16: matrix products of the network in bfloat16 by autocast; states stay float32.
 
     Returns:
@@ -93,7 +95,10 @@ def sample(
             # samples that were not requested repeat the first or the last one
             index = torch.arange(start - start_index, start - start_index + size).clamp(0, n - 1)
             points = {m: u[index.to(u.device)].to(device) for m, u in (uniforms or {}).items()}
-            rng = Rng(seed, torch.arange(start, start + size, device=device), uniforms=points)
+            numbers = torch.arange(start, start + size, device=device)
+            if indices is not None:
+                numbers = indices[index.to(indices.device)].to(device)
+            rng = Rng(seed, numbers, uniforms=points)
             batch_conditions = {
                 m: c.map(lambda x, index=index: select(x, index, device)) for m, c in conditions.items()
             }

@@ -36,14 +36,17 @@ class Sampler:
     method: str | None = None
     time_grid: str | Tensor = "linear"
 
+    def method_of(self, process: Process) -> str:
+        """The method for a process: the one set, else the first that there is."""
+        return self.method or next(iter(SAMPLERS[type(process)]))
+
     def stepper(self, name: str, process: Process, x: Tensor, steps: int, rng: Rng) -> Stepper:
         """The stepper of modality `name`, whose initial state at time 1 is x.
 
         Raises:
             ValueError: a method or a grid that the process does not have.
         """
-        methods = SAMPLERS[type(process)]
-        method = self.method or next(iter(methods))
+        methods, method = SAMPLERS[type(process)], self.method_of(process)
         if method not in methods:
             raise ValueError(f"{name}: sampler must be one of {', '.join(methods)}, got {method!r}")
         if name in rng.uniforms and isinstance(process, Masked) and method != "first_hitting":
@@ -258,14 +261,11 @@ class FirstHittingStepper(MaskedStepper):
     def step(self, update, x, out, uncond, guidance):
         masked, now = x == self.process.mask_id, self.changed_positions(update.k)
         if self.uniforms is not None:
-            return torch.where(now, self.at_uniforms(out, uncond, guidance), x)
+            if uncond is not None:
+                out = guided_log_probs(out, uncond, guidance, self.process.states)
+            return torch.where(now, LazyLogits.wrap(out).at_uniforms(self.uniforms, self.process.states, now), x)
         drawn = self.leap(update, torch.where(masked & ~now, 0, x), out, uncond, guidance, update.t, "last")
         return torch.where(now, drawn, x)
-
-    def at_uniforms(self, out, uncond, guidance: float) -> Tensor:
-        """(B, L): the states at the given points of the cumulative distribution."""
-        total = torch.softmax(guided_log_probs(out, uncond, guidance, self.process.states), -1).double().cumsum(-1)
-        return (total <= self.uniforms[..., None].double() * total[..., -1:]).sum(-1)
 
 
 class UniformStepper(Stepper):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from anystate.model.codecs.table.column import MISSING
+from anystate.model.codecs.table.schema import infer
 from anystate.train.data.bundled import load_bundled
 from anystate.train.synthesizer import TableSynthesizer
 from anystate.train.trainer import Trainer
@@ -129,14 +130,16 @@ def test_schema_is_shown_edited_and_used(data, run, tmp_path, capsys, call, refu
         (["sample", "RUN", "--balance", "fnlwgt"], ["'fnlwgt'", "cannot be balanced"]),
         (["sample", "RUN", "-n", "0"], ["'-n' / '--n'"]),
         (["impute", "RUN", "BAD"], ["row 1 has 1 fields, the header 2"]),
-        (["impute", "RUN", "OTHER"], ["column 'age' is missing"]),
+        (["impute", "RUN", "OTHER"], ["none of the model's columns, which are age"]),
         (["fit", "BAD"], ["row 1 has 1 fields, the header 2"]),
+        (["fit", "FOLDER"], ["is a folder: name a table file in it"]),
+        (["schema", "OTHER", "--sep", "ab"], ["--sep 'ab': give one character, or tab"]),
     ],
 )
 def test_wrong_input_is_one_line(run, tmp_path, args, parts, refused):
     (tmp_path / "bad.csv").write_text("a,b\n1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv"}
+    paths = {"RUN": run, "BAD": tmp_path / "bad.csv", "OTHER": tmp_path / "other.csv", "FOLDER": tmp_path}
     error = refused("table", *[paths.get(a, a) for a in args])
     assert all(part in error for part in parts), error
 
@@ -153,6 +156,70 @@ def test_strings_that_mean_a_missing_cell(setting, tmp_path, call):
     assert len(column.states) == 3
     assert call("table", "sample", run, "-n", "30", "a=", "--out", out, "--device", "cpu") == 0
     assert set(pd.read_csv(out, na_filter=False)["a"]) == {"?"}
+
+
+@pytest.fixture(scope="module")
+def german(tmp_path_factory, call):
+    """(file with semicolons, decimal commas and umlauts of cp1252, run of it)."""
+    folder = tmp_path_factory.mktemp("german")
+    rows = [f"{'Köln' if i % 3 else 'Ulm'};{i % 7},{i % 10}5;{i % 5}" for i in range(300)]
+    (folder / "in.csv").write_bytes(("Größe;Preis;n\n" + "\n".join(rows) + "\n").encode("cp1252"))
+    options = [*TINY, "--missing", "k.A.", "--out", folder / "run", "--device", "cpu"]
+    assert call("table", "fit", folder / "in.csv", *options) == 0
+    return folder / "in.csv", folder / "run"
+
+
+def test_rows_are_written_in_the_dialect_of_the_training_file(german, tmp_path, call):
+    """A .csv as the training file is written, other formats as they always are."""
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    _, run = german
+    for ending in ("csv", "tsv", "parquet"):
+        out = tmp_path / f"rows.{ending}"
+        assert call("table", "sample", run, "-n", "40", "--where", "Größe=Köln", "--out", out, "--device", "cpu") == 0
+    lines = (tmp_path / "rows.csv").read_bytes().decode("cp1252").split("\n")
+    assert lines[0] == "Größe;Preis;n"
+    assert all(re.fullmatch(r"Köln;\d,\d{1,2};\d", line) for line in lines[1:-1])
+    assert (tmp_path / "rows.tsv").read_text(encoding="utf-8").startswith("Größe\tPreis\tn\nKöln\t")
+    made = pd.read_parquet(tmp_path / "rows.parquet")
+    pd.testing.assert_frame_equal(made, pd.read_csv(tmp_path / "rows.csv", sep=";", decimal=",", encoding="cp1252"))
+
+
+def test_imputing_keeps_the_dialect_of_the_file(german, tmp_path, call, capsys):
+    """That of the training file only where the file itself leaves it open; every other byte stays."""
+    _, run = german
+    for encoding, text in (
+        ("cp1252", "Größe;Preis;n\r\nKöln;;1\r\nk.A.;1,25;2\r\n"),
+        ("utf-8-sig", "Größe\tPreis\tn\nKöln\t\t1\nk.A.\t1.25\t2\n"),
+        ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;1,255;2\n"),
+        ("utf-8", "Größe;Preis;n\nKöln;;1\nk.A.;;2\n"),
+    ):
+        (tmp_path / "holes.csv").write_bytes(text.encode(encoding))
+        out = tmp_path / ("filled.tsv" if "\t" in text else "filled.csv")
+        assert call("table", "impute", run, tmp_path / "holes.csv", "--out", out, "--device", "cpu") == 0
+        gaps = re.escape(text).replace("k\\.A\\.", "(?:Köln|Ulm)")
+        sep, mark = ("\t", ".") if "\t" in text else (";", ",")
+        gaps = gaps.replace(re.escape(sep) * 2, rf"{sep}\d[{mark}]\d+{sep}")
+        assert re.fullmatch(gaps, out.read_bytes().decode(encoding))
+
+
+@pytest.mark.parametrize("command", ["sample", "impute"])
+def test_a_name_of_no_format_is_refused_before_sampling(german, tmp_path, command, refused, monkeypatch):
+    file, run = german
+    monkeypatch.setattr(TableSynthesizer, "load", lambda *_: pytest.fail("the model was loaded"))
+    rest = [file] if command == "impute" else []
+    line = refused("table", command, run, *rest, "--out", tmp_path / "rows.doc", "--device", "cpu")
+    assert "rows.doc: the name says no format that can be written; end it with .csv, .tsv, .parquet" in line
+
+
+def test_metadata_of_sdv(data, tmp_path, call):
+    """Written by `schema`, and read by `fit`, which gives the same kinds as the inferred ones."""
+    file = tmp_path / "metadata.json"
+    assert call("table", "schema", data, "--out", file) == 0
+    assert '"METADATA_SPEC_VERSION": "SINGLE_TABLE_V1"' in file.read_text()
+    options = [*TINY, "train.steps=1", "--out", tmp_path / "run", "--device", "cpu"]
+    assert call("table", "fit", data, "--schema", file, *options) == 0
+    kinds = [c.kind for c in TableSynthesizer.load(tmp_path / "run", device="cpu").schema_.columns]
+    assert kinds == [c.kind for c in infer(pd.read_csv(data)).columns]
 
 
 def test_a_schema_is_in_the_checkpoint(data, tmp_path, call):

@@ -13,6 +13,7 @@ import pytest
 
 import anystate
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("own_modality")]
 ROOT = Path(anystate.__file__).parent
 EXAMPLE = ROOT / "docs" / "examples" / "own_modality.py"
 LEFT_OUT = shutil.ignore_patterns(".venv", ".git", ".gpu", "runs", "tests", "build", "*.egg-info", "__pycache__")

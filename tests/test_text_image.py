@@ -13,7 +13,11 @@ import pytest
 import torch
 
 EMOJI = Path(os.environ.get("ANYSTATE_DATA", Path(__file__).parents[2] / "shared/data")) / "emoji/emoji.npz"
-pytestmark = pytest.mark.skipif(not EMOJI.is_file(), reason=f"needs the emoji data set ({EMOJI})")
+pytestmark = [
+    pytest.mark.skipif(not EMOJI.is_file(), reason=f"needs the emoji data set ({EMOJI})"),
+    pytest.mark.long,
+    pytest.mark.xdist_group("text_image"),
+]
 
 TINY = [
     "modalities.image.stream={width: 16, patch: 8, single_stream_depth: 0}",

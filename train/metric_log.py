@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..configs.config import Config
 from ..configs.load import dump_config
+from ..model.provenance import provenance
 from ..model.storage import atomic_write
-from .provenance import provenance
 
 
 class MetricLog:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -130,19 +129,3 @@ def update_ema(state: TrainState) -> None:
     """Update the EMA weights."""
     ema, weights = (sharded.local(list(net.parameters())) for net in (state.ema, state.net))
     torch._foreach_lerp_(ema, weights, 1.0 - ema_decay(state.settings, state.step))
-
-
-@contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """On the CPU, sum gradients of embeddings in a fixed order in compiled code too, as eager code does."""
-    if device.type != "cpu":
-        yield
-        return
-    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills

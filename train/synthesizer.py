@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,24 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from ..configs.interruption import Interrupted
 from ..configs.load import load_config
 from ..configs.runs import resolve
 from ..model.build import Codecs
 from ..model.codecs.table.codec import TableCodec
-from ..model.codecs.table.schema import Schema, check_columns, warnings_of
+from ..model.codecs.table.dialect import Dialect
+from ..model.codecs.table.schema import Schema, warnings_of
 from ..model.storage import save_checkpoint
 from ..sample.pipeline import Pipeline
-from ..sample.table.config import missing_strings, row_codec, schema_of
+from ..sample.table.config import csv_settings, missing_strings, row_codec, schema_of
 from ..sample.table.imputation import expected
+from ..sample.table.incomplete import Incomplete
 from ..sample.table.rows import TableSampler, columns_of
 from .data.dataset import InMemory
 from .data.examples import encode
 from .trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class TableSynthesizer(BaseEstimator):
@@ -65,6 +71,7 @@ class TableSynthesizer(BaseEstimator):
 
         Raises:
             ValueError: a table or schema that cannot be modelled (names the column), or a wrong setting.
+            Interrupted: Ctrl-C (a KeyboardInterrupt) or SIGTERM; with `out`, a checkpoint of the step was written.
         """
         if not isinstance(table, pd.DataFrame):
             raise ValueError(f"fit takes a DataFrame, got {type(table).__name__}")
@@ -80,7 +87,10 @@ class TableSynthesizer(BaseEstimator):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if self.out is None else self.out)
             trainer = Trainer(config, folder, self.device, (rows, rows), quiet=not self.verbose, codecs=codecs)
-            self.pipeline_: Pipeline = trainer.run()
+            try:
+                self.pipeline_: Pipeline = trainer.run()
+            except Interrupted as error:
+                raise error if self.out else Interrupted.at_step(trainer.state.step, error.number, False) from None
             self._files = trainer.files()
         return self._described(codec.schema)
 
@@ -111,6 +121,10 @@ class TableSynthesizer(BaseEstimator):
     ) -> pd.DataFrame | list[pd.DataFrame] | tuple[pd.DataFrame, pd.DataFrame]:
         """The table with its missing cells filled; all others stay as they are.
 
+        Columns may be in any order. One that the table lacks is filled and comes last, and one that the model does not
+        have stays as it is. A cell that the model cannot read, such as a category that training did not have, stays
+        too and counts as unknown: a line of the log says so.
+
         Args:
             how: "draw" samples the missing cells from the model. "expected" fills them with the mean of a number or
                 date and the most probable category.
@@ -122,19 +136,21 @@ class TableSynthesizer(BaseEstimator):
             number, the probability of any other category; NaN where nothing was filled.
 
         Raises:
-            ValueError: a column that is missing, or a value that did not occur in training.
+            ValueError: the table has none of the model's columns, or one twice.
         """
         if how not in ("draw", "expected"):
             raise ValueError(f"how must be draw or expected, got {how!r}")
-        check_columns(table, list(self.columns_.columns))
         sampler = self._sampler(seed)
         count = (1 if how == "draw" else 20) if draws is None else draws
         if count < 1:
             raise ValueError(f"draws must be at least 1, got {count}")
+        given = Incomplete.of(sampler.codec, table)
+        for note in given.notes:
+            log.warning(note)
         if how == "expected":
-            return expected(sampler, table, count)
-        cells = sampler.observed_cells(table)
-        tables = [sampler.impute(table, draw, cells) for draw in range(count)]
+            return expected(sampler, given, count)
+        cells = sampler.observed_cells(given.known)
+        tables = [sampler.impute(given, draw, cells) for draw in range(count)]
         return tables[0] if draws is None else tables
 
     def save(self, path: str | Path) -> Path:
@@ -165,6 +181,12 @@ class TableSynthesizer(BaseEstimator):
     def missing_(self) -> list[str]:
         """The strings that mean a missing cell in a CSV."""
         return missing_strings(self._fitted().config)
+
+    @property
+    def dialect_(self) -> Dialect:
+        """How the CSV of the training rows was written: separator, encoding and decimal mark."""
+        settings = csv_settings(self._fitted().config)
+        return Dialect.of(*(settings.get(key) for key in ("sep", "encoding", "decimal")))
 
     def _described(self, schema: Schema) -> TableSynthesizer:
         self.schema_, self.n_features_in_ = schema, len(schema.columns)

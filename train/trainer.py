@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..configs.config import Config
+from ..configs.interruption import Interrupted, StopRequest, stop_request
 from ..configs.load import dump_config, load_config
 from ..configs.runs import CheckpointError, latest
 from ..diffusion import TimeSampler
@@ -26,7 +27,7 @@ from ..kernels import Rng
 from ..model import distributed, float8
 from ..model.build import Codecs, build_codecs, build_losses
 from ..model.compilation import compile_net, has_compiler, should_compile
-from ..model.cpu_memory import keep_memory
+from ..model.cpu_memory import deterministic, keep_memory
 from ..model.storage import save_checkpoint
 from ..sample.cuda_graphs import release
 from ..sample.pipeline import Pipeline, build_pipeline, sample_flops
@@ -39,7 +40,7 @@ from .graph_step import graph_step, is_capturable, with_graph_optimizer
 from .metric_log import MetricLog, NullLog
 from .objective import Objective, weightings
 from .state import TrainState
-from .step import deterministic, learning_rate, training_step
+from .step import learning_rate, training_step
 
 Hook = Callable[["Trainer"], dict[str, float] | None]
 
@@ -163,10 +164,12 @@ class Trainer:
         Raises:
             NonFiniteLoss: a loss was not finite; checkpoints hold the state before.
             CheckpointError: the disk refused a checkpoint.
+            Interrupted: Ctrl-C or SIGTERM; the step was finished and saved before, except with a second Ctrl-C.
         """
         settings, state, stop = self.config.train, self.state, self.config.train.steps if stop is None else stop
-        main = distributed.is_main()
-        with MetricLog(self.out, self.config, state.step, stop, self.quiet) if main else NullLog() as log:
+        log = MetricLog(self.out, self.config, state.step, stop, self.quiet) if distributed.is_main() else NullLog()
+        vote = distributed.Vote()
+        with stop_request() as request, log:
             began, since = time.perf_counter(), state.step
             while state.step < stop:
                 losses = self._timed_update()
@@ -176,11 +179,19 @@ class Trainer:
                     began, since = time.perf_counter(), state.step
                 log.advance()
                 if self.on_evaluate and self._due(settings.eval_every, stop):
-                    log.write(state.step, self._on_main(self.on_evaluate) or {})
+                    log.write(state.step, self._on_main(self.on_evaluate, request) or {})
                 if self.on_sample and self._due(settings.sample_every, stop):
-                    self._on_main(self.on_sample)
-                if self._due(settings.save_every, stop):
+                    self._on_main(self.on_sample, request)
+                number = vote(request.number)
+                if number or self._due(settings.save_every, stop):
                     self.save()
+                if number:
+                    break
+            else:
+                number = max(vote(request.number), vote.close())
+        if number:
+            distributed.stop()
+            raise Interrupted.at_step(state.step, number)
         return self.ema_pipeline()
 
     def update(self) -> dict[str, Tensor]:
@@ -314,10 +325,10 @@ class Trainer:
                 module, device, broadcast_buffers=False, find_unused_parameters=idle, gradient_as_bucket_view=True
             )
 
-    def _on_main(self, hook: Hook) -> dict[str, float] | None:
-        """Call a hook on the main rank, with whole weights, while the others wait."""
+    def _on_main(self, hook: Hook, request: StopRequest) -> dict[str, float] | None:
+        """Call a hook on the main rank, with whole weights, while the others wait; a signal cuts it short."""
         self._gathered = self.ema_pipeline().net if self.sharded else None
-        values = hook(self) if distributed.is_main() else None
+        values = request.call(lambda: hook(self)) if distributed.is_main() else None
         release(self._gathered or self.state.ema)
         self._gathered = None
         distributed.barrier()

@@ -112,7 +112,7 @@ def kernel_tests(session: Session) -> None:
     tests = ROOT / "tests/kernels"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "tests/pytest.ini"]
     command += [f"--confcutdir={tests}", f"--ignore={tests / 'test_compiled.py'}"]
-    command += [tests / "test_tiles.py"] if session.tiny else [tests, "-n", "8"]
+    command += [tests / "test_tiles.py"] if session.tiny else [tests, "-n", "12", "--tb=short", "-rfE"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     output = []
     for line in process.stdout:

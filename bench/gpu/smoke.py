@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...model.cpu_memory import deterministic
 from ...sample import sample
 from ...sample.cuda_graphs import graphs_of
 from ...sample.pipeline import Pipeline
 from ...train.graph_step import GraphStep
-from ...train.step import deterministic, training_step
+from ...train.step import training_step
 from ...train.trainer import Trainer
 from ..speed.results import ResultLog
 from ..speed.systems import untrained

@@ -155,7 +155,7 @@ def restore(results: Path, workdir: Path, files: Path) -> None:
 
 def completed(results: Path, machine: str) -> set[str]:
     """Names of the parts that ended well on such a machine at this commit."""
-    from ...train.provenance import provenance
+    from ...model.provenance import provenance
     from ..speed.results import read_results
 
     here = (machine, provenance("cpu")["commit"])

@@ -24,10 +24,10 @@ from ...configs.config import Config
 from ...configs.runs import WEIGHTS, resolve
 from ...model import distributed
 from ...model.build import build_samplers
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
 from ...sample.pipeline import Pipeline
 from ...train.data.load import load_data, with_data
-from ...train.provenance import provenance
 from .clip import CLIP
 from .evaluation import Evaluation
 from .fid import INCEPTION

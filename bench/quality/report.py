@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
 from ...configs.load import dump_config
+from ...model.provenance import provenance
 from ...sample.folder import write_sheet
 from ...sample.pipeline import Pipeline
-from ...train.provenance import provenance
 from .samples import Samples
 
 HERE = Path(__file__).parent

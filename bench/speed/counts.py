@@ -23,10 +23,10 @@ from ...kernels import LazyLogits
 from ...kernels.backend import INTERPRETED, OPERATIONS
 from ...model import float8
 from ...model.build import build_codecs, build_network, build_space
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
 from ...sample import sample
 from ...sample.pipeline import Pipeline
-from ...train.provenance import provenance
 from . import compile_only, cross_entropy_traffic
 from .cuda_lowering import Graph, Lowering
 from .h100 import as_on_h100

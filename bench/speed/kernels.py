@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from ...kernels import reference
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
-from ...train.provenance import provenance
 from . import compile_only as compiled_kernels
 from .kernel_cases import CASES, operation_of, outputs_of, with_gradients
 from .kernel_floors import Work

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
-from ...train.provenance import provenance
 
-PROVENANCE = ("device", "threads", "cores", "load", "versions", "commit", "date")  # keys of `train.provenance`
+PROVENANCE = ("device", "threads", "cores", "load", "versions", "commit", "date")  # keys of `model.provenance`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Result:
     """One measured value.
 
     name: what was measured. ratio_to_plain: how many times better than the reference, None where that was not
-    measured. about: further facts about the measurement. provenance: see `train.provenance`.
+    measured. about: further facts about the measurement. provenance: see `model.provenance`.
     """
 
     name: str

@@ -104,7 +104,7 @@ def calls(
         conditions = {m: x[rows] for m, x in data.x.items() if m == direction}
         guidance = pipeline.guidance(bool(conditions))
         if implementation == "plain" and used is net:
-            own = {m: (s.method, s.time_grid) for m, s in pipeline.samplers.items()}
+            own = {m: (s.method_of(pipeline.space[m]), s.time_grid) for m, s in pipeline.samplers.items()}
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=pipeline.precision() == "bf16")
             with bf16:
                 return reference.sample(net, pipeline.space, conditions, n, steps, own, guidance, device=device)

@@ -17,6 +17,7 @@ from ...train.trainer import Trainer
 
 TINY = ["train.batch=16", "network.depth=2", "network.heads=2", "network.head_dim=8"]
 TINY += [f"modalities.{m}.stream.width=16" for m in ("image", "text")]
+TINY += [f"modalities.{m}.sampler={{}}" for m in ("image", "text")]  # the default samplers, as in the official recipe
 WIDE = [f"modalities.{m}.stream.width=1024" for m in ("image", "text")]  # layers large enough for fp8
 WIDE += ["network.depth=1", "train.lr=1e-5"]
 SIZES = {  # a shipped config and settings of it

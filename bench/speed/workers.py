@@ -9,6 +9,7 @@ import contextlib
 import functools
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -90,7 +91,8 @@ def _serve(pipe: Connection, make: Make, args: tuple) -> None:
     except EOFError:
         return
     except Exception as error:  # whatever a compiler or driver raises: the other workers go on
-        pipe.send(" ".join(str(error).split()) or type(error).__name__)
+        traceback.print_exc()
+        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _timed_call(function: Callable[[], object], device: torch.device, now: Callable[[], float]) -> Call:

@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
 from ...sample import SAMPLERS, Sampler, sample
 from ...sample.pipeline import Pipeline
 from ...train.data import digits
 from ...train.data.bundled import load_bundled
 from ...train.data.load import load_data, with_data
-from ...train.provenance import provenance
 from ...train.synthesizer import TableSynthesizer
 from ..quality.frechet import frechet, moments
 from ..quality.roles import images_of, texts_of

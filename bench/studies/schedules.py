@@ -38,11 +38,11 @@ from ...configs.load import dump_config, load_config
 from ...configs.runs import latest
 from ...diffusion import Space
 from ...kernels import Draw, Rng
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
 from ...sample import Sampler, sample
 from ...sample.pipeline import Pipeline
 from ...train.data.examples import Examples
-from ...train.provenance import provenance
 from ...train.trainer import Trainer
 from ..quality.attribute_classifier import AttributeClassifier, fit_classifier
 from ..quality.frechet import frechet, moments

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ...model.codecs.table.schema import Schema
+from ...model.codecs.table.cells import canonical
+from ...model.codecs.table.schema import Column, Schema
 
 MISSING = "\ue000missing"  # the level of a missing category; the character is for private use, so no table holds it
 LEVELS = 64  # categories of a column that get a feature of their own; rarer ones share one
@@ -74,6 +75,47 @@ def check_tables(roles: Roles, **tables: pd.DataFrame | None) -> None:
                 numbers(table[column])
             except (ValueError, TypeError):
                 raise ValueError(f"column {column!r} of the {name} table holds text where numbers belong") from None
+
+
+def comparable(table: pd.DataFrame, columns: Sequence[Column], part: str) -> pd.DataFrame:
+    """The columns that a table has of those known from the real one, as cells that are equal where their values are,
+    whatever file or dtype they come from; cells that are not of the column's kind are missing.
+
+    Raises:
+        ValueError: no cell of a column is of its kind; names it and the `part`.
+    """
+    cells = {}
+    for column in columns:
+        if column.name in table.columns:
+            values = table[column.name].reset_index(drop=True)
+            cells[column.name] = _readable(column, values)
+            if values.notna().any() and not cells[column.name].notna().any():
+                what = "dates" if column.kind == "datetime" else "numbers"
+                raise ValueError(f"column {column.name!r} of the {part} table holds text where {what} belong")
+    return pd.DataFrame(cells, index=range(len(table)))
+
+
+def _readable(column: Column, values: pd.Series) -> pd.Series:
+    """`canonical` cells; where that refuses some, the halves of the column are read on their own, and so on."""
+    try:
+        return canonical(column, values)
+    except (ValueError, TypeError):
+        if len(values) == 1 or not _any_readable(column, values):
+            return pd.Series(np.nan, index=values.index)
+    middle = len(values) // 2
+    return pd.concat([_readable(column, values.iloc[:middle]), _readable(column, values.iloc[middle:])])
+
+
+def _any_readable(column: Column, values: pd.Series, tried: int = 20) -> bool:
+    """Whether one of some cells, spread over the column, is of its kind."""
+    present = values.dropna()
+    for place in np.linspace(0, len(present) - 1, min(tried, len(present))).astype(int):
+        try:
+            if canonical(column, present.iloc[[place]]).notna().any():
+                return True
+        except (ValueError, TypeError):
+            continue
+    return False
 
 
 def numbers(column: pd.Series) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,9 +31,19 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Synthesize, condition and impute mixed-type tables.", no_args_is_help=True)
 console = Console()
 
-Source = Annotated[str, typer.Argument(help="A CSV (also .gz) or Parquet file, or the name of a bundled set: adult.")]
+Source = Annotated[
+    str, typer.Argument(help="A CSV, Parquet, Feather, Excel or JSON file, or the name of a bundled set: adult.")
+]
 Missing = Annotated[
-    list[str] | None, typer.Option(help="String that means an empty cell, e.g. '?'; repeat for several.")
+    list[str] | None,
+    typer.Option(help="String that means an empty cell, e.g. '?', beside the empty string; repeat for several."),
+]
+Sep = Annotated[str | None, typer.Option(help="Separator of a CSV, one character or tab; default guessed.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of a CSV, e.g. cp1252; default guessed.")]
+Decimal = Annotated[str | None, typer.Option(help="Decimal mark of a CSV, . or ,; default guessed.")]
+TableOut = Annotated[
+    Path,
+    typer.Option("-o", "--out", help="File to write: .csv, .tsv, .parquet, .feather, .xlsx, .json or .jsonl."),
 ]
 
 
@@ -46,24 +57,31 @@ def require_pandas() -> None:
 def schema(
     source: Source,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write the YAML to this file instead of the screen.")
+        Path | None,
+        typer.Option("-o", "--out", help="Write the YAML to this file, or a .json file in the form of SDV's metadata."),
     ] = None,
     missing: Missing = None,
+    sep: Sep = None,
+    encoding: Encoding = None,
+    decimal: Decimal = None,
 ) -> None:
     """Infer the kinds of the columns; edit the YAML and give it to fit as --schema."""
     from ...train.data.bundled import find_table
 
     path = find_table(source)
-    from ...model.codecs.table.files import read_table
+    from ...model.codecs.table.files import TableFile
     from ...model.codecs.table.schema import infer
 
-    found = infer(read_table(path, missing or [""]))
+    file = TableFile.read(path, missing or (), (), sep, encoding, decimal)
+    _print_notes(file.notes)
+    found = infer(file.table)
     if out is None:
         _say(found, "# ")  # comments of the YAML
         console.print(found.dump(), markup=False, highlight=False, end="", soft_wrap=True)
     else:
         _say(found)
-        out.write_text(found.dump(), encoding="utf-8")
+        text = found.to_sdv() if out.suffix.lower() == ".json" else found.dump()
+        out.write_text(text, encoding="utf-8")
         console.print(f"wrote {out}")
 
 
@@ -73,9 +91,14 @@ def fit(
     override: Override = None,
     out: RunOut = None,
     config: Annotated[str, typer.Option(help="A YAML file or a shipped config.")] = "table/default",
-    schema: Annotated[Path | None, typer.Option(help="Kinds of the columns (YAML); default inferred.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="Kinds of the columns (YAML, or SDV's JSON); default inferred.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and training; default the config's.")] = None,
     missing: Missing = None,
+    sep: Sep = None,
+    encoding: Encoding = None,
+    decimal: Decimal = None,
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the schema and the config, and stop.")] = False,
 ) -> None:
@@ -91,17 +114,31 @@ def fit(
     require_path("--schema:", schema)
     path = find_table(source)
     resolved = load_config(config, overrides)
-    from ...model.codecs.table.files import read_table
-    from ...sample.table.config import missing_strings, schema_of
+    from ...model.codecs.table.files import TableFile
+    from ...model.codecs.table.schema import Schema
+    from ...sample.table.config import csv_settings, row_codec, schema_of
     from ...train.synthesizer import TableSynthesizer
 
-    table = read_table(path, missing_strings(resolved))
+    given = {"sep": sep, "encoding": encoding, "decimal": decimal}
+    reading = {**csv_settings(resolved), **{key: value for key, value in given.items() if value is not None}}
+    if schema is not None:
+        reading["text_columns"] = Schema.load(schema).text_columns
+    file = TableFile.read(path, **reading)
+    table = file.table
+    _print_notes(file.notes)
+    if file.dialect is not None:
+        modality, _ = row_codec(resolved)
+        for key, value in file.dialect.settings.items():
+            overrides.append(f"modalities.{modality}.csv.{key}={json.dumps(value)}")
+        resolved = load_config(config, overrides)
     columns = schema_of(table, resolved, schema)
     if dry_run:
         console.print(columns.dump() + dump_config(resolved), markup=False, highlight=False, end="")
         return
     run = out or Path("runs") / Path(source).name.split(".")[0]
     console.print(f"{len(table):,} rows, {len(table.columns)} columns of {path}")
+    if own := {} if file.dialect is None else file.dialect.settings:
+        console.print("  read with " + ", ".join(f"{key} {value!r}" for key, value in own.items()), highlight=False)
     _say(columns)
     for column in columns.columns:
         column.warning = None  # it is said
@@ -124,9 +161,7 @@ def sample(
         typer.Option(help="COLUMN=VALUE, COLUMN=LOW..HIGH (either end may be missing), or COLUMN= for an empty cell."),
     ] = None,
     balance: Annotated[str | None, typer.Option(help="Categorical column whose values are equally frequent.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, .csv, .csv.gz or .parquet.")] = Path(
-        "synthetic.csv"
-    ),
+    out: TableOut = Path("synthetic.csv"),
     steps: SamplingSteps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the rows; default the config's.")] = None,
     weights: Weights = "ema",
@@ -134,13 +169,15 @@ def sample(
 ) -> None:
     """Sample new rows, unconditionally or under conditions."""
     pairs = parse_pairs("--where", [*(where or []), *(more or [])])
+    from ...model.codecs.table.files import check_output, write_table
+
+    check_output(out, n or 0)
     model = _load(run, weights, device)
-    from ...model.codecs.table.files import write_table
     from ...sample.table.where import parse_where
 
     began = time.perf_counter()
     table = model.sample(n, parse_where(model.columns_, pairs), balance, seed, steps)
-    write_table(table, out, model.missing_[0])
+    write_table(table, out, model.missing_[0], model.dialect_)
     console.print(f"wrote {len(table):,} rows to {out} in {time.perf_counter() - began:.1f} seconds")
 
 
@@ -149,7 +186,7 @@ def impute(
     run: Checkpoint,
     source: Annotated[
         Path,
-        typer.Argument(help="Table with empty cells; CSV (also .gz) or Parquet."),
+        typer.Argument(help="Table with empty cells, in any of the formats of fit."),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="File to write; several draws go to NAME.1.csv, NAME.2.csv, …")
@@ -166,6 +203,9 @@ def impute(
         typer.Option(help="With --expected: standard deviations and probabilities of other values, as CSV."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws; default the config's.")] = None,
+    sep: Sep = None,
+    encoding: Encoding = None,
+    decimal: Decimal = None,
     weights: Weights = "ema",
     device: Device = None,
 ) -> None:
@@ -173,11 +213,16 @@ def impute(
     if spread is not None and not expected:
         raise ValueError("--spread belongs to --expected")
     require_path("table", source)
+    from ...model.codecs.table.files import check_output
+
+    check_output(out)
     model = _load(run, weights, device)
     from ...train.table_files import impute_file
 
-    cells, written = impute_file(model, source, out, draws, expected, spread, seed)
-    console.print(f"filled {cells:,} cells; wrote {', '.join(map(str, written))}")
+    reading = {"sep": sep, "encoding": encoding, "decimal": decimal}
+    what, written, notes = impute_file(model, source, out, draws, expected, spread, seed, reading)
+    _print_notes(notes)
+    console.print(f"{what}; wrote {', '.join(map(str, written))}", markup=False, highlight=False)
 
 
 @app.command()
@@ -196,13 +241,18 @@ def report(
     target: Annotated[str | None, typer.Option(help="Column that models predict in MLE.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="MLE: fit 4 hyper-parameter settings instead of 36.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation models.")] = 0,
+    missing: Missing = None,
+    sep: Sep = None,
+    encoding: Encoding = None,
+    decimal: Decimal = None,
 ) -> None:
     """Compare synthetic with real rows on one page: marginals, correlations, scores beside baselines, privacy."""
     for what, path in (("table", real), ("table", synth), ("--test:", test), ("--schema:", schema)):
         require_path(what, path)
     from .report import report as write
 
-    for name, value in write(real, synth, test, out, schema, target, fast, seed).items():
+    reading = {"missing": missing or (), "sep": sep, "encoding": encoding, "decimal": decimal}
+    for name, value in write(real, synth, test, out, schema, target, fast, seed, reading).items():
         console.print(f"{name:28} {value:.4f}", highlight=False)
     console.print(f"wrote {out}")
 
@@ -218,12 +268,18 @@ def fetch(
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Download a finished set again.")] = False,
 ) -> None:
-    """Download one of the paper's six tables from UCI, checked and split as in the literature."""
+    """Download one of the paper's six tables from UCI, checked and split as in the literature.
+
+    The same command resumes an interrupted download.
+    """
     from .fetch import fetch as download
 
     console.print(f"{name}: {download(name, out, url, force)}")
 
 
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
 def _say(schema: Schema, start: str = "") -> None:
     """Print what was assumed of the columns, then what they are and why."""
     from ...model.codecs.table.schema import describe, warnings_of

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from ...model.codecs.table.files import read_table
 from ...model.codecs.table.schema import Schema
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
-from ...train.provenance import provenance
 from .baselines import published_baselines
 from .columns import check_tables, roles_of
 from .metrics import copied, density

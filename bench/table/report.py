@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
-from ...model.codecs.table.files import read_table
-from ...model.codecs.table.schema import Schema
+from ...model.codecs.table.files import TableFile
+from ...model.codecs.table.schema import NUMERICAL_KINDS, Schema, infer
 from .baselines import gaussian_copula, independent, published_baselines, resample
 from .charts import association_map, associations, marginal
-from .columns import Roles, check_tables, numbers, roles_of
+from .columns import Roles, check_tables, comparable, numbers, roles_of
+from .diagnostics import diagnostics
 from .metrics import Density, density
 from .scores import Line, percent, score_lines
 from .uci import SETS
@@ -35,8 +38,12 @@ def report(
     target: str | None = None,
     fast: bool = False,
     seed: int = 0,
+    reading: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Write the page to `out` and return the scores, in [0, 1].
+
+    The kinds of the columns are inferred from the real table once, and the cells of all tables are compared as that
+    kind: the same rows in another format score the same. Keys and constants are not scored.
 
     Args:
         real: the rows that the model was trained on.
@@ -44,20 +51,31 @@ def report(
         schema: kinds and target of the columns; without one, the published data sets are recognized.
         target: the column to predict in MLE; default the schema's.
         fast: compare 4 settings instead of 36 in MLE.
+        reading: missing, sep, encoding and decimal of the files, see `files.read_table`.
 
     Raises:
         ValueError: a file that cannot be read, or tables that do not fit the schema or each other.
     """
-    schema = None if schema is None else Schema.load(schema)
-    tables = _read_tables({"real": real, "synth": synth, "test": test}, schema)
-    notes = []
-    name = recognize(tables["real"]) if schema is None else None
+    schema = Schema() if schema is None else _with_text_names(Schema.load(schema))
+    is_given = schema != Schema()
+    read = {"real": _read(real, schema.text_columns, reading)}
+    check_tables(Roles((), ()), real=read["real"].table)
+    notes = list(read["real"].notes)
+    name = None if is_given else recognize(read["real"].table)
     if name is not None:
-        schema = set_schema(name, tables["real"])
+        schema = set_schema(name, read["real"].table)
         notes.append(f"Recognized as {SETS[name].title}; the columns have their roles of the literature.")
-    schema = schema or Schema()
-    roles = roles_of(tables["real"], schema, target)
-    tables = {k: t if t is None else _select_columns(t, roles, k) for k, t in tables.items()}
+    known = _known(read["real"].table, schema)
+    for part, table in (("synth", synth), ("test", test)):
+        if table is not None:
+            read[part] = _read(table, known.text_columns, reading)
+    raw = {part: file.table for part, file in read.items()}
+    check_tables(Roles((), ()), **raw)
+    notes += _unscored(known, raw["synth"], schema)
+    cells = {part: comparable(table, known.columns, part) for part, table in raw.items()}
+    roles = _scored(roles_of(cells["real"], schema if schema.has_lists else known, target), cells["synth"])
+    tables: dict[str, Any] = {part: _select_columns(table, roles, part) for part, table in cells.items()}
+    tables.setdefault("test", None)
     real, synth = tables["real"], tables["synth"]
     check_tables(roles, **tables)
     found = density(real, synth, roles)
@@ -69,7 +87,9 @@ def report(
             "fewer rows score lower."
         )
     lines, scores = score_lines(tables, roles, found, baselines, fast, seed, notes)
+    has_types = all(read[part].dialect is None for part in ("real", "synth"))
     page = _page(tables, roles, found, lines, seed)
+    page["findings"] = diagnostics(known.columns, raw, cells, has_types)
     page |= {"title": schema.name or "Synthetic table", "measured": measured, "notes": notes}
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     out = Path(out)
@@ -78,17 +98,57 @@ def report(
     return scores
 
 
-def _read_tables(
-    tables: dict[str, pd.DataFrame | Path | str | None], schema: Schema | None
-) -> dict[str, pd.DataFrame | None]:
-    """The tables, those that are files read; each has rows and no repeated names."""
-    text_columns = [] if schema is None else schema.text_columns
-    read = {
-        name: read_table(table, text_columns=text_columns) if isinstance(table, (str, Path)) else table
-        for name, table in tables.items()
-    }
-    check_tables(Roles((), ()), **read)
-    return read
+def _read(
+    table: pd.DataFrame | Path | str, text_columns: Sequence[str | int], reading: Mapping[str, Any] | None
+) -> TableFile:
+    """A table with names of columns that are text, as they are in a text file."""
+    is_table = isinstance(table, pd.DataFrame)
+    file = TableFile(table) if is_table else TableFile.read(table, **{"text_columns": text_columns, **(reading or {})})
+    return dataclasses.replace(file, table=file.table.rename(columns=str))
+
+
+def _with_text_names(schema: Schema) -> Schema:
+    columns = [c.model_copy(update={"name": str(c.name)}) for c in schema.columns]
+    lists = {key: names and [str(name) for name in names] for key, names in
+             (("numerical", schema.numerical), ("categorical", schema.categorical))}  # fmt: skip
+    target = None if schema.target is None else str(schema.target)
+    return schema.model_copy(update={"columns": columns, "target": target, **lists})
+
+
+def _known(real: pd.DataFrame, schema: Schema) -> Schema:
+    """The schema of the real table with complete columns; columns that it lists as numerical are numbers."""
+    known = infer(real, schema)
+    listed = schema.roles()[0] if schema.has_lists else []
+    columns = [
+        c.model_copy(update={"kind": "continuous"}) if c.name in listed and c.kind not in NUMERICAL_KINDS else c
+        for c in known.columns
+    ]
+    return known.model_copy(update={"columns": columns})
+
+
+def _unscored(known: Schema, synth: pd.DataFrame, schema: Schema) -> list[str]:
+    """A remark on the columns that are not scored."""
+    listed = [name for part in schema.roles() for name in part] if schema.has_lists else []
+    reasons = {"identifier": "a key", "constant": "a constant"}
+    why = {c.name: reasons[c.kind] for c in known.columns if c.kind in reasons and c.name not in listed}
+    why |= {c.name: "missing in the synthetic rows" for c in known.columns if c.name not in synth.columns}
+    return [f"Not scored: {_list(f'{name} ({reason})' for name, reason in why.items())}."] if why else []
+
+
+def _scored(roles: Roles, synth: pd.DataFrame) -> Roles:
+    """The roles of the columns that the synthetic rows have.
+
+    Raises:
+        ValueError: they lack the target, or every column.
+    """
+    if roles.target is not None and roles.target not in synth.columns:
+        raise ValueError(f"the synth table lacks column {roles.target!r}, the target")
+    numerical, categorical = (
+        tuple(c for c in part if c in synth.columns) for part in (roles.numerical, roles.categorical)
+    )
+    if not numerical and not categorical:
+        raise ValueError("nothing to score: the tables share no column that is neither a key nor constant")
+    return dataclasses.replace(roles, numerical=numerical, categorical=categorical)
 
 
 def _select_columns(table: pd.DataFrame, roles: Roles, name: str) -> pd.DataFrame:

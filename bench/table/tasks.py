@@ -15,8 +15,8 @@ import pandas as pd
 from rich.console import Console
 
 from ...model.codecs.table.schema import Schema
+from ...model.provenance import provenance
 from ...model.storage import atomic_write
-from ...train.provenance import provenance
 from ...train.synthesizer import TableSynthesizer
 from . import conditional, imputation
 from .columns import Roles, roles_of

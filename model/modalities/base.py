@@ -105,8 +105,8 @@ class Modality(Section, abc.ABC):
         """
         return None if field is None else columns[field]
 
-    def csv_settings(self) -> dict[str, list]:
-        """Of the reader of CSV files: texts that mean a missing cell (`missing`), and columns that stay text."""
+    def csv_settings(self) -> dict[str, Any]:
+        """Of the reader of table files, see `files.read_table`: its arguments, but for the path."""
         return {"missing": [""], "text_columns": []}
 
     # what people see

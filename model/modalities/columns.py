@@ -62,6 +62,14 @@ class CategoricalConfig(Section):
     sampler: SamplerConfig = Field(SamplerConfig(), description="the sampler")
 
 
+class CsvConfig(Section):
+    """How text files of the table are written; what is null is guessed from each file, and usual in those we write."""
+
+    sep: str | None = Field(None, description="between cells: one character, or tab")
+    encoding: str | None = Field(None, description="Python's name of the encoding, say cp1252")
+    decimal: Literal[".", ","] | None = Field(None, description="the decimal mark")
+
+
 class Columns(Modality):
     """The numerical and categorical columns of a table row."""
 
@@ -78,7 +86,10 @@ class Columns(Modality):
     noise: Literal["iid", "sobol"] = Field(
         "iid", description="sobol: random numbers spread evenly over the rows, for statistics of lower variance"
     )
-    missing: list[str] = Field([""], min_length=1, description="strings that mean a missing cell in a CSV")
+    missing: list[str] = Field(
+        [""], min_length=1, description="strings that mean a missing cell in a CSV, beside the empty one"
+    )
+    csv: CsvConfig = Field(CsvConfig(), description="of text files")
     table_schema: dict[str, Any] | str | None = Field(
         None, description="what the columns are: a YAML file or its content; null: inferred"
     )
@@ -200,8 +211,9 @@ class Columns(Modality):
             rows = rows[names]
         return rows if len(rows.columns) else None
 
-    def csv_settings(self) -> dict[str, list]:
-        return {"missing": self.missing, "text_columns": self._schema().text_columns}
+    def csv_settings(self) -> dict[str, Any]:
+        own = self.csv.model_dump(exclude_none=True)
+        return {"missing": self.missing, "text_columns": self._schema().text_columns, **own}
 
     def _schema(self) -> Schema:
         return Schema() if self.table_schema is None else Schema.load(self.table_schema)
@@ -241,7 +253,7 @@ class Columns(Modality):
         if "num" in parts:
             blocks.append(np.nan_to_num(parts["num"].numpy().astype(np.float64)))
         for c, states in enumerate(codec.table.states):
-            blocks.append(np.eye(states)[parts["cat"][:, c].numpy().clip(0)])
+            blocks.append(parts["cat"][:, c, None].numpy().clip(0) == np.arange(states))
         return np.concatenate(blocks, 1)
 
     def attributes(self, codec: RowCodec, values: pd.DataFrame) -> dict[str, np.ndarray]:

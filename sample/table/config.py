@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -40,7 +41,12 @@ def schema_of(table: pd.DataFrame, config: Config, given: Schema | Mapping | str
     return infer(table, None if known is None else Schema.load(known))
 
 
-def missing_strings(config: Config) -> list[str]:
-    """The strings that mean a missing cell in the CSV files of a config of a table."""
+def csv_settings(config: Config) -> dict[str, Any]:
+    """How a config of a table reads text files: the arguments of `files.read_table`, but for the path."""
     m, _ = row_codec(config)
-    return modalities_of(config)[m].csv_settings()["missing"]
+    return modalities_of(config)[m].csv_settings()
+
+
+def missing_strings(config: Config) -> list[str]:
+    """The strings that mean a missing cell in the CSV files of a config of a table; the first is written."""
+    return csv_settings(config)["missing"]

@@ -20,7 +20,8 @@ from torch import Tensor
 from ... import kernels
 from ...kernels import Draw, LazyLogits, Rng
 from ...model.codecs.table.column import RARE, REGULAR, ColumnCodec
-from .rows import DRAW_SEED, ObservedCells, TableSampler, fill_cells
+from .incomplete import Incomplete
+from .rows import DRAW_SEED, ObservedCells, TableSampler
 
 AVERAGED_EVALUATIONS = 4  # noise samples that token probabilities are averaged over, at most
 
@@ -44,7 +45,7 @@ class Draws:
 
 
 @torch.no_grad()
-def expected(sampler: TableSampler, table: pd.DataFrame, draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def expected(sampler: TableSampler, given: Incomplete, draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table with its missing cells filled, and the uncertainty of what was filled.
 
     Args:
@@ -54,51 +55,48 @@ def expected(sampler: TableSampler, table: pd.DataFrame, draws: int) -> tuple[pd
         (filled table, a table of the same shape with standard deviations of numbers and probabilities of any other
         category; NaN where nothing was filled).
     """
-    index, cells, table = table.index, sampler.observed_cells(table), table.reset_index(drop=True)
-    filled = table.copy()
-    uncertainty = pd.DataFrame(float("nan"), index=table.index, columns=table.columns)
-    rows = np.flatnonzero(table.isna().to_numpy().any(1))
+    rows, empty = given.rows, given.empty
+    new: dict[str, pd.Series] = {}
+    uncertainty = pd.DataFrame(float("nan"), index=given.table.index, columns=given.table.columns)
     if len(rows):
-        missing = table.iloc[rows].isna().reset_index(drop=True)
-        cells = cells.rows(torch.from_numpy(rows))
-        probabilities = _token_probabilities(sampler, cells, draws)
+        missing = empty.iloc[rows].reset_index(drop=True)
+        cells = sampler.observed_cells(given.known).rows(torch.from_numpy(rows))
+        probabilities = _token_probabilities(sampler, cells, missing, draws)
         numbers = _draw_numbers(sampler, cells, missing, draws)
         for name, column in sampler.codec.columns.items():
             here = missing[name].to_numpy()
-            if not here.any() or column.column.kind == "identifier":
+            if not here.any():
                 continue
-            p = probabilities[name][here] if name in probabilities else None
-            new, spread = _fill_column(column, p, numbers.get(name), here)
-            new.index = rows[here]
-            filled[name] = fill_cells(table[name], new)
+            values, spread = _fill_column(column, probabilities.get(name), numbers.get(name), here)
+            new[name] = values.set_axis(rows[here])
             uncertainty.loc[rows[here], name] = spread
-    return filled.set_axis(index), uncertainty.set_axis(index)
+    return given.filled(new), uncertainty.set_axis(given.index)
 
 
 def _fill_column(
     column: ColumnCodec, probabilities: np.ndarray | None, draws: Draws | None, here: np.ndarray
 ) -> tuple[pd.Series, np.ndarray | float]:
     """(values, uncertainty) of the cells of a column where `here` (n,) is True; probabilities are theirs, (·, K)."""
-    if column.column.kind == "constant":
+    if column.column.kind in ("constant", "identifier"):
         return column.decode(None, None, int(here.sum()), None), float("nan")
     if column.is_numerical:
         return _mean(column, probabilities, draws, here)
     return _mode(column, probabilities)
 
 
-def _token_probabilities(sampler: TableSampler, cells: ObservedCells, draws: int) -> dict[str, np.ndarray]:
-    """{categorical column: (n, K)}, averaged over noise samples for z."""
-    codec, parts = sampler.codec, []
-    if not codec.categorical:
-        return {}
-    count = min(AVERAGED_EVALUATIONS, draws)
-    for start, batch in _batches(sampler, cells):
+def _token_probabilities(
+    sampler: TableSampler, cells: ObservedCells, missing: pd.DataFrame, draws: int
+) -> dict[str, np.ndarray]:
+    """{categorical column: (its missing cells, K)}, averaged over noise samples for z."""
+    codec, count = sampler.codec, min(AVERAGED_EVALUATIONS, draws)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in codec.categorical}
+    for start, batch in _batches(sampler, cells) if parts else ():
         strata = _strata(sampler, batch, start, draws)
         total = sum(_predict_tokens(sampler, batch, _uniforms(strata, d, draws)) for d in range(count))
-        parts.append(total / count)
-    probabilities = torch.cat(parts)[: len(cells)].cpu().numpy()
-    sizes = zip(codec.categorical, codec.states, strict=True)
-    return {name: probabilities[:, c, :size] for c, (name, size) in enumerate(sizes)}
+        for c, (name, size) in enumerate(zip(codec.categorical, codec.states, strict=True)):
+            here = np.flatnonzero(missing[name][start : start + len(batch)])
+            parts[name].append((total[here, c, :size] / count).cpu().numpy())  # of many states, those alone are kept
+    return {name: np.concatenate(own) for name, own in parts.items()}
 
 
 def _draw_numbers(sampler: TableSampler, cells: ObservedCells, missing: pd.DataFrame, draws: int) -> dict[str, Draws]:

@@ -15,7 +15,7 @@ print(json.dumps(table(targets=({target},))))
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param(80, marks=pytest.mark.dry_run), 90, pytest.param(100, marks=pytest.mark.dry_run)]
+    "target", [pytest.param(80, marks=pytest.mark.long), 90, pytest.param(100, marks=pytest.mark.long)]
 )
 def test_no_spills(target):
     """In a separate process without TRITON_INTERPRET, which would turn kernels into Python functions."""

@@ -112,10 +112,10 @@ class Requests(dict):
         return super().get(key, default)
 
 
-def test_the_sweep_times_what_the_launchers_look_up(device, monkeypatch, small_blocks):
+def test_the_sweep_times_what_the_launchers_look_up(device, monkeypatch, module):
     """Every trial sets the entry that its launch reads, and every entry that is read has a trial."""
-    small_blocks("tau_leap", BLOCK=32)
-    small_blocks("tau_leap_uniform", BLOCK=32)
+    for op in ("tau_leap", "tau_leap_uniform"):
+        monkeypatch.setattr(module(op), "BLOCK", 32)  # below the states, on a GPU too: only then a row has parts
     table, swept = Requests(), set()
     monkeypatch.setattr(tiles, "TILES", table)
     for one in trials(device, "tiny"):

@@ -18,10 +18,10 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 EXTRA = ["network.depth=2", "train.gradient_accumulation_steps=2", "modalities.text.loss.weighting=learned"]
 
 
-def train(overrides, out, ranks: int = 1) -> subprocess.CompletedProcess:
+def train(overrides, out, ranks: int = 1, program=("-m", "anystate")) -> subprocess.CompletedProcess:
     """`anystate train digits` on so many ranks."""
     launch = LAUNCH if ranks == 2 else [sys.executable]
-    command = [*launch, "-m", "anystate", "train", "digits", *overrides, "--device", "cpu", "--out", str(out)]
+    command = [*launch, *program, "train", "digits", *overrides, "--device", "cpu", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -51,11 +51,37 @@ def test_two_ranks_have_the_losses_of_one(one, tiny_overrides, tmp_path):
     assert result.stdout.count("fresh weights") == 1  # only the main rank prints
 
 
-def test_sharded_run_with_activation_checkpointing_resumes_on_one_rank(one, tiny_overrides, tmp_path):
-    """FSDP2 with activation checkpointing for half of the run, the other half on a single rank."""
+SIGNAL_ON_RANK_1 = """
+import os, signal
+from anystate import cli
+from anystate.train import step
+
+calls, update = [], step.update_ema
+
+def update_ema(state):
+    calls.append(0)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    update(state)
+
+step.update_ema = update_ema
+cli.main()
+"""
+
+
+def test_interrupted_sharded_run_with_activation_checkpointing_resumes_on_one_rank(one, tiny_overrides, tmp_path):
+    """FSDP2 with activation checkpointing for half of the run, the other half on a single rank.
+
+    Only one rank gets the signal, in step 2; both learn of it in step 3 and save that.
+    """
     settings = [*tiny_overrides, *EXTRA, "train.parallel=fsdp", "train.activation_checkpointing=true"]
-    result = train([*settings, "train.steps=3"], tmp_path, ranks=2)
-    assert result.returncode == 0, result.stderr
+    script = tmp_path / "interrupted.py"
+    script.write_text(SIGNAL_ON_RANK_1)
+    result = train([*settings, "train.save_every=6"], tmp_path, ranks=2, program=[str(script)])
+    assert result.returncode != 0
+    assert "exitcode  : 143" in result.stderr  # torchrun ends the slower rank itself while it exits
+    assert "\ninterrupted at step 3; run the same command again to resume\n" in "\n" + result.stderr
+    assert result.stderr.count("interrupted at step") == 1
     shards = tmp_path / "step_00000003/train_state/sharded"
     assert len(list(shards.glob("*.safetensors"))) == 2
     assert not list((tmp_path / "step_00000003/train_state").glob("optimizer*"))
@@ -103,7 +129,7 @@ def test_activation_checkpointing_gives_the_same_weights(tiny, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_fp8_on_two_ranks_with_sharded_weights(tiny_overrides, tmp_path, monkeypatch):
     """Emulated. Scales are those of a rank's rows, and weights are gathered in bf16, so losses agree within 1%."""
     monkeypatch.setenv(float8.EMULATE, "1")

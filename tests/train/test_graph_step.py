@@ -121,7 +121,7 @@ def test_a_failed_capture_does_not_change_the_run(train, graphable, monkeypatch,
     assert_same(one, two, atol=1e-5)  # a learning rate in float32
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="a stand-in for the compiler")
 def test_a_step_compiled_as_a_whole_equals_an_eager_step(train, graphable, monkeypatch):
     """Losses and gradients are one graph without breaks, compiled once. Inductor's code for the CPU is not run: the
@@ -172,7 +172,7 @@ def test_a_step_that_does_not_compile_runs_eagerly(train, graphable, monkeypatch
     assert "runs eagerly: no code for this" in caplog.text
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 @pytest.mark.skipif(CUDA, reason="counts on the CPU")
 def test_kernels_of_a_step_of_the_official_recipe():
     """In a process of its own, where Triton is not the interpreter."""

@@ -12,9 +12,10 @@ from anystate.configs.load import ConfigError, load_config
 from anystate.kernels import LazyLogits
 from anystate.kernels.backend import use_backend
 from anystate.model import compilation as compiling
+from anystate.model.cpu_memory import deterministic
 from anystate.sample import sample
 from anystate.train.data.examples import presence
-from anystate.train.step import accumulate_gradients, deterministic
+from anystate.train.step import accumulate_gradients
 from anystate.train.trainer import Trainer
 
 

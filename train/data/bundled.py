@@ -34,8 +34,8 @@ def find_table(source: str) -> Path:
         ValueError: there is none.
     """
     path = locate(source)
-    if path is not None and path.is_file():
-        return path
+    if path is not None and not (path.is_dir() and source in BUNDLED):
+        return path  # the reader says so if it is a folder
     if source in BUNDLED:
         return BUNDLED[source] / "train.csv.gz"
     raise ValueError(f"table {source!r} not found; bundled sets: {', '.join(BUNDLED)}")

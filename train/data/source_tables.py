@@ -1,4 +1,4 @@
-"""Data sets in tables: CSV, Parquet, Arrow, JSON and JSON Lines, one file or one of each split.
+"""Data sets in tables: CSV, Parquet, Arrow, Excel, JSON and JSON Lines, one file or one of each split.
 
 A cell that names an existing file, relative to the table, stands for the content of the file. Several rows of one file,
 such as an image with five captions, are one example with versions, unless a modality takes whole rows.
@@ -6,7 +6,6 @@ such as an image with five captions, are one example with versions, unless a mod
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -21,7 +20,8 @@ from .fields import Modalities, as_values, find_fields, is_missing, pick
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAIN, BINARY = (".csv", ".csv.gz", ".jsonl"), (".parquet", ".pq", ".arrow")
+PLAIN = (".csv", ".csv.gz", ".csv.zip", ".csv.bz2", ".csv.xz", ".tsv", ".tsv.gz", ".jsonl", ".ndjson")
+BINARY = (".parquet", ".pq", ".arrow", ".feather", ".xlsx")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as in the ImageFolder of Hugging Face
 CAPTIONS = "captions.json"
 FILE_COLUMNS = ("file_name", "filename", "file", "path")
@@ -96,10 +96,8 @@ def _read_all(
     """The rows of every file, and {modality: its column}; columns of modalities stay as they are written in a CSV."""
     from pandas.api.types import is_numeric_dtype
 
-    settings = [modality.csv_settings() for modality in modalities.values()]
-    missing = {text for own in settings for text in own["missing"]}
-    as_text = {name for own in settings for name in own["text_columns"]}
-    parts = [_read_rows(file, missing, as_text) for file in files]
+    reading = _reading(modalities)
+    parts = [_read_rows(file, reading) for file in files]
     for file, part in zip(files, parts, strict=True):
         if set(part) != set(parts[0]):
             raise ValueError(f"{file} has the columns {', '.join(map(str, part))}; "
@@ -111,70 +109,39 @@ def _read_all(
             found[m] = free[0]
     numeric = {name: {is_numeric_dtype(part[name]) for part in parts} for name in parts[0]}
     wrong = {name for name, kinds in numeric.items() if len(kinds) > 1 or (True in kinds and name in found.values())}
-    if wrong and all(is_table_file(file, (".csv", ".csv.gz")) for file in files):
-        parts = [_read_rows(file, missing, as_text | wrong) for file in files]
+    if wrong and not any(is_table_file(file, (*BINARY, ".json", ".jsonl")) for file in files):
+        parts = [_read_rows(file, reading, wrong) for file in files]
     return parts, found
 
 
-def _read_rows(file: Path, missing: Collection[str], as_text: Collection[str]) -> pd.DataFrame:
-    """The rows of a table.
+def _reading(modalities: Modalities) -> dict[str, Any]:
+    """How the modalities want text files to be read, together."""
+    settings = [modality.csv_settings() for modality in modalities.values()]
+    missing = sorted({text for own in settings for text in own.pop("missing")})
+    as_text = {name for own in settings for name in own.pop("text_columns")}
+    return {"missing": missing, "text_columns": as_text} | {k: v for own in settings for k, v in own.items()}
+
+
+def _read_rows(file: Path, reading: dict[str, Any], as_text: Collection[str] = ()) -> pd.DataFrame:
+    """The rows of a table; a .json file may also be {file: caption or captions}.
 
     Raises:
         ValueError: an unreadable file; names it and the line.
     """
-    if is_table_file(file, (".arrow",)):
-        rows = _read_arrow(file)
-    elif is_table_file(file, (".jsonl", ".json")):
-        rows = _read_json(file)
-    else:
-        from ...model.codecs.table.files import read_table
+    from ...model.codecs.table import formats
+    from ...model.codecs.table.files import read_table
 
-        rows = read_table(file, sorted(missing), as_text)
+    content = None
+    if is_table_file(file, (".json",)):
+        content = formats.parse_json(file.read_bytes().decode("utf-8-sig", "replace"), str(file), lines=False)
+    if isinstance(content, dict):
+        captions = [{"file": name, "captions": captions} for name, captions in content.items()]
+        rows = formats.from_records(captions, str(file))
+    else:
+        rows = read_table(file, **{**reading, "text_columns": {*reading["text_columns"], *as_text}})
     if not len(rows):
         raise ValueError(f"{file}: the table has no rows")
     return rows.rename(columns=lambda name: re.sub("(?<=.)_file_name$", "", name) if isinstance(name, str) else name)
-
-
-def _read_json(file: Path) -> pd.DataFrame:
-    """JSON Lines, or JSON: a list of objects, or {file: caption or captions}."""
-    import pandas as pd
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a readable file ({error})") from None
-    whole = not is_table_file(file, (".jsonl",))
-    lines = [(1, text)] if whole else [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    records = []
-    for n, line in lines:
-        at = file if whole else f"{file}, line {n}"
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{at}: not valid JSON ({error})") from None
-        if whole and isinstance(content, dict):
-            content = [{"file": name, "captions": captions} for name, captions in content.items()]
-        records += content if whole and isinstance(content, list) else [content]
-        if wrong := [record for record in records[-1:] if not isinstance(record, dict)]:
-            raise ValueError(f"{at}: expected an object {{field: value}}, got {str(wrong[0])[:80]}")
-    names = dict.fromkeys(name for record in records for name in record)
-    return pd.DataFrame({name: pd.Series([record.get(name) for record in records]) for name in names})
-
-
-def _read_arrow(file: Path) -> pd.DataFrame:
-    """The stream or random-access format."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise ValueError("Parquet and Arrow files need pyarrow: pip install anystate[table]") from None
-    try:
-        source = pyarrow.memory_map(str(file))
-        try:
-            return pyarrow.ipc.open_stream(source).read_all().to_pandas()
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(source).read_all().to_pandas()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Arrow file ({error})") from None
 
 
 def _are_files(cells: Any, suffixes: Sequence[str]) -> bool:

@@ -43,7 +43,8 @@ def open_source(data: Data, modalities: Modalities) -> Opened:
         return open_npz(path, data, modalities)
     if is_table_file(path):
         return open_tables([path], path.parent, data, modalities)
-    raise ValueError(f"data.source {data.source!r}: give a folder, or an .npz, .csv, .parquet, .arrow or .jsonl file")
+    endings = "an .npz, .csv, .tsv, .parquet, .arrow, .feather, .xlsx, .json or .jsonl file"
+    raise ValueError(f"data.source {data.source!r}: give a folder, or {endings}")
 
 
 def call_function(function: Any, data: Data, modalities: Modalities) -> Opened:

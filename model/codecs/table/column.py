@@ -75,6 +75,18 @@ class ColumnCodec:
         """The token of REGULAR, MISSING or RARE; −1 if the column has no such state."""
         return self.states.index(role) if role in self.states else -1
 
+    @property
+    def pooling(self) -> str | None:
+        """A line that says what is pooled; None where nothing is."""
+        if not self.rare:
+            return None
+        pooled, rows = len(self.rare), sum(count for _, count in self.rare)
+        return (
+            f"column {self.name!r} has {pooled + len(self.value_states()):,} categories: the {pooled:,} rarest, of "
+            f"{rows:,} rows, are one to the model, which draws among them whatever the rest of the row is; "
+            f"encoding.max_categories=N keeps N apart"
+        )
+
     def value_states(self) -> list[tuple[int, Any]]:
         """(token, value or tag) of the states that are one value."""
         return [(token, state[1]) for token, state in enumerate(self.states) if state[0] == "v"]

@@ -1,193 +1,208 @@
-"""Tables in CSV and Parquet files: read with every text as it is written, written, and completed cell by cell."""
+"""Table files of every format: read with every text as it is written, and written as their name says."""
 
 from __future__ import annotations
 
-import csv
-import gzip
+import dataclasses
 import io
+import json
+import math
 import re
-from collections.abc import Collection, Iterator, Sequence
-from decimal import Decimal
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from .schema import TEXT
+from . import formats
+from .delimited import parse, render
+from .dialect import Dialect, decimal_mark, separator
+from .text_encoding import decode
 
-MISSING = ("",)
-NAN = {"NaN", "nan"}  # missing in every column
-NOT_A_NUMBER = {"", "NA", "N/A", "n/a", "na", "NULL", "null", "None", "<NA>", "#N/A", "?", "-"}  # … in one of numbers
-INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
-ZERO_PADDED = re.compile(r"[+-]?0\d")
+WRITABLE = ("csv", "tsv", "parquet", "arrow", "xlsx", "json", "jsonl")
+EXCEL_ROWS, EXCEL_COLUMNS = 1_048_576, 16_384  # of a sheet, the header included
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFile:
+    """A table that was read from a file.
+
+    Args:
+        dialect: how the text is written if the file has separators; None for other formats.
+        text: its content in that case, without the byte order mark.
+        notes: what the user should know of the reading.
+    """
+
+    table: pd.DataFrame
+    dialect: Dialect | None = None
+    text: str = ""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        missing: Sequence[str] = (),
+        text_columns: Collection[str | int] = (),
+        sep: str | None = None,
+        encoding: str | None = None,
+        decimal: str | None = None,
+        usual: Dialect | None = None,
+    ) -> TableFile:
+        """Read a file, see `read_table`.
+
+        Args:
+            usual: the dialect where the file leaves the guess open, such as that of the training rows.
+        """
+        path = Path(path)
+        sep, decimal = sep and separator(sep), decimal and decimal_mark(decimal)
+        data, kind, notes = formats.load(path)
+        where = str(path)
+        formats.require_library(kind, path)
+        if kind == "parquet":
+            return cls(formats.read_parquet(data, where), notes=tuple(notes))
+        if kind == "arrow":
+            return cls(formats.read_arrow(data, where), notes=tuple(notes))
+        if kind in ("xlsx", "xls"):
+            table, more = formats.read_excel(data, kind, where, missing)
+            return cls(table, notes=(*notes, *more))
+        if not data.strip():
+            raise ValueError(f"{where} is empty: a header and rows are needed")
+        text, encoding, prefix = decode(data, where, encoding, usual and usual.encoding)
+        if kind in ("json", "jsonl"):
+            content = formats.parse_json(text, where, kind == "jsonl")
+            return cls(formats.from_records(content, where), notes=tuple(notes))
+        if line := re.match(r"sep=(.)(\r\n|\n)", text):  # Excel's own
+            sep, text, prefix = sep or line[1], text[line.end() :], prefix + line[0]
+        table, dialect = parse(text, where, missing, text_columns, sep, decimal, kind == "tsv", usual)
+        return cls(table, dataclasses.replace(dialect, encoding=encoding, prefix=prefix), text, tuple(notes))
 
 
 def read_table(
-    path: str | Path, missing: Sequence[str] = MISSING, text_columns: Collection[str | int] = ()
+    path: str | Path,
+    missing: Sequence[str] = (),
+    text_columns: Collection[str | int] = (),
+    sep: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
 ) -> pd.DataFrame:
-    """A table from a CSV (also .gz) or Parquet file.
+    """A table from a file: CSV and its relatives, Parquet, Feather or Arrow, Excel (the first sheet), JSON, JSON Lines,
+    also packed as .gz, .bz2, .xz or in a .zip alone; the content counts more than the name.
 
-    A column of a CSV becomes numbers if all its cells are plain numbers ("007" is text) or missing. A cell is missing
-    if it is one of the texts `missing`, NaN or nan, and among numbers also if it is one of NOT_A_NUMBER ("NA", "?", …),
-    which elsewhere are categories. Decimals of a Parquet file become floats.
+    A column of a text file becomes numbers if all its cells are plain numbers or missing, and nothing is lost by it:
+    "007", "+49301234567" and whole numbers that no 64 bits hold stay text, as does everything else, as it is written. A
+    cell is missing if it is empty, NaN, nan or one of the texts `missing`, and among numbers also if it is one of
+    NOT_A_NUMBER ("NA", "?", …), which elsewhere are categories. Formats with types keep them; an index becomes columns
+    if it has names.
 
     Args:
+        missing: further texts that mean a missing cell.
         text_columns: columns of a CSV that stay text whatever they hold.
+        sep: the separator of cells; default: the one of , ; tab | that fits all rows.
+        encoding: default UTF-8 or UTF-16, or a code page if no other gives the same bytes a sense.
+        decimal: . or , in numbers; default: what the numbers say.
 
     Raises:
-        ValueError: no such file, an unreadable one, or a row with another number of fields than the header.
+        ValueError: no such file, an unreadable one, a row with another number of fields than the header, or a guess
+            that is not safe; names the option.
     """
+    file = TableFile.read(path, missing, text_columns, sep, encoding, decimal)
+    for note in file.notes:
+        warnings.warn(note, stacklevel=2)
+    return file.table
+
+
+def check_output(path: str | Path, rows: int = 0, columns: int = 0) -> None:
+    """Raise ValueError, in one line, if `write_table` cannot write a table of this size to a file of this name."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"table {str(path)!r} not found")
-    if path.suffix in (".parquet", ".pq"):
-        return _read_parquet(path)
-    return parse_csv(read_text(path), str(path), missing, text_columns)
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except ImportError:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install anystate[table]") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
-    decimals = [name for name in table if isinstance(next(iter(table[name].dropna()), None), Decimal)]
-    return table.assign(**{name: table[name].astype(float) for name in decimals}) if decimals else table
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in .gz."""
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-
-
-def parse_csv(
-    text: str, where: str, missing: Sequence[str] = MISSING, text_columns: Collection[str | int] = ()
-) -> pd.DataFrame:
-    """A table from the text of a CSV file, see `read_table`; error messages begin with `where`."""
-    rows = _csv_rows(text, where)
-    header, body = rows[0], rows[1:]
-    for i, row in enumerate(body):
-        if len(row) != len(header):
-            raise ValueError(f"{where}: row {i + 1} has {len(row)} fields, the header {len(header)}")
-    for mark, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
-        if len(header) == 1 and all(row[0].count(mark) == header[0].count(mark) > 0 for row in rows):
-            raise ValueError(f"{where}: fields are separated by {name}: save it with commas")
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise ValueError(f"{where}: column name {min(repeated)!r} occurs more than once: rename one of them")
-    columns = zip(*body, strict=True) if body else [[] for _ in header]
-    return pd.DataFrame(
-        {name: _to_series(list(cells), {*missing, *NAN}, name in text_columns)
-         for name, cells in zip(header, columns, strict=True)}
-    )  # fmt: skip
-
-
-def _csv_rows(text: str, where: str) -> list[list[str]]:
-    """The header and the rows of a CSV as texts, without blank lines."""
-    limit = csv.field_size_limit(len(text) + 1)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise ValueError(f"{where}: malformed CSV: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
-        raise ValueError(f"{where} is empty: a header and rows are needed")
-    return rows
-
-
-def _to_series(cells: list[str], missing: set[str], is_text: bool) -> pd.Series:
-    """The cells of a column: numbers if all that are not missing are numbers, else text with None for missing ones."""
-    numbers = None if is_text else _to_numbers(cells, missing)
-    if numbers is not None:
-        return numbers
-    return pd.Series([None if cell in missing else cell for cell in cells], dtype=TEXT)
-
-
-def _to_numbers(cells: list[str], missing: set[str]) -> pd.Series | None:
-    """The cells as int64, Int64 or float64, None if they are not numbers; blanks around a number are ignored."""
-    if all(cell in missing for cell in cells):
-        return pd.Series(np.full(len(cells), np.nan))
-    stripped = [cell.strip() for cell in cells]
-    missing = missing | NOT_A_NUMBER
-    distinct = set(stripped) - missing
-    if not distinct or any(ZERO_PADDED.match(cell) for cell in distinct):
-        return None
-    if all(INTEGER.fullmatch(cell) for cell in distinct):
-        empty = np.array([cell in missing for cell in stripped], dtype=bool)
-        values = pd.Series([0 if e else int(c) for c, e in zip(stripped, empty, strict=True)], dtype="int64")
-        return values.astype("Int64").mask(empty) if empty.any() else values
-    if all(NUMBER.fullmatch(cell) for cell in distinct):
-        return pd.Series([np.nan if cell in missing else float(cell) for cell in stripped])
-    return None
-
-
-def write_table(table: pd.DataFrame, path: str | Path, missing: str = "") -> None:
-    """Write a CSV (also .gz) or Parquet file, by the name's ending; `missing` is the text of a missing cell.
-
-    Raises:
-        ValueError: Parquet cannot hold a column.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix not in (".parquet", ".pq"):
-        table.to_csv(path, index=False, na_rep=missing)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe
         return
+    kind, packing = formats.by_name(path)
+    if kind not in WRITABLE or (packing and kind in ("parquet", "arrow", "xlsx")):
+        raise ValueError(f"{path}: the name says no format that can be written; end it with {formats.READABLE}")
+    formats.require_library(kind, path)
+    if kind == "xlsx" and (rows >= EXCEL_ROWS or columns > EXCEL_COLUMNS):
+        raise ValueError(f"{path}: an Excel sheet holds at most {EXCEL_ROWS - 1:,} rows and {EXCEL_COLUMNS:,} columns")
+
+
+def write_table(table: pd.DataFrame, path: str | Path, missing: str = "", dialect: Dialect | None = None) -> None:
+    """Write a table in the format that the name says.
+
+    Args:
+        missing: the text of a missing cell in a text file.
+        dialect: of a .csv; default commas, points and UTF-8. A .tsv has tabs.
+
+    Raises:
+        ValueError: no such format, or one that cannot hold a column.
+    """
+    path = Path(path)
+    check_output(path, *table.shape)
+    kind, packing = formats.by_name(path)
+    data = _to_bytes(table, kind or "csv", path, missing, dialect or Dialect())
+    write_bytes(path, formats.pack(data, packing, path.name))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; its old content stays until the new one is complete."""
+    from ...storage import atomic_write
+
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+    else:
+        atomic_write(path, data)
+
+
+def _to_bytes(table: pd.DataFrame, kind: str, path: Path, missing: str, dialect: Dialect) -> bytes:
+    buffer = io.BytesIO()
+    if kind in ("csv", "tsv"):
+        if (kind == "tsv") != (dialect.sep == "\t"):  # the training file was of the other kind
+            dialect = Dialect(sep="\t" if kind == "tsv" else ",")
+        return dialect.to_bytes(render(table, dialect, missing), str(path))
+    if kind == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _records(table, path)).encode()
+    if kind == "json":
+        return (json.dumps(_records(table, path), ensure_ascii=False, indent=1) + "\n").encode()
     try:
-        table.to_parquet(path, index=False)
-    except ImportError:
-        raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install anystate[table]") from None
-    except (ValueError, TypeError):
+        if kind == "xlsx":
+            _without_time_zones(table).to_excel(buffer, index=False, engine="openpyxl")
+        elif kind == "arrow":
+            table.rename(columns=str).to_feather(buffer)
+        else:
+            table.to_parquet(buffer, index=False)
+    except Exception as error:  # the libraries raise whatever they stumble over
         for name in table:
             types = sorted({type(v).__name__ for v in table[name].dropna()})
             if len(types) > 1:
-                raise ValueError(f"{path}: column {name!r} mixes {' and '.join(types)}, which Parquet cannot hold: "
-                                 "write a .csv") from None  # fmt: skip
-        raise
-
-
-def fill_csv(text: str, table: pd.DataFrame, filled: pd.DataFrame) -> str:
-    """The text of a CSV with its missing cells replaced by those of `filled`; every other byte stays.
-
-    `table` is what `parse_csv` made of the text: a cell is missing where it is NaN there.
-    """
-    missing = table.isna().to_numpy()
-    new_cells = [
-        [_csv_field(v) if m else "" for v, m in zip(filled[name], table[name].isna(), strict=True)]
-        for name in table.columns
-    ]
-    out, row = [], -1  # row −1 is the header
-    for parts in _records(text):
-        is_blank = not "".join(parts[:-1])
-        if not is_blank and row >= 0:
-            for column in np.flatnonzero(missing[row]):
-                parts[2 * column] = new_cells[column][row]
-        row += not is_blank
-        out.append("".join(parts))
-    return "".join(out)
-
-
-def _csv_field(value: object) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([value])
+                raise ValueError(f"{path}: column {name!r} mixes {' and '.join(types)}, which {_format_name(kind)} "
+                                 "cannot hold: write a .csv") from None  # fmt: skip
+        raise ValueError(f"{path}: {_format_name(kind)} cannot hold the table ({error})") from None
     return buffer.getvalue()
 
 
-def _records(text: str) -> Iterator[list[str]]:
-    """The records of a CSV as lists of field, separator, field, …, line end, which joined give the text again."""
-    parts: list[str] = []
-    for match in re.finditer(r'(?P<field>"(?:[^"]|"")*"|[^",\r\n]*)(?P<end>,|\r\n|\n|\r|\Z)', text):
-        parts += [match["field"], match["end"]]
-        if match["end"] != ",":
-            yield parts
-            parts = []
-            if match.end() == len(text):
-                return
+def _format_name(kind: str) -> str:
+    return {"xlsx": "Excel", "arrow": "Feather"}.get(kind, "Parquet")
+
+
+def _without_time_zones(table: pd.DataFrame) -> pd.DataFrame:
+    """Times with a zone as text, because Excel has no zones."""
+    zoned = [name for name in table if isinstance(table[name].dtype, pd.DatetimeTZDtype)]
+    return table.assign(**{name: table[name].map(str, na_action="ignore") for name in zoned})
+
+
+def _records(table: pd.DataFrame, path: Path) -> list[dict[str, Any]]:
+    """The rows as objects of JSON; None for a missing cell."""
+    columns = {str(name): [_json_cell(cell, name, path) for cell in table[name].astype(object)] for name in table}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _json_cell(cell: Any, name: Any, path: Path) -> Any:
+    if pd.isna(cell):
+        return None
+    cell = cell.item() if hasattr(cell, "item") else cell
+    if isinstance(cell, float) and math.isinf(cell):
+        raise ValueError(f"{path}: column {name!r} has infinite numbers, which JSON cannot hold: write a .csv")
+    if isinstance(cell, str | int | float | bool):
+        return cell
+    return cell.isoformat() if hasattr(cell, "isoformat") else str(cell)

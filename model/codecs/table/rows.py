@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from .column import ColumnCodec, from_tag, to_tag
 from .encoding import EncodingConfig
 from .schema import Schema, infer
 
+log = logging.getLogger(__name__)
 CODEC = "codec.json"
 
 
@@ -70,6 +72,8 @@ class RowCodec(Codec):
             table = as_table(values)
             schema = infer(table, None if self.schema is None else Schema.load(self.schema))
             self.columns = TableCodec.fit(table, schema, self.encoding, seed)
+            for line in filter(None, (column.pooling for column in self.columns.columns.values())):
+                log.warning(line)
 
     def encode(self, values: Sequence | pd.DataFrame) -> Parts:
         """z is NaN where a cell is not regular (its token says why).
@@ -188,17 +192,32 @@ def as_in_training(column: ColumnCodec, values: pd.Series) -> pd.Series:
         return values
     tags = [tag for _, tag in column.value_states()] + [tag for tag, _ in column.rare]
     texts, known, unknown = {str(from_tag(tag)): from_tag(tag) for tag in tags}, set(tags), object()
+    others = {as_text(v): v for v in texts.values()}  # of another type: 1.0 or "1" for 1, 1 or "true" for True
+    others |= {str(int(v)): v for v in texts.values() if isinstance(v, bool)} | texts
 
     def find(value: Any) -> Any:
-        if pd.isna(value):
+        if is_missing(value):
             return None
-        return value if to_tag(value) in known else texts.get(str(value), unknown)
+        return value if to_tag(value) in known else others.get(str(value), others.get(as_text(value), unknown))
 
     found = [find(value) for value in values]
     if unknown in found:
         shown = ", ".join(list(texts)[:12]) + (", …" if len(texts) > 12 else "")
         raise ValueError(f"column {column.name!r} has no value {values.iloc[found.index(unknown)]!r}; it has {shown}")
     return pd.Series(found, index=values.index, dtype=object)
+
+
+def as_text(value: Any) -> str:
+    """A value as text, whatever its type: a whole number without a point, a boolean as true or false."""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty; a list or an array is not."""
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def as_table(values: Any) -> pd.DataFrame:

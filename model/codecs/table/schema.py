@@ -7,6 +7,7 @@ data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,11 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from . import sdv
 from .dates import STEPS
 from .inference import infer_fields
 from .spelling import Spelling
+from .text_kinds import IDENTIFIER_ROWS
 
 Kind = Literal["numerical", "continuous", "integer", "categorical", "boolean", "datetime", "constant", "identifier"]
 Task = Literal["binclass", "multiclass", "regression"]
@@ -48,11 +51,17 @@ class Column(BaseModel):
     offset: int | float | None = Field(None, description="where the multiples begin, in units of the step for dates")
     zone: str | None = Field(None, description="time zone of the wall times that are modelled; null is UTC")
     cell_type: str | None = Field(None, description="type of the Python objects that a column holds")
+    sdv: dict[str, Any] | None = Field(None, description="entries of SDV's metadata that kind and format do not say")
     reason: str | None = Field(None, exclude=True, description="why it has this kind")
     warning: str | None = Field(None, exclude=True, description="what was assumed, and how to change it")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Column) and self.model_dump() == other.model_dump()
+
+    @property
+    def is_semantic(self) -> bool:
+        """Whether SDV's metadata says what the cells mean (email, phone_number, …) rather than their kind."""
+        return self.kind is None and "sdtype" in (self.sdv or {})
 
     @property
     def is_complete(self) -> bool:
@@ -69,7 +78,13 @@ class Column(BaseModel):
         if self.is_complete:
             return self
         given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
+        if pd.api.types.is_datetime64_any_dtype(values.dtype):
+            given.pop("format", None)  # SDV's metadata has one for dates in any form; only text needs it
+        if self.is_semantic:
+            given["kind"] = _kind_of_words(values)
         inferred = infer_column(self.name, values, given)
+        if inferred.kind == "constant" and self.is_semantic:
+            given["kind"] = "constant"
         if self.kind == "numerical":
             given["kind"] = inferred.kind
             if inferred.kind not in (*NUMERICAL_KINDS, "constant"):
@@ -138,7 +153,7 @@ class Schema(BaseModel):
     @property
     def text_columns(self) -> list[str | int]:
         """Columns whose values are categories, which a reader should leave as they are written."""
-        return self.names(*CATEGORICAL_KINDS)
+        return [c.name for c in self.columns if c.kind in (*CATEGORICAL_KINDS, "identifier") or c.is_semantic]
 
     def roles(self) -> tuple[list, list]:
         """The names of the numerical columns and of the categorical ones, the target left out."""
@@ -148,13 +163,17 @@ class Schema(BaseModel):
             numerical, categorical = self.names("numerical", *NUMERICAL_KINDS), self.names(*CATEGORICAL_KINDS)
         return [c for c in numerical if c != self.target], [c for c in categorical if c != self.target]
 
+    def to_sdv(self) -> str:
+        """The schema as the JSON of SDV's metadata of a single table; see `sdv`."""
+        return json.dumps(sdv.metadata(self.columns), indent=4, ensure_ascii=False) + "\n"
+
     def dump(self) -> str:
         """The schema as YAML, without what is at its default."""
         return yaml.safe_dump(self.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def load(cls, source: Schema | Mapping[str, Any] | str | Path) -> Schema:
-        """A schema from a YAML file, or from the content of one.
+        """A schema from a YAML file, from a JSON file of SDV's metadata, or from the content of either.
 
         Raises:
             ValueError: no such file, or what is wrong in it, in one line that names file and key.
@@ -166,6 +185,8 @@ class Schema(BaseModel):
         content = _read_yaml(source) if is_file else source
         if not isinstance(content, Mapping) or not content:
             raise ValueError(f"{where}: a schema is a mapping with the key columns")
+        if sdv.is_metadata(content):
+            content = sdv.content(content, where)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -174,9 +195,12 @@ class Schema(BaseModel):
 
 def _read_yaml(path: str | Path) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text) if str(path).lower().endswith(".json") else yaml.safe_load(text)
     except FileNotFoundError:
         raise ValueError(f"schema {str(path)!r} not found") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
     except (OSError, UnicodeError) as error:
         raise ValueError(f"schema {str(path)!r} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -245,6 +269,12 @@ def describe(schema: Schema) -> list[tuple[str, str, str]]:
             notes.append("with missing cells")
         rows.append((str(c.name), ", ".join(notes), c.reason or ""))
     return rows
+
+
+def _kind_of_words(values: pd.Series) -> Kind:
+    """The kind of names, addresses and the like: identifier if all differ."""
+    is_key = values.notna().all() and len(values) >= IDENTIFIER_ROWS and values.astype(str).is_unique
+    return "identifier" if is_key else "categorical"
 
 
 def warnings_of(schema: Schema) -> list[str]:

@@ -22,7 +22,7 @@ from anystate.bench.gpu.quality_parts import PAPER_RUN
 from anystate.bench.gpu.window import UNFINISHED, Window, completed, run_limited
 from anystate.bench.speed.results import Result, ResultLog, append_results, read_results
 from anystate.kernels import tiles
-from anystate.train.provenance import provenance
+from anystate.model.provenance import provenance
 
 ROOT = Path(anystate.__file__).parent
 NAMES = {call: [part.name for part in parts] for call, parts in CALLS.items()}
@@ -43,7 +43,7 @@ MEASURED = {  # a result that each part must write, by the beginning of its name
 }
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 @pytest.mark.parametrize("call", CALLS)
 def test_every_part_at_tiny_sizes_without_a_gpu(call, tmp_path):
     environment = os.environ | {"OUT": str(tmp_path / "out"), "ANYSTATE_GPU_FOLDER": str(tmp_path / "gpu")}

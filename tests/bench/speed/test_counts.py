@@ -67,7 +67,7 @@ def committed() -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(FILE.read_text(encoding="utf-8"))["rows"]}
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_graphs_with_known_kernels():
     (chain,), (forward, backward), stages = python(KNOWN)
     product, out = 4 * (512 * 1024 + 1024 * 256 + 512 * 256), 4 * 512 * 256
@@ -83,7 +83,7 @@ def test_graphs_with_known_kernels():
     assert stages == {"compiled": 2, "eager": 1 + 4, "EMA and the rest": 1 + 2}
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_joint_block_moves_a_quarter_less_than_before():
     rows = {row["name"]: row["value"] for row in python(JOINT)}
     before = committed()["joint block: memory traffic"]["before"]
@@ -101,7 +101,7 @@ def test_no_launch_outside_of_the_graph():
 
 
 def test_committed_counts_meet_the_goals():
-    """The table's step is counted anew by `make dry-run` (tests/train/test_graph_step.py)."""
+    """The table's step is counted anew by `make test-long` (tests/train/test_graph_step.py)."""
     rows = committed()
     assert rows["joint block: memory traffic"]["value"] <= 0.75 * rows["joint block: memory traffic"]["before"]
     assert rows["table step: kernels, all"]["value"] <= 260

@@ -154,7 +154,7 @@ def test_the_page_shows_every_result_and_failure(tmp_path):
     assert "train &lt;tiny&gt;: MFU<td>fast<td>0.4<td><td>2.00" in html
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_fp8_is_compared_with_bf16_and_fails_where_losses_differ(tmp_path, monkeypatch):
     """In worker processes with stub trainers: losses that differ by 1% pass, by 5% they do not."""
     (tmp_path / "measured_trainers.py").write_text(TRAINERS)

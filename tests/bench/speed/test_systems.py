@@ -143,7 +143,7 @@ def draw(pipeline, conditions, n: int):
         )
 
 
-@pytest.mark.parametrize("size", ["digits", *(pytest.param(size, marks=pytest.mark.dry_run) for size in LONG)])
+@pytest.mark.parametrize("size", ["digits", *(pytest.param(size, marks=pytest.mark.long) for size in LONG)])
 def test_number_of_compilations_in_sampling(size, compiled, monkeypatch):
     """Joint and conditional sampling, of one and several samples in one process, stay below the limit."""
     monkeypatch.setattr(Run, "positions", lambda self, outputs: {})
@@ -198,7 +198,7 @@ def test_whole_blocks_give_no_gradients_to_a_stream_without_a_head(tiny, compile
     assert "trunk.0.streams.text.out.weight" not in without[True]
 
 
-@pytest.mark.dry_run
+@pytest.mark.long
 def test_more_accumulation_steps_start_compilation_anew(compiled):
     """1, 2 and 4 gradient accumulation steps in one process, with six compilations each."""
     tried, compilations = [], []

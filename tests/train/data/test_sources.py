@@ -467,6 +467,20 @@ def test_folder_that_datasets_saved(tmp_path, hugging_face, form):
     check_hugging_face(test)
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.feather", "x.jsonl"])
+def test_tables_are_read_as_by_the_commands_of_tables(tmp_path, name):
+    """Separators, decimal marks, encodings and formats are those of `anystate table`."""
+    from anystate.model.codecs.table.dialect import Dialect
+    from anystate.model.codecs.table.files import write_table
+
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    rows = pd.DataFrame({"caption": ["Köln", "a, b", "007"], "height": [1.5, -2.25, 12.0]})
+    write_table(rows, tmp_path / name, dialect=Dialect.of(";", "cp1252", ","))
+    found = opened(tmp_path / name, "text", "row")
+    assert found.values["text"] == ["Köln", "a, b", "007"]
+    assert found.values["row"]["height"].tolist() == [1.5, -2.25, 12.0]
+
+
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "csv.gz", "json"])
 def test_unreadable_tables(tmp_path, ending):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")

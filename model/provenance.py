@@ -55,12 +55,14 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the working tree, else $ANYSTATE_COMMIT (for copies without a repository), else "unknown"."""
+    """$ANYSTATE_COMMIT, which says what was copied here, else the commit of the working tree, else "unknown"."""
+    if os.environ.get("ANYSTATE_COMMIT"):
+        return os.environ["ANYSTATE_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or this is not a repository
-        return os.environ.get("ANYSTATE_COMMIT", "unknown")
+        return "unknown"
 
 
 def _processor() -> str:
