@@ -203,7 +203,7 @@ GRIDS = {
         lambda: DAYS.dt.tz_localize("America/New_York"),
         lambda v: (v.dt.hour == 0) & (v.dt.tz.key == "America/New_York" if hasattr(v.dt.tz, "key") else True),
     ),
-    "Mondays": (lambda: DAYS - pd.to_timedelta(DAYS.dt.weekday, "D"), lambda v: v.dt.weekday == 0),
+    "Mondays": (lambda: DAYS - pd.to_timedelta(DAYS.dt.day_of_week, "D"), lambda v: v.dt.day_of_week == 0),
     "first of month": (lambda: DAYS.dt.to_period("M").dt.to_timestamp(), lambda v: v.dt.day == 1),
     "end of month": (lambda: DAYS + pd.offsets.MonthEnd(0), lambda v: v.dt.is_month_end),
     "quarter-hour spans": (
