@@ -25,7 +25,7 @@ from anystate.bench.table.metrics import (
     privacy,
     tv_complement,
 )
-from anystate.model.codecs.table.files import parse_csv
+from anystate.model.codecs.table.delimited import parse
 from anystate.model.codecs.table.schema import Schema
 
 
@@ -305,7 +305,7 @@ def test_bad_schema(mixed):
         roles_of(mixed(), target="income")
     with pytest.raises(ValueError, match="schema names column 'age'"):
         roles_of(mixed(), Schema(numerical=["age"]))
-    table = parse_csv("x,k,e,f\n1,None,,True\nNA,a,,\n2.5,NA,,False\n", "t.csv")
+    table = parse("x,k,e,f\n1,None,,True\nNA,a,,\n2.5,NA,,False\n", "t.csv")[0]
     assert roles_of(table).categorical == ("k", "f"), "missing flags do not make a column of numbers"
 
 
