@@ -204,7 +204,7 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
     if isinstance(condition, tuple) and len(condition) == 2 and codec.is_numerical:
         return _range(codec, *condition)
     if isinstance(condition, Collection | pd.Series | pd.Index | np.ndarray) and not isinstance(condition, str | bytes):
-        if np.ndim(condition) == 0 and isinstance(condition, np.ndarray):
+        if isinstance(condition, np.ndarray) and condition.ndim == 0:
             return parse(codec, condition.item())
         if not len(condition):
             raise ValueError(f"column {codec.name!r}: an empty list allows no value")

@@ -16,7 +16,7 @@ from ...model.codecs.table.column import ColumnCodec
 from .constraints import Both, ColumnCondition, Region, is_empty
 
 CONDITION = re.compile(
-    r"\s*(>=|<=|!=|==|=|>|<|(?=(?:not\s+)?in\s*[{(\[])|(?=(?:is\s+)?not\s+(?:null|empty)$))", re.IGNORECASE
+    r"\s*(>=|<=|!=|==|=|>|<|(?=(?:not\s+)?in\s*[{(\[])|(?=(?:is\s+)?not\s+(?:null|empty|missing)$))", re.IGNORECASE
 )
 
 
