@@ -13,7 +13,8 @@ import pandas as pd
 
 from ...model.codecs.table.codec import TableCodec
 from ...model.codecs.table.column import ColumnCodec
-from .constraints import Both, ColumnCondition, Region, is_empty
+from .constraints import Region
+from .values import Both, ColumnCondition, is_empty
 
 CONDITION = re.compile(
     r"\s*(>=|<=|!=|==|=|>|<|(?=(?:not\s+)?in\s*[{(\[])|(?=(?:is\s+)?not\s+(?:null|empty|missing)$))", re.IGNORECASE
@@ -73,8 +74,8 @@ class RowConditions:
         """(n,) bool, see `Region.accepts`; a row without a condition is accepted."""
         good = np.ones(len(self.which), dtype=bool)
         for region, rows in self.parts():
-            cells = (None if x is None else x[rows] for x in (tokens, z))
-            good[rows] = region.accepts(*cells, uniforms[rows])
+            own_tokens, own_z = (None if x is None else x[rows] for x in (tokens, z))
+            good[rows] = region.accepts(own_tokens, own_z, uniforms[rows])
         return good
 
     def enforce(self, decoded: pd.Series, rng: np.random.Generator) -> pd.Series:
