@@ -77,6 +77,11 @@ class Region:
         """Whether the set is one value, which then is an observed cell."""
         return self.token >= 0 or self.number is not None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all values of a column without numbers z are in the set."""
+        return self.codec.quantiles is None and bool(self.tokens.all() and self.rare.all())
+
     def state_shares(self) -> np.ndarray:
         """(K,) the share of each state that is in the set: of REGULAR, of the training values; of RARE, of its rows."""
         shares = self.tokens.astype(np.float64)

@@ -66,8 +66,8 @@ class RowConditions:
         return dataclasses.replace(self, which=self.which[index])
 
     def open(self) -> RowConditions:
-        """Without the conditions that leave only one value, which are observed cells."""
-        exact = np.array([region.is_exact for region in self.regions] + [False])
+        """Without the conditions that leave one value, which are observed cells, and those that all values meet."""
+        exact = np.array([region.is_exact or region.is_whole for region in self.regions] + [False])
         return dataclasses.replace(self, which=np.where(exact[self.which], -1, self.which))
 
     def accepts(self, tokens: np.ndarray | None, z: np.ndarray | None, uniforms: np.ndarray) -> np.ndarray:
