@@ -16,8 +16,9 @@ import pandas as pd
 
 from ...model.codecs.table.cells import gaps
 from ...model.codecs.table.codec import TableCodec
-from ...model.codecs.table.column import ColumnCodec, from_tag
+from ...model.codecs.table.column import ColumnCodec
 from ...model.codecs.table.rows import as_in_training, as_text
+from ...model.codecs.table.tags import from_tag
 
 NEAR = 3  # similar values that a note names, at most
 

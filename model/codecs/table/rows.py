@@ -17,9 +17,10 @@ from ...storage import pack_json
 from ..base import ArraySpec, Codec, Parts, Stored, as_stored, require_fitted
 from .cells import gaps
 from .codec import TableCodec
-from .column import ColumnCodec, from_tag, to_tag
+from .column import ColumnCodec
 from .encoding import EncodingConfig
 from .schema import Schema, infer
+from .tags import from_tag, to_tag
 
 log = logging.getLogger(__name__)
 CODEC = "codec.json"
