@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..configs.runs import resolve
 from ..model.build import Codecs
 from ..model.codecs.table.codec import TableCodec
 from ..model.codecs.table.dialect import Dialect
-from ..model.codecs.table.schema import Schema, check_columns
+from ..model.codecs.table.schema import Schema, check_columns, warnings_of
 from ..model.storage import save_checkpoint
 from ..sample.pipeline import Pipeline
 from ..sample.table.config import csv_settings, missing_strings, row_codec, schema_of
@@ -61,7 +62,7 @@ class TableSynthesizer(BaseEstimator):
         self.seed, self.device, self.out, self.verbose = seed, device, out, verbose
 
     def fit(self, table: pd.DataFrame, y: object = None) -> TableSynthesizer:
-        """Train on a table; `y` is not used.
+        """Train on a table; `y` is not used. What is assumed of its columns is a warning each.
 
         Raises:
             ValueError: a table or schema that cannot be modelled (names the column), or a wrong setting.
@@ -72,6 +73,8 @@ class TableSynthesizer(BaseEstimator):
         config = load_config(self.config, [*self.overrides, *seed])
         modality, codec = row_codec(config)
         codec.schema = schema_of(table, config, self.schema)
+        for line in warnings_of(codec.schema):
+            warnings.warn(line, stacklevel=2)
         codec.fit(table, config.seed)
         codecs: Codecs = {modality: codec}
         rows = encode(InMemory({modality: table}), config, codecs, "the table")

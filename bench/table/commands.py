@@ -25,6 +25,7 @@ from ...configs.options import (
 )
 
 if TYPE_CHECKING:
+    from ...model.codecs.table.schema import Schema
     from ...train.synthesizer import TableSynthesizer
 
 app = typer.Typer(help="Synthesize, condition and impute mixed-type tables.", no_args_is_help=True)
@@ -74,11 +75,13 @@ def schema(
     file = TableFile.read(path, missing or (), (), sep, encoding, decimal)
     _print_notes(file.notes)
     found = infer(file.table)
-    text = found.to_sdv() if out is not None and out.suffix.lower() == ".json" else found.dump()
     if out is None:
-        console.print(text, markup=False, highlight=False, end="")
+        _say(found, "# ")  # comments of the YAML
+        console.print(found.dump(), markup=False, highlight=False, end="", soft_wrap=True)
     else:
-        out.write_text(text, encoding="utf-8")
+        _say(found)
+        is_json = out.suffix.lower() == ".json"
+        out.write_text(found.to_sdv() if is_json else found.dump(), encoding="utf-8")
         console.print(f"wrote {out}")
 
 
@@ -111,7 +114,7 @@ def fit(
     require_path("--schema:", schema)
     path = find_table(source)
     resolved = load_config(config, overrides)
-    from ...model.codecs.table.files import TableFile, describe
+    from ...model.codecs.table.files import TableFile
     from ...model.codecs.table.schema import Schema
     from ...sample.table.config import csv_settings, row_codec, schema_of
     from ...train.synthesizer import TableSynthesizer
@@ -136,8 +139,9 @@ def fit(
     console.print(f"{len(table):,} rows, {len(table.columns)} columns of {path}")
     if own := {} if file.dialect is None else file.dialect.settings:
         console.print("  read with " + ", ".join(f"{key} {value!r}" for key, value in own.items()), highlight=False)
-    for name, kind in describe(columns):
-        console.print(f"  {name}: {kind}", markup=False, highlight=False)
+    _say(columns)
+    for column in columns.columns:
+        column.warning = None  # it is said
     began = time.perf_counter()
     model = TableSynthesizer(config, overrides, columns, device=choose_device(device), out=run, verbose=True).fit(table)
     parameters = sum(p.numel() for p in model.pipeline_.net.parameters())
@@ -273,6 +277,17 @@ def fetch(
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _say(schema: Schema, start: str = "") -> None:
+    """Print what was assumed of the columns, then what they are and why."""
+    from ...model.codecs.table.schema import describe, warnings_of
+
+    for line in warnings_of(schema):
+        Console(stderr=True).print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+    for name, kind, reason in describe(schema):
+        line = f"{start}  {name}: {kind}" + (f" ({reason})" if reason else "")
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(run: Path, weights: str, device: str | None) -> TableSynthesizer:

@@ -22,11 +22,12 @@ from ...configs.load import load_config
 from ...configs.runs import latest
 from ..build import Codecs, build_codecs, build_network, codec_files
 from ..codecs.table.codec import TableCodec
-from ..codecs.table.column import MISSING, sort_tags
+from ..codecs.table.column import MISSING
 from ..codecs.table.files import read_table
 from ..codecs.table.quantiles import Quantiles
 from ..codecs.table.rows import RowCodec
 from ..codecs.table.schema import Column, Schema, infer_column
+from ..codecs.table.tags import sort_tags
 from ..storage import check_shapes
 from .files import read_pt, save_imported, weight_sets
 from .table import HEADS, KINDS, TABLES, architecture, from_official, is_table, official_sizes

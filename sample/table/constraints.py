@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec
 from ...model.codecs.table.rows import as_in_training
-from ...model.codecs.table.schema import dates
 
 ColumnCondition = Any  # a value, or (low, high) with None for an open end; None or NaN asks for a missing cell
 
@@ -99,11 +98,6 @@ def _number(codec: ColumnCodec, value: Any, default: float) -> float:
     """A number, or a date as a number; the default for an open end (None or a blank text)."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return default
-    if codec.column.kind == "datetime" and codec.column.format is None:
-        read = dates(pd.Series(pd.to_datetime([value], errors="coerce")), None)
-        if read.isna().any():
-            raise ValueError(f"column {codec.name!r}: {value!r} is not a date")
-        return float(codec.to_numbers(read)[0])
     return float(codec.to_numbers(pd.Series([value]))[0])
 
 

@@ -19,9 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from . import cells, decoding
+from .dtypes import dtype_of
+from .dtypes import plain as plain_dtype
 from .encoding import EncodingConfig
+from .identifiers import find_pattern, new_identifier
 from .quantiles import Quantiles
-from .schema import NUMERICAL_KINDS, STEPS, TEXT, Column, dates
+from .schema import NUMERICAL_KINDS, TEXT, Column
+from .tags import from_tag, to_tag
 
 REGULAR, MISSING, RARE = ["regular"], ["missing"], ["rare"]  # states that are not one value; a value is ["v", value]
 
@@ -33,7 +38,7 @@ class ColumnCodec:
     Args:
         states: the meaning of each token; [] for a column without tokens.
         rare: the categories of the RARE state as [tag, number of training rows].
-        fill: the value of a constant; of an identifier, the next number, or the prefix of the next names.
+        fill: the value of a constant; of an identifier, the next number, or how texts are made (`identifiers`).
         categories, category_dtype, ordered: of a pandas categorical column.
         nothing: how a missing cell of an object column is decoded, "none" or "nan".
     """
@@ -60,6 +65,8 @@ class ColumnCodec:
     @property
     def width(self) -> float:
         """The distance between neighbouring values of a numerical column; 0 if values are not rounded."""
+        if self.column.increment is not None:
+            return float(self.column.increment)
         if self.column.kind == "continuous":
             return 0.0 if self.column.decimals is None else 10.0**-self.column.decimals
         return 1.0
@@ -80,6 +87,7 @@ class ColumnCodec:
             ValueError: a cell that does not fit the column's kind.
         """
         codec = cls(column)
+        values = plain_dtype(values)
         if isinstance(values.dtype, pd.CategoricalDtype):
             codec.categories, codec.ordered = [to_tag(v) for v in values.cat.categories], values.cat.ordered
             codec.category_dtype = str(values.cat.categories.dtype)
@@ -89,13 +97,21 @@ class ColumnCodec:
         if column.kind == "constant":
             codec.fill = None if missing.all() else to_tag(values.dropna().iloc[0])
         elif column.kind == "identifier":
-            is_integer = pd.api.types.is_integer_dtype(values.dtype)
-            codec.fill = int(values.max()) + 1 if is_integer else f"{column.name}-"
+            codec._fit_identifier(values)
         elif codec.is_numerical:
             codec._fit_numerical(codec.to_numbers(values), config, rng)
         else:
             codec._fit_categorical(values, config.max_categories)
         return codec
+
+    def _fit_identifier(self, values: pd.Series) -> None:
+        present = values[~cells.gaps(self.column, values)]
+        if len(present) < len(values):
+            self.states = [REGULAR, MISSING]
+        if all(isinstance(value, int | np.integer) for value in present):
+            self.fill = int(present.max()) + 1
+        else:
+            self.fill = find_pattern([str(value) for value in present], self.name)
 
     def _fit_categorical(self, values: pd.Series, max_categories: int) -> None:
         missing = values.isna()
@@ -116,7 +132,7 @@ class ColumnCodec:
             frequent = (counts >= config.spike_share * len(numbers)) & (counts >= 20)
             if finite[~frequent].sum() < 2:
                 frequent[:] = True
-            split_off = frequent | ~finite
+            split_off = frequent | ~finite | (_far_ends(values) if self.column.kind == "datetime" else False)
             self.states = [["v", float(v)] for v in values[split_off]]
             regular = present[~np.isin(present, values[split_off])]
             if len(regular):
@@ -134,7 +150,8 @@ class ColumnCodec:
             ValueError: a category that did not occur in training, or a cell that is not a number or a date.
         """
         if self.column.kind in ("constant", "identifier"):
-            return None, None
+            missing = cells.gaps(self.column, values)
+            return (np.where(missing, self.state(MISSING), self.state(REGULAR)) if self.states else None), None
         if not self.is_numerical:
             return self._encode_categorical(values), None
         numbers = self.to_numbers(values)
@@ -185,9 +202,7 @@ class ColumnCodec:
         if self.column.kind == "constant":
             return self._series([None if self.fill is None else from_tag(self.fill)] * n)
         if self.column.kind == "identifier":
-            if isinstance(self.fill, int):
-                return self._series([self.fill + start + i for i in range(n)])
-            return self._series([f"{self.fill}{start + i + 1}" for i in range(n)])
+            return self._decode_identifiers(tokens, n, start)
         if not self.is_numerical:
             return self._decode_categorical(tokens, rng)
         numbers = np.zeros(n) if z is None else self.quantiles.decode(z)
@@ -195,6 +210,16 @@ class ColumnCodec:
             numbers[tokens == token] = value
         missing = tokens == self.state(MISSING) if MISSING in self.states else np.zeros(n, dtype=bool)
         return self.from_numbers(numbers, missing)
+
+    def _decode_identifiers(self, tokens: np.ndarray | None, n: int, start: int) -> pd.Series:
+        new: list = (
+            [self.fill + start + i for i in range(n)]
+            if isinstance(self.fill, int)
+            else [new_identifier(self.fill, start + i) for i in range(n)]
+        )
+        if self.states and tokens is not None:
+            new = [None if token == self.state(MISSING) else v for token, v in zip(tokens, new, strict=True)]
+        return self._series(new)
 
     def _decode_categorical(self, tokens: np.ndarray, rng: np.random.Generator | None) -> pd.Series:
         value_of = np.full(len(self.states), None, dtype=object)
@@ -210,91 +235,46 @@ class ColumnCodec:
         return self._series(list(values))
 
     def to_numbers(self, values: pd.Series) -> np.ndarray:
-        """float64 (N,) with NaN for missing cells; dates as a multiple of the column's step since 1970.
+        """float64 (N,) with NaN for missing cells, see `cells.to_numbers`.
 
         Raises:
             ValueError: a cell is not a number or not a date.
         """
-        if self.column.kind == "datetime":
-            return self._dates_to_numbers(values)
-        numbers = pd.to_numeric(values, errors="coerce")
-        wrong = numbers.isna() & values.notna()
-        if wrong.any():
-            raise ValueError(f"column {self.name!r}: {values[wrong].iloc[0]!r} is not a number")
-        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-
-    def _dates_to_numbers(self, values: pd.Series) -> np.ndarray:
-        try:
-            read = dates(values, self.column.format)
-        except (ValueError, TypeError):
-            raise ValueError(f"column {self.name!r} does not hold dates: set another kind or a format") from None
-        wrong = read.isna() & values.notna()
-        if wrong.any():
-            raise ValueError(f"column {self.name!r}: {values[wrong].iloc[0]!r} is not a date like the others")
-        steps = read.astype("int64").to_numpy() // STEPS[self.column.step or "ns"]
-        return np.where(read.isna(), np.nan, steps.astype(np.float64))
+        return cells.to_numbers(self.column, values)
 
     def from_numbers(self, numbers: np.ndarray, missing: np.ndarray | None = None) -> pd.Series:
-        """Numbers (N,) in the column's dtype and resolution; cells where `missing` (N,) is True are missing."""
-        column, missing = self.column, np.zeros(len(numbers), dtype=bool) if missing is None else missing
-        if column.kind == "datetime":
-            return self._dates_from_numbers(numbers, missing)
-        if column.kind == "continuous" and column.decimals is not None:
-            numbers = np.round(numbers, column.decimals)
-        if "float" in column.dtype.lower():
-            return pd.Series(np.where(missing, np.nan, numbers)).astype(column.dtype)
-        values = pd.Series(np.where(missing, 0.0, numbers)).round().astype("int64")
-        if missing.any():
-            values = values.astype("Int64").mask(missing)
-        return values.astype(object if column.dtype == "object" else column.dtype)
-
-    def _dates_from_numbers(self, numbers: np.ndarray, missing: np.ndarray) -> pd.Series:
-        column = self.column
-        steps = np.where(missing, 0, np.round(np.nan_to_num(numbers))).astype(np.int64)
-        values = pd.Series((steps * STEPS[column.step or "ns"]).astype("datetime64[ns]")).mask(missing)
-        if column.format is not None:
-            texts = values.dt.strftime(column.format).astype(object)
-            return self._series([None if m else text for text, m in zip(texts, missing, strict=True)])
-        if column.dtype == "object":  # datetime.date
-            days = [None if m else day for day, m in zip(values.dt.date, missing, strict=True)]
-            return pd.Series(days, dtype=object)
-        has_time_zone = "," in column.dtype
-        return (values.dt.tz_localize("UTC") if has_time_zone else values).astype(column.dtype)
+        """Numbers (N,) in the column's dtype and spelling; cells where `missing` (N,) is True are missing."""
+        missing = np.zeros(len(numbers), dtype=bool) if missing is None else missing
+        made = decoding.from_numbers(self.column, numbers, missing)
+        return self._series(made) if isinstance(made, list) else made
 
     def _series(self, values: list) -> pd.Series:
         """Values that are not numbers, None for a missing one, in the column's dtype."""
         if self.categories is not None:
             categories = pd.Index([from_tag(tag) for tag in self.categories], dtype=self.category_dtype)
-            return pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
+            made = pd.Series(pd.Categorical(values, categories, ordered=self.ordered))
+            return made if self.column.dtype == "category" else made.astype(dtype_of(self.column.dtype or "category"))
         if self.nothing == "nan":
             values = [np.nan if v is None else v for v in values]
-        if self.column.dtype in ("object", "category"):
+        name = self.column.dtype or "object"
+        if name in ("object", "category"):
             return pd.Series(values, dtype=object)
         # not by pd.array: pandas 3.1 turns large uint64 into zeros there
-        return pd.Series(values, dtype=TEXT if self.column.dtype == "str" else self.column.dtype)
+        return pd.Series(values, dtype=TEXT if name == "str" else dtype_of(name))
 
 
-def to_tag(value: Any) -> str:
-    """A value as the JSON string "type:value", so that 1, True, 1.0 and "1" stay four values."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, pd.Timestamp):
-        return f"date:{value.isoformat()}"
-    return f"{type(value).__name__}:{value}"
-
-
-def from_tag(tag: str) -> Any:
-    """The value of a tag."""
-    kind, value = tag.split(":", 1)
-    if kind == "bool":
-        return value == "True"
-    return {"int": int, "float": float, "date": pd.Timestamp}.get(kind, str)(value)
-
-
-def sort_tags(tags: list[str]) -> list[str]:
-    """Tags in the order of their values: numbers by size, or all as text if one of them is text."""
-    values = {tag: from_tag(tag) for tag in tags}
-    has_text = any(isinstance(value, str) for value in values.values())
-    return sorted(tags, key=lambda tag: str(values[tag]) if has_text else values[tag])
+def _far_ends(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: sorted values at either end that are farther from the others than these span: 9999-12-31."""
+    low, high = 0, len(values) - 1
+    while high - low > 2:
+        if values[high] - values[high - 1] > values[high - 1] - values[low]:
+            high -= 1
+        elif values[low + 1] - values[low] > values[high] - values[low + 1]:
+            low += 1
+        else:
+            break
+    index = np.arange(len(values))
+    return ((index < low) | (index > high)) & (high - low > 2)
 
 
 def _tags(values: pd.Series) -> list[str]:

@@ -17,7 +17,6 @@ import pandas as pd
 from . import formats
 from .delimited import parse, render
 from .dialect import Dialect, decimal_mark, separator
-from .schema import Schema
 from .text_encoding import decode
 
 WRITABLE = ("csv", "tsv", "parquet", "arrow", "xlsx", "json", "jsonl")
@@ -207,18 +206,3 @@ def _json_cell(cell: Any, name: Any, path: Path) -> Any:
     if isinstance(cell, str | int | float | bool):
         return cell
     return cell.isoformat() if hasattr(cell, "isoformat") else str(cell)
-
-
-def describe(schema: Schema) -> list[tuple[str, str]]:
-    """(name, kind and details) of every column, as text to print."""
-    rows = []
-    for c in schema.columns:
-        notes = [c.kind or "inferred"]
-        if c.kind == "continuous" and c.decimals is not None:
-            notes.append(f"{c.decimals} decimals")
-        if c.step is not None:
-            notes.append(f"to the {c.step}")
-        if c.missing:
-            notes.append("with missing cells")
-        rows.append((str(c.name), ", ".join(notes)))
-    return rows

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...storage import pack_json
 from ..base import ArraySpec, Codec, Parts, Stored, as_stored, require_fitted
+from .cells import gaps
 from .codec import TableCodec
 from .column import ColumnCodec, from_tag, to_tag
 from .encoding import EncodingConfig
@@ -175,10 +176,15 @@ def require_values(column: ColumnCodec, values: pd.Series) -> None:
 def as_in_training(column: ColumnCodec, values: pd.Series) -> pd.Series:
     """Values of a categorical column; text stands for the category that is written so, say "1" for 1.
 
+    Of a numerical column, texts that mean a missing cell become missing.
+
     Raises:
         ValueError: a value that the column does not have.
     """
-    if column.is_numerical or not column.states:
+    if column.is_numerical:
+        words = gaps(column.column, values) & values.notna().to_numpy(dtype=bool)
+        return values.mask(words, None) if words.any() else values
+    if not column.states or column.column.kind == "identifier":
         return values
     tags = [tag for _, tag in column.value_states()] + [tag for tag, _ in column.rare]
     texts, known, unknown = {str(from_tag(tag)): from_tag(tag) for tag in tags}, set(tags), object()

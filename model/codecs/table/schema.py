@@ -7,40 +7,26 @@ data.
 
 from __future__ import annotations
 
-import datetime
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import sdv
+from .dates import STEPS
+from .inference import infer_fields
+from .spelling import Spelling
+from .text_kinds import IDENTIFIER_ROWS
 
 Kind = Literal["numerical", "continuous", "integer", "categorical", "boolean", "datetime", "constant", "identifier"]
 Task = Literal["binclass", "multiclass", "regression"]
 NUMERICAL_KINDS = ("continuous", "integer", "datetime")
 CATEGORICAL_KINDS = ("categorical", "boolean")
-FORMATS = (
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%dT%H:%M:%S",
-    "%Y-%m-%d %H:%M",
-    "%d/%m/%Y",
-    "%m/%d/%Y",
-    "%d.%m.%Y",
-    "%Y/%m/%d",
-)
-STEPS = {"day": 86_400_000_000_000, "hour": 3_600_000_000_000, "minute": 60_000_000_000, "second": 1_000_000_000}
-STEPS |= {"ms": 1_000_000, "us": 1000, "ns": 1}
-BOOLEANS = [{"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}]
 TEXT = pd.Series(["text"]).dtype  # what pandas makes of text: str since version 3, object before
-LARGEST_INTEGER = 2**53  # above it, float64 does not hold every integer
-IDENTIFIER_ROWS = 20  # rows from which on "all different" means an identifier
 DOCUMENTATION = {  # keys of a schema file that describe a data set to its readers; nothing is computed from them
     "rows", "rows_of_the_full_set", "levels", "levels_in_test_but_not_in_train", "levels_in_train_but_not_in_test",
     "numerical_that_are_whole_numbers", "missing", "split", "duplicates", "source", "notes",
@@ -57,9 +43,30 @@ class Column(BaseModel):
     dtype: str | None = Field(None, description="pandas dtype of decoded values")
     missing: bool = Field(False, description="some cells are missing; missingness is then modelled")
     decimals: int | None = Field(None, description="digits after the point, continuous columns; null is all of them")
-    format: str | None = Field(None, description="strftime format of dates that are text")
-    step: str | None = Field(None, description=f"resolution of dates: {', '.join(STEPS)}")
+    format: str | None = Field(None, description="strftime format of dates that are text or digits, see `dates`")
+    step: str | None = Field(None, description=f"resolution of dates and time spans: {', '.join(STEPS)}")
+    spelling: Spelling | None = Field(None, description="how numbers that are text are written")
+    gaps: list[str] = Field([], description="texts that mean a missing cell among numbers or dates")
+    increment: int | float | None = Field(None, description="values are multiples of it, counted from the offset")
+    offset: int | float | None = Field(None, description="where the multiples begin, in units of the step for dates")
+    zone: str | None = Field(None, description="time zone of the wall times that are modelled; null is UTC")
+    cell_type: str | None = Field(None, description="type of the Python objects that a column holds")
     sdv: dict[str, Any] | None = Field(None, description="entries of SDV's metadata that kind and format do not say")
+    reason: str | None = Field(None, exclude=True, description="why it has this kind")
+    warning: str | None = Field(None, exclude=True, description="what was assumed, and how to change it")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Column) and self.model_dump() == other.model_dump()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to infer."""
+        if self.dtype is None or self.kind in (None, "numerical"):
+            return False
+        if self.kind == "datetime":
+            return self.step is not None
+        is_text = self.dtype in ("str", "object") or self.dtype.startswith("string")
+        return self.kind not in ("continuous", "integer") or not is_text or bool(self.spelling or self.cell_type)
 
     @property
     def is_semantic(self) -> bool:
@@ -68,18 +75,20 @@ class Column(BaseModel):
 
     def complete(self, values: pd.Series) -> Column:
         """The column with everything that it leaves open inferred from its values."""
-        if self.dtype is not None and self.kind not in (None, "numerical"):
+        if self.is_complete:
             return self
-        inferred = infer_column(self.name, values)
-        given = self.model_dump(exclude_unset=True, exclude_none=True)
+        given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
         if pd.api.types.is_datetime64_any_dtype(values.dtype):
             given.pop("format", None)  # SDV's metadata has one for dates in any form; only text needs it
-        if self.is_semantic:
-            given["kind"] = inferred.kind if inferred.kind == "constant" else _kind_of_words(values)
+        inferred = infer_column(self.name, values, given)
+        if self.is_semantic and inferred.kind != "constant":
+            given["kind"] = _kind_of_words(values)
         if self.kind == "numerical":
             given["kind"] = inferred.kind
             if inferred.kind not in (*NUMERICAL_KINDS, "constant"):
                 given["kind"] = "integer" if pd.api.types.is_integer_dtype(values.dtype) else "continuous"
+        if given.get("kind", inferred.kind) != inferred.kind:
+            given |= dict.fromkeys({"increment", "offset"} - given.keys())
         return inferred.model_copy(update=given)
 
 
@@ -233,107 +242,40 @@ def infer(table: pd.DataFrame, schema: Schema | None = None) -> Schema:
     return Schema(columns=complete, name=schema.name, target=schema.target, task=schema.task, partial=schema.partial)
 
 
-def infer_column(name: Any, values: pd.Series) -> Column:
-    """The kind, dtype and format of a column with these values.
+def infer_column(name: Any, values: pd.Series, given: Mapping[str, Any] | None = None) -> Column:
+    """The column with these values, what is `given` of it kept.
 
     Raises:
         ValueError: its name or its values are not supported.
     """
-    if not isinstance(name, str | int):
-        raise ValueError(f"column name {name!r} is neither text nor an integer: rename it")
-    present = values.dropna()
-    dtype, kind = values.dtype, None
-    found = {"name": name, "dtype": str(dtype), "missing": len(present) < len(values)}
-    if isinstance(dtype, pd.StringDtype) and dtype.storage != "python" and dtype.na_value is pd.NA:
-        found["dtype"] = f"string[{dtype.storage}]"
-    if isinstance(dtype, pd.CategoricalDtype):
-        kind, found["dtype"] = "categorical", "category"
-    elif pd.api.types.is_bool_dtype(dtype):
-        kind = "boolean"
-    elif pd.api.types.is_datetime64_any_dtype(dtype):
-        kind, found["step"] = "datetime", _step(present)
-    elif pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype):
-        kind = _kind_of_numbers(name, present, found)
-    elif not (pd.api.types.is_object_dtype(dtype) or pd.api.types.is_string_dtype(dtype)):
-        raise ValueError(f"column {name!r} has dtype {dtype}, which is not supported: turn it into numbers or text")
-    else:
-        kind = _kind_of_text(name, present, found)
-    if len(present) == 0 or (not found["missing"] and _distinct(present) == 1):
-        kind = "constant"
-    return Column(kind=kind, **found)
+    return Column(**infer_fields(name, values, given or {}))
 
 
-def dates(values: pd.Series, form: str | None) -> pd.Series:
-    """Dates as datetime64[ns] without a time zone; text is read by its format, NaT where it does not fit."""
-    if form is not None:
-        return pd.to_datetime(values, format=form, errors="coerce").astype("datetime64[ns]")
-    if getattr(values.dtype, "tz", None) is not None:
-        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
-    return values.astype("datetime64[ns]")
+def describe(schema: Schema) -> list[tuple[str, str, str]]:
+    """(name, kind and details, reason) of every column, as text to print."""
+    rows = []
+    for c in schema.columns:
+        notes = [c.kind or "inferred"]
+        if c.kind == "continuous" and c.decimals is not None:
+            notes.append(f"{c.decimals} decimals")
+        if c.increment is not None:
+            unit = f" {c.step}s" if c.step else ""
+            notes.append(f"multiples of {c.increment:g}{unit}" + (f" plus {c.offset:g}" if c.offset else ""))
+        elif c.step is not None:
+            notes.append(f"to the {c.step}")
+        if c.missing:
+            notes.append("with missing cells")
+        rows.append((str(c.name), ", ".join(notes), c.reason or ""))
+    return rows
 
 
-def _kind_of_numbers(name: str | int, present: pd.Series, found: dict) -> str:
-    """The kind of a column of numbers; its decimals go into `found`."""
-    numbers = present.to_numpy(dtype=np.float64)
-    unique = np.unique(numbers[np.isfinite(numbers)])
-    if not pd.api.types.is_integer_dtype(present.dtype):
-        found["decimals"] = next((d for d in range(7) if np.array_equal(np.round(unique, d), unique)), None)
-        return "integer" if found["decimals"] == 0 else "continuous"
-    all_different = len(unique) == len(present) >= IDENTIFIER_ROWS and not found["missing"]
-    if len(unique) and max(-unique[0], unique[-1]) >= LARGEST_INTEGER:
-        return "identifier" if all_different else "categorical"
-    consecutive = all_different and unique[-1] - unique[0] == len(unique) - 1
-    named_id = all_different and re.search(r"(^|[_ .\-])id$", str(name), re.IGNORECASE)
-    return "identifier" if consecutive or named_id else "integer"
-
-
-def _kind_of_text(name: str | int, present: pd.Series, found: dict) -> str:
-    """The kind of a column of text or Python objects; format and step of dates go into `found`."""
-    types = {type(v) for v in present}
-    if types == {datetime.date}:
-        found["step"] = "day"
-        return "datetime"
-    unsupported = [t for t in types if not issubclass(t, str | bool | int | float | np.generic)]
-    if unsupported:
-        raise ValueError(
-            f"column {name!r} holds values of type {unsupported[0].__name__}: turn them into numbers or text"
-        )
-    if types == {str}:
-        if _are_dates(present, found):
-            return "datetime"
-        if {v.lower() for v in present.unique()[:3]} in BOOLEANS:
-            return "boolean"
-    if types <= {bool, np.bool_}:
-        return "boolean"
-    if len(present) >= IDENTIFIER_ROWS and _distinct(present) == len(present) and not found["missing"]:
-        return "identifier"
-    return "categorical"
+def warnings_of(schema: Schema) -> list[str]:
+    """A line for each column of which something was assumed."""
+    return [f"column {c.name!r}: {c.warning}" for c in schema.columns if c.warning]
 
 
 def _kind_of_words(values: pd.Series) -> str:
     """The kind of names, addresses and the like: identifier if all differ."""
     present = values.dropna()
-    is_key = len(present) == len(values) >= IDENTIFIER_ROWS and _distinct(present) == len(present)
+    is_key = len(present) == len(values) >= IDENTIFIER_ROWS and present.is_unique
     return "identifier" if is_key else "categorical"
-
-
-def _are_dates(present: pd.Series, found: dict) -> bool:
-    """Whether all texts are dates of one of the FORMATS, which goes into `found` with their step."""
-    if not any(c.isdigit() for c in present.iloc[0]):
-        return False
-    for form in FORMATS:
-        read = dates(present.astype(object), form)
-        if read.notna().all() and (read.dt.strftime(form) == present.astype(object)).all():
-            found["format"], found["step"] = form, _step(read)
-            return True
-    return False
-
-
-def _step(values: pd.Series) -> str:
-    """The largest step that all dates are a multiple of."""
-    ns = dates(values, None).astype("int64").to_numpy()
-    return next(name for name, size in STEPS.items() if not (ns % size).any())
-
-
-def _distinct(present: pd.Series) -> int:
-    return present.nunique() if present.dtype != object else len({(type(v), v) for v in present})

@@ -200,7 +200,6 @@ def test_rare_categories_are_pooled_and_decoded_by_frequency():
         (pd.DataFrame({"a": [1, 1, 1]}), "nothing to model"),
         (pd.DataFrame({"a": [1j, 2j]}), "'a' has dtype complex128"),
         (pd.DataFrame({"a": [[1], [2]]}), "'a' holds values of type list"),
-        (pd.DataFrame({"a": pd.to_timedelta([1, 2])}), "'a' has dtype timedelta64"),
         (pd.DataFrame({"a": [f"k{i}" for i in range(30)]}), "nothing to model"),
     ],
 )
