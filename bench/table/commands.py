@@ -276,7 +276,7 @@ def fetch(
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        Console(stderr=True).print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say(schema: Schema, start: str = "") -> None:
