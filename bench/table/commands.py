@@ -79,8 +79,8 @@ def schema(
         console.print(found.dump(), markup=False, highlight=False, end="", soft_wrap=True)
     else:
         _say(found)
-        text = found.to_sdv() if out.suffix.lower() == ".json" else found.dump()
-        out.write_text(text, encoding="utf-8")
+        is_json = out.suffix.lower() == ".json"
+        out.write_text(found.to_sdv() if is_json else found.dump(), encoding="utf-8")
         console.print(f"wrote {out}")
 
 
@@ -294,7 +294,9 @@ def fetch(
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        Console(stderr=True).print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _say(schema: Schema, start: str = "") -> None:
     """Print what was assumed of the columns, then what they are and why."""
     from ...model.codecs.table.schema import describe, warnings_of

@@ -31,8 +31,9 @@ def parse(
     decimal: str | None = None,
     prefer_tab: bool = False,
     usual: Dialect | None = None,
-) -> tuple[pd.DataFrame, Dialect]:
-    """A table from text with separators, see `files.read_table`, and how it is written; messages begin with `where`."""
+) -> tuple[pd.DataFrame, Dialect, list[str]]:
+    """A table from text with separators, see `files.read_table`, how it is written, and notes to the user; error
+    messages begin with `where`."""
     spaces = False
     given = sep
     if sep is None:
@@ -49,12 +50,12 @@ def parse(
     gaps = {*missing, *NAN}
     if decimal is None:
         decimal = guess_decimal(header, body, sep, where, gaps | NOT_A_NUMBER, usual and usual.decimal)
-    columns = zip(*body, strict=True)
-    table = pd.DataFrame(
-        {name: _to_series(list(cells), gaps, name in text_columns, decimal)
-         for name, cells in zip(header, columns, strict=True)}
-    )  # fmt: skip
-    return table, Dialect(sep, decimal, spaces=spaces)
+    columns, notes = {}, []
+    for name, cells in zip(header, zip(*body, strict=True), strict=True):
+        columns[name] = _to_series(list(cells), gaps, name in text_columns, decimal)
+        if pd.api.types.is_numeric_dtype(columns[name]) and (words := {c.strip() for c in cells} & NOT_A_NUMBER - gaps):
+            notes.append(f"column {name!r}: {', '.join(sorted(words))} among numbers is a missing cell")
+    return pd.DataFrame(columns), Dialect(sep, decimal, spaces=spaces), notes
 
 
 def _rows(text: str, where: str, sep: str, spaces: bool) -> list[list[str]]:

@@ -74,8 +74,8 @@ class TableFile:
             return cls(formats.from_records(content, where), notes=tuple(notes))
         if line := re.match(r"sep=(.)(\r\n|\n)", text):  # Excel's own
             sep, text, prefix = sep or line[1], text[line.end() :], prefix + line[0]
-        table, dialect = parse(text, where, missing, text_columns, sep, decimal, kind == "tsv", usual)
-        return cls(table, dataclasses.replace(dialect, encoding=encoding, prefix=prefix), text, tuple(notes))
+        table, dialect, more = parse(text, where, missing, text_columns, sep, decimal, kind == "tsv", usual)
+        return cls(table, dataclasses.replace(dialect, encoding=encoding, prefix=prefix), text, (*notes, *more))
 
 
 def read_table(

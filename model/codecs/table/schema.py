@@ -80,11 +80,9 @@ class Column(BaseModel):
         given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
         if pd.api.types.is_datetime64_any_dtype(values.dtype):
             given.pop("format", None)  # SDV's metadata has one for dates in any form; only text needs it
-        if self.is_semantic:
-            given["kind"] = _kind_of_words(values)
         inferred = infer_column(self.name, values, given)
-        if inferred.kind == "constant" and self.is_semantic:
-            given["kind"] = "constant"
+        if self.is_semantic and inferred.kind != "constant":
+            given["kind"] = _kind_of_words(values)
         if self.kind == "numerical":
             given["kind"] = inferred.kind
             if inferred.kind not in (*NUMERICAL_KINDS, "constant"):
@@ -271,12 +269,13 @@ def describe(schema: Schema) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _kind_of_words(values: pd.Series) -> Kind:
-    """The kind of names, addresses and the like: identifier if all differ."""
-    is_key = values.notna().all() and len(values) >= IDENTIFIER_ROWS and values.astype(str).is_unique
-    return "identifier" if is_key else "categorical"
-
-
 def warnings_of(schema: Schema) -> list[str]:
     """A line for each column of which something was assumed."""
     return [f"column {c.name!r}: {c.warning}" for c in schema.columns if c.warning]
+
+
+def _kind_of_words(values: pd.Series) -> str:
+    """The kind of names, addresses and the like: identifier if all differ."""
+    present = values.dropna()
+    is_key = len(present) == len(values) >= IDENTIFIER_ROWS and present.is_unique
+    return "identifier" if is_key else "categorical"

@@ -159,7 +159,7 @@ def test_numbers_only_where_nothing_is_lost(file):
     assert table["id19"].dtype == "int64"
     for name, own in cells.items():
         assert [str(cell) for cell in table[name]] == [cell.strip('"') for cell in own], name
-    gaps = read_table(file("a,b\n9007199254740993,1.5\n,NA\nNA,-2e3\n"))
+    gaps = TableFile.read(file("a,b\n9007199254740993,1.5\n,NA\nNA,-2e3\n")).table
     assert gaps["a"].dtype == "Int64"
     assert gaps["a"][0] == 9007199254740993
     assert gaps["b"].tolist()[::2] == [1.5, -2000.0]
@@ -167,7 +167,10 @@ def test_numbers_only_where_nothing_is_lost(file):
 
 def test_missing_adds_to_the_empty_cell(file):
     path = file("k,x\na,1\n,2\nNA,\nb,NA\n")
-    assert read_table(path)["k"].isna().tolist() == [False, True, False, False]
+    with pytest.warns(UserWarning, match="column 'x': NA among numbers is a missing cell"):
+        assert read_table(path)["x"].isna().tolist() == [False, False, True, True]
+    assert TableFile.read(path, missing=["NA"]).notes == ()
+    assert TableFile.read(path).table["k"].isna().tolist() == [False, True, False, False]
     table = read_table(path, missing=["NA"])
     assert table["k"].isna().tolist() == [False, True, True, False]
     assert table["x"].isna().tolist() == [False, False, True, True]
