@@ -120,7 +120,7 @@ class ColumnCodec:
         return codec
 
     def _check_grid(self, numbers: np.ndarray) -> None:
-        """ValueError if numbers are off the increment, or dates off the months, that an edited schema gives."""
+        """Raise ValueError if cells are off the increment or the months that an edited schema gives."""
         if self.column.increment is None and self.column.step not in MONTHS:
             return
         finite = numbers[np.isfinite(numbers)] / (self.column.increment or 1)
