@@ -266,3 +266,18 @@ def test_configs_and_runs_of_other_modalities_are_refused(data, tmp_path, tiny, 
     Trainer(tiny("train.steps=1"), tmp_path / "digits", "cpu", quiet=True).run()
     line = refused("table", "sample", tmp_path / "digits", "--device", "cpu")
     assert "not one of a table alone, it has image, text: use anystate sample" in line
+
+
+def test_what_was_assumed_is_printed_with_kind_and_reason(tmp_path, capsys, call):
+    """Warnings on stderr; the YAML on stdout stays one that fit takes, with the kinds as comments."""
+    file, schema = tmp_path / "t.csv", tmp_path / "schema.yaml"
+    file.write_text("price,day\n" + "".join(f"${i}.50,0{i % 9 + 1}/02/2020\n" for i in range(30)))
+    capsys.readouterr()
+    assert call("table", "schema", file) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("warning: column 'day': no cell tells DD/MM/YYYY from MM/DD/YYYY")
+    assert shown.out.startswith("#   price: continuous, 2 decimals, multiples of 1 plus 0.5")
+    assert "(numbers written like '$0.50')" in shown.out
+    schema.write_text(shown.out.replace("'%d/%m/%Y'", "'%m/%d/%Y'"))
+    assert call("table", "fit", file, "--schema", schema, "--dry-run") == 0
+    assert "%m/%d/%Y" in capsys.readouterr().out

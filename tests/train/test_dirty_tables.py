@@ -110,5 +110,5 @@ def test_missing_cells_are_filled_in_the_same_spelling(model):
     filled = model.impute(holes)
     for i, name in enumerate(name for name in PATTERNS if name != "key"):
         assert filled.loc[i::6, name].map(lambda text, p=PATTERNS[name]: re.fullmatch(p, text) is not None).all()
-        rest = [row for row in range(60) if row % 6 != i]
+        rest = [row for row in range(60) if row % 6 != i and table[name][row] != "NA"]  # which is a gap too
         assert (filled.loc[rest, name] == table.loc[rest, name]).all()

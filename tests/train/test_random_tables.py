@@ -201,9 +201,10 @@ def check_cells(table: pd.DataFrame, synthetic: pd.DataFrame) -> None:
         odd = [c for c in cells if kind.pattern and not re.fullmatch(kind.pattern, str(c))]
         assert not odd, (name, odd[0])
         if kind.is_key:
-            assert cells.is_unique and not set(cells) & set(table[name]), name
+            assert cells.is_unique, name
+            assert not set(cells) & set(table[name]), name
         if kind.has_order and pd.api.types.is_numeric_dtype(cells) and name != "infinite":
-            assert cells.min() >= table[name].min() and cells.max() <= table[name].max(), name
+            assert cells.between(table[name].min(), table[name].max()).all(), name
         if table[name].notna().all():
             assert cells.notna().all(), name
 
@@ -243,5 +244,6 @@ def check_files(model: TableSynthesizer, synthetic: pd.DataFrame, folder: Path) 
     """A CSV holds the cells; it is read again and can be given to the model."""
     write_table(synthetic, folder / "synthetic.csv")
     again = read_table(folder / "synthetic.csv")
-    assert list(again.columns) == [str(name) for name in synthetic.columns] and len(again) == len(synthetic)
+    assert list(again.columns) == [str(name) for name in synthetic.columns]
+    assert len(again) == len(synthetic)
     model.impute(again.iloc[:5])

@@ -29,8 +29,9 @@ FALSE = {"false", "no", "f", "n", "off", "0", "0.0"}
 def canonical(column: Column, values: pd.Series) -> pd.Series:
     """Cells as comparable values, whatever file or dtype they came from.
 
-    float64 for numbers (seconds for time spans), datetime64[ns] for dates (within its range), text for all others, None
-    for a missing cell. Equal values are equal: 1, 1.0, "1" and Decimal("1"); of a boolean column True, "True", "yes".
+    float64 for numbers (seconds for time spans; integers too large for it less the column's offset), datetime64[ns] for
+    dates (within its range), text for all others, None for a missing cell. Equal values are equal: 1, 1.0, "1" and
+    Decimal("1"); of a boolean column True, "True", "yes".
 
     Raises:
         ValueError: a cell of a numerical column is not a number or a date; names the column.
@@ -40,7 +41,7 @@ def canonical(column: Column, values: pd.Series) -> pd.Series:
         dates = np.where(dates > LAST, LAST, np.where(dates < FIRST, FIRST, dates))
         return pd.Series(dates.astype("datetime64[ns]"), index=values.index, name=values.name)
     if column.kind in NUMERICAL_KINDS:
-        numbers = _to_floats(read_numbers(column, values))
+        numbers = to_numbers(column, values) if _is_large(column) else _to_floats(read_numbers(column, values))
         scale = SIZES[column.step] / 1e9 if column.step else 1.0
         return pd.Series(numbers * scale, index=values.index, name=values.name)
     write = _truth if column.kind == "boolean" else canonical_text

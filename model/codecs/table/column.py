@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from . import cells, decoding
+from .dates import MONTHS
 from .dtypes import dtype_of
 from .dtypes import plain as plain_dtype
 from .encoding import EncodingConfig
@@ -111,10 +112,23 @@ class ColumnCodec:
         elif column.kind == "identifier":
             codec._fit_identifier(values)
         elif codec.is_numerical:
-            codec._fit_numerical(codec.to_numbers(values), config, rng)
+            numbers = codec.to_numbers(values)
+            codec._check_grid(numbers)
+            codec._fit_numerical(numbers, config, rng)
         else:
             codec._fit_categorical(values, config.max_categories)
         return codec
+
+    def _check_grid(self, numbers: np.ndarray) -> None:
+        """Raise ValueError if cells are off the increment or the months that an edited schema gives."""
+        if self.column.increment is None and self.column.step not in MONTHS:
+            return
+        finite = numbers[np.isfinite(numbers)] / (self.column.increment or 1)
+        if (np.abs(finite - np.round(finite)) > 1e-6).any():
+            raise ValueError(
+                f"column {self.name!r} has cells between the steps of the schema: delete its step, increment and "
+                "offset, which are then inferred"
+            )
 
     def _fit_identifier(self, values: pd.Series) -> None:
         present = values[~cells.gaps(self.column, values)]

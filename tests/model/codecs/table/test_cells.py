@@ -381,6 +381,14 @@ def test_equal_cells_are_equal_whatever_they_come_from():
     assert canonical(column, written).tolist() == canonical(column, zoned).tolist()
 
 
+def test_an_edited_schema_with_another_increment_is_refused():
+    table = table_of(R.integers(10, 900, N) * 500)
+    schema = infer(table)
+    schema.columns[0].increment = 1500
+    with pytest.raises(ValueError, match="'it' has cells between the steps of the schema: delete its step"):
+        codec_of(table, schema)
+
+
 def test_reasons_and_warnings_are_listed():
     notes = [f"it is {i} or {i + 1}" for i in range(N)]
     schema = infer(pd.DataFrame({"price": NUMBERS["$"][0], "day": ["01/02/2020"] * N, "note": notes}))
