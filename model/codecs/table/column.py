@@ -126,8 +126,8 @@ class ColumnCodec:
         finite = numbers[np.isfinite(numbers)] / (self.column.increment or 1)
         if (np.abs(finite - np.round(finite)) > 1e-6).any():
             raise ValueError(
-                f"column {self.name!r} has cells between the steps of the schema: delete its step, increment and offset, "
-                "which are then inferred"
+                f"column {self.name!r} has cells between the steps of the schema: delete its step, increment and "
+                "offset, which are then inferred"
             )
 
     def _fit_identifier(self, values: pd.Series) -> None:
