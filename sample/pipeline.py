@@ -70,7 +70,8 @@ class Pipeline:
         except NotFitted as error:
             raise CheckpointError(f"{folder} lacks a file of a codec: {error}") from None
         load_weights(pipeline.net, weights_file(folder, weights))
-        pipeline.net.to(device).eval()
+        # as after training: torch.matmul takes another path, which rounds differently, for weights that require gradients
+        pipeline.net.to(device).eval().requires_grad_(False)
         return pipeline
 
     def save_pretrained(self, folder: str | Path, source: str | None = None) -> Path:
