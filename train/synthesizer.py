@@ -21,10 +21,11 @@ from ..model.codecs.table.dialect import Dialect
 from ..model.codecs.table.schema import Schema
 from ..model.storage import save_checkpoint
 from ..sample.pipeline import Pipeline
+from ..sample.table.cells import columns_of
 from ..sample.table.config import csv_settings, missing_strings, row_codec, schema_of
 from ..sample.table.imputation import expected
 from ..sample.table.incomplete import Incomplete
-from ..sample.table.rows import TableSampler, columns_of
+from ..sample.table.rows import TableSampler, whole_number
 from .data.dataset import InMemory
 from .data.examples import encode
 from .trainer import Trainer
@@ -94,23 +95,27 @@ class TableSynthesizer(BaseEstimator):
     def sample(
         self,
         n: int | None = None,
-        where: Mapping | None = None,
-        balance: str | None = None,
+        where: Mapping | pd.DataFrame | Sequence[Mapping] | None = None,
+        balance: str | Sequence[str] | None = None,
         seed: int | None = None,
         steps: int | None = None,
     ) -> pd.DataFrame:
         """n new rows (default: as many as there were in training).
 
         Args:
-            where: {column: value} or {column: (low, high)}, None for an open end; NaN asks for a missing cell.
-            balance: a categorical column whose values are equally frequent.
+            where: {column: condition}. A condition is a value; (low, high) of a number or date, None for an open end; a
+                list of conditions, one of which must hold; None for a missing cell; a text such as ">30", ">=18, <65",
+                "!=north", "in {a, b}" or "not null". Or rows of conditions, a DataFrame or a list of mappings, where
+                empty cells are no conditions: row i of the result has those of row i, and n (default their number) may
+                be a multiple of them.
+            balance: a categorical column whose values are equally frequent, or several, whose combinations are, of
+                those that the model makes.
             seed: row i is a function of (seed, i); default the config's.
             steps: sampling steps; default the config's.
 
         Raises:
             ValueError: an unknown column, or a condition that no value satisfies.
         """
-        n = self.columns_.rows if n is None else n
         return self._sampler(seed, steps).sample(n, where, balance)
 
     def impute(
@@ -197,4 +202,6 @@ class TableSynthesizer(BaseEstimator):
 
     def _sampler(self, seed: int | None, steps: int | None = None) -> TableSampler:
         pipeline = self._fitted()
-        return TableSampler(pipeline, steps, pipeline.config.seed if seed is None else seed, self.verbose)
+        return TableSampler(
+            pipeline, steps, pipeline.config.seed if seed is None else whole_number("seed", seed), self.verbose
+        )

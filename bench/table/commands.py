@@ -20,7 +20,6 @@ from ...configs.options import (
     SamplingSteps,
     Weights,
     choose_device,
-    parse_pairs,
     require_path,
 )
 
@@ -152,9 +151,19 @@ def sample(
     n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Rows; default as many as in training.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="COLUMN=VALUE, COLUMN=LOW..HIGH (either end may be missing), or COLUMN= for an empty cell."),
+        typer.Option(
+            help="COLUMN=VALUE, COLUMN=LOW..HIGH (either end may be missing), COLUMN>=VALUE (also >, <=, <, !=), "
+            "'COLUMN in {A, B}', 'COLUMN not null', or COLUMN= for an empty cell; repeat for several."
+        ),
     ] = None,
-    balance: Annotated[str | None, typer.Option(help="Categorical column whose values are equally frequent.")] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(help="Table with the conditions of each row to sample; empty cells are no conditions."),
+    ] = None,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option(help="Categorical column whose values are equally frequent; repeat for combinations of several."),
+    ] = None,
     out: TableOut = Path("synthetic.csv"),
     steps: SamplingSteps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the rows; default the config's.")] = None,
@@ -162,15 +171,21 @@ def sample(
     device: Device = None,
 ) -> None:
     """Sample new rows, unconditionally or under conditions."""
-    pairs = parse_pairs("--where", [*(where or []), *(more or [])])
-    from ...model.codecs.table.files import check_output, write_table
+    texts = [*(where or []), *(more or [])]
+    require_path("--conditions:", conditions)
+    if conditions is not None and texts:
+        raise ValueError("--conditions and --where exclude each other: add the conditions of --where to the file")
+    from ...model.codecs.table.files import check_output, read_table, write_table
 
     check_output(out, n or 0)
     model = _load(run, weights, device)
     from ...sample.table.where import parse_where
 
     began = time.perf_counter()
-    table = model.sample(n, parse_where(model.columns_, pairs), balance, seed, steps)
+    given = parse_where(model.columns_, texts)
+    if conditions is not None:
+        given = read_table(conditions, model.missing_, text_columns=list(model.columns_.columns))
+    table = model.sample(n, given, balance or None, seed, steps)
     write_table(table, out, model.missing_[0], model.dialect_)
     console.print(f"wrote {len(table):,} rows to {out} in {time.perf_counter() - began:.1f} seconds")
 

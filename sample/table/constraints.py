@@ -54,6 +54,10 @@ class Values:
         return choices[np.abs(choices - numbers).argmin(0), np.arange(len(numbers))]
 
 
+class Both(tuple):
+    """Conditions that must all hold."""
+
+
 ANYTHING = Values(((-math.inf, math.inf),))
 
 
@@ -186,6 +190,11 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
     """
     if isinstance(condition, Mapping):
         raise ValueError(f"column {codec.name!r}: a condition is a value, a range or a list, not a mapping")
+    if isinstance(condition, Both):
+        values = Values(ANYTHING.intervals, True)
+        for one in condition:
+            values &= parse(codec, one)
+        return values
     if isinstance(condition, pd.Interval):
         ends = (
             ((">=", condition.left) if condition.closed_left else (">", condition.left)),
@@ -195,7 +204,7 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
     if isinstance(condition, tuple) and len(condition) == 2 and codec.is_numerical:
         return _range(codec, *condition)
     if isinstance(condition, Collection | pd.Series | pd.Index | np.ndarray) and not isinstance(condition, str | bytes):
-        if np.ndim(condition) == 0 and isinstance(condition, np.ndarray):
+        if isinstance(condition, np.ndarray) and condition.ndim == 0:
             return parse(codec, condition.item())
         if not len(condition):
             raise ValueError(f"column {codec.name!r}: an empty list allows no value")
@@ -203,11 +212,16 @@ def parse(codec: ColumnCodec, condition: ColumnCondition) -> Values:
         for one in condition:
             values |= parse(codec, one)
         return values
-    if pd.isna(condition):
+    if condition is None or pd.isna(condition):
         return _missing(codec)
     if isinstance(condition, str) and (codec.is_numerical or _position(codec, condition) is None):
         return _parse_text(codec, condition.strip())
     return _compare(codec, "=", condition)
+
+
+def is_empty(condition: ColumnCondition) -> bool:
+    """Whether a cell of a table of conditions is no condition."""
+    return condition == "" if isinstance(condition, str) else pd.api.types.is_scalar(condition) and pd.isna(condition)
 
 
 def ordered_tags(codec: ColumnCodec) -> list[str]:
@@ -225,7 +239,7 @@ def as_decoded(codec: ColumnCodec, numbers: np.ndarray) -> np.ndarray:
 
 def _parse_text(codec: ColumnCodec, text: str) -> Values:
     """The set of a text that is no category."""
-    if text.lower() in NOT_EMPTY:
+    if text.lower().removeprefix("is ") in NOT_EMPTY:
         return ANYTHING
     if text == "":
         return _missing(codec)
@@ -361,6 +375,8 @@ def _unknown(codec: ColumnCodec, value: Any) -> str:
 
 def _nothing_fits(codec: ColumnCodec, condition: ColumnCondition) -> str:
     shown = f"{condition[0]}..{condition[1]}" if isinstance(condition, tuple) and len(condition) == 2 else condition
+    if isinstance(condition, Both):
+        shown = " and ".join(str(one) for one in condition)
     if not codec.is_numerical:
         return f"column {codec.name!r} has no value that is {shown}"
     values = [value for _, value in codec.value_states()]

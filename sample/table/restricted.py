@@ -67,8 +67,8 @@ class Restricted:
         if len(pending) and not self._can_start_inside:
             names = ", ".join(repr(c.name) for c in self.conditions)
             raise ValueError(
-                f"no row in {attempts:,} attempts satisfies the conditions on {names}: they are too rare for this model; "
-                "one that is fitted with conditioning_prob=0.25 or so can start inside a range"
+                f"no row in {attempts:,} attempts satisfies the conditions on {names}: they are too rare for this "
+                "model; one that is fitted with conditioning_prob=0.25 or so can start inside a range"
             )
         if len(pending):
             tokens[pending], z[pending] = Inside(self, pending).sample()
@@ -243,7 +243,7 @@ class Inside:
         return weights
 
     def _shares(self, c: int, given: Tensor, condition: RowConditions | None, states: int) -> Tensor:
-        """(m, K): the share of each state that is allowed; all of it in a column that is neither given nor restricted."""
+        """(m, K): the share of each state that is allowed; all of it where nothing is given or restricted."""
         share = torch.ones(len(given), states, dtype=torch.float64)
         known = (given < states).cpu()
         share[known] = torch.nn.functional.one_hot(given.cpu()[known], states).double()

@@ -7,7 +7,8 @@ joint distribution of the rows, see `restricted`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import operator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,13 @@ import torch
 
 from ... import kernels
 from ...kernels import Draw, Rng
-from ...model.codecs.table.column import MISSING, REGULAR, ColumnCodec
-from .cells import CellSampler, ObservedCells, columns_of
-from .constraints import ColumnCondition
+from ...model.codecs.table.column import MISSING, REGULAR
+from .cells import CellSampler, ObservedCells
 from .incomplete import Incomplete
 from .restricted import Restricted
-from .where import RowConditions
+from .where import RowConditions, codec_of, conditions_of
 
+COMBINATION_ROWS = 4096  # rows of the model in which the combinations to balance are sought
 DRAW_SEED = 1_000_003  # draw d of an imputation has the seed `seed + DRAW_SEED * d`
 
 
@@ -29,27 +30,28 @@ DRAW_SEED = 1_000_003  # draw d of an imputation has the seed `seed + DRAW_SEED 
 class TableSampler(CellSampler):
     """Samples rows of a table model, see `CellSampler`."""
 
-    def sample(
-        self, n: int, where: Mapping[str, ColumnCondition] | None = None, balance: str | None = None
-    ) -> pd.DataFrame:
+    def sample(self, n: int | None = None, where: Any = None, balance: Any = None) -> pd.DataFrame:
         """n new rows.
 
         Args:
-            where: {column: condition}, see `ColumnCondition`.
-            balance: a categorical column whose values are equally frequent.
+            n: default as many as in training, or as there are rows of conditions.
+            where: {column: condition}, see `constraints.parse`, or rows of conditions, see `where.conditions_of`.
+            balance: a column, or several, whose values or combinations of values are equally frequent.
 
         Raises:
             ValueError: an unknown column, a value that the column does not have, an empty range, or a column to
                 balance that is not categorical.
         """
+        n, conditions = conditions_of(self.codec, where, None if n is None else whole_number("n", n))
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        cells, where = self.no_cells(n), dict(where or {})
+        cells = self.no_cells(n)
         if balance is not None:
-            if balance in where:
-                raise ValueError(f"column {balance!r} cannot be balanced and given at once")
-            self._balance(cells, balance)
-        conditions = [RowConditions.same(self.column(name), value, n) for name, value in where.items()]
+            names = [balance] if isinstance(balance, str | int) else list(balance)
+            for name in names:
+                if any(name == condition.name for condition in conditions):
+                    raise ValueError(f"column {name!r} cannot be balanced and given at once")
+            self._balance(cells, names)
         for condition in conditions:
             self._observe(cells, condition)
         tokens, z = Restricted(self, cells, conditions).sample()
@@ -105,18 +107,33 @@ class TableSampler(CellSampler):
                 z = region.codec.quantiles.to_z(low + u * (high - low))
                 cells.z[index, column], cells.observed[index, column] = torch.from_numpy(z).float(), True
 
-    def _balance(self, cells: ObservedCells, name: str) -> None:
-        """Observe the values of a categorical column in turn."""
-        column = self.column(name)
-        if not column.states or column.quantiles is not None:
-            raise ValueError(f"column {name!r} is {column.column.kind} with many values: it cannot be balanced")
-        states = torch.tensor([token for token, state in enumerate(column.states) if state != MISSING])
-        cells.tokens[:, self.codec.categorical.index(name)] = states[torch.arange(len(cells)) % len(states)]
+    def _balance(self, cells: ObservedCells, names: list) -> None:
+        """Observe the combinations of values of categorical columns in turn."""
+        columns = [codec_of(self.codec, name) for name in names]
+        for column in columns:
+            if not column.states or column.quantiles is not None:
+                kind = column.column.kind
+                raise ValueError(f"column {column.name!r} is {kind} with many values: it cannot be balanced")
+        at = [self.codec.categorical.index(column.name) for column in columns]
+        present = [[t for t, state in enumerate(c.states) if state != MISSING] for c in columns]
+        combinations = torch.cartesian_prod(*map(torch.tensor, present)).view(-1, len(at))
+        if len(at) > 1:  # those that occur in rows of the model, because a codec knows columns one by one
+            drawn = self.sample_cells(self.no_cells(COMBINATION_ROWS))[0][:, at].unique(dim=0)
+            kept = (drawn[:, None] == combinations).all(-1).any(0) if len(drawn) else None
+            combinations = combinations[kept]
+        cells.tokens[:, at] = combinations[torch.arange(len(cells)) % len(combinations)]
 
-    def column(self, name: str) -> ColumnCodec:
-        column = self.codec.columns.get(name)
-        if column is None:
-            raise ValueError(f"unknown column {name!r}; the table has {', '.join(map(str, self.codec.columns))}")
-        if not column.states and column.quantiles is None:
-            raise ValueError(f"column {name!r} is {column.column.kind} and is not modelled")
-        return column
+
+def whole_number(name: str, value: Any) -> int:
+    """An argument that must be a whole number, as int; 1e3 is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            return int(value)
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    return whole

@@ -18,7 +18,8 @@ from anystate.kernels import Rng
 from anystate.model.build import build_codecs
 from anystate.model.codecs.table.schema import Schema
 from anystate.sample.pipeline import Pipeline, build_pipeline
-from anystate.sample.table.rows import TableSampler, columns_of
+from anystate.sample.table.cells import columns_of
+from anystate.sample.table.rows import TableSampler
 from anystate.train.data.bundled import load_bundled
 from anystate.train.data.dataset import InMemory
 from anystate.train.data.examples import Examples

@@ -16,7 +16,7 @@ from anystate.configs.load import load_config
 from anystate.model.official.import_table import import_table, official_codec, read_official_table
 from anystate.model.official.table import is_table
 from anystate.sample.pipeline import Pipeline
-from anystate.sample.table.rows import columns_of
+from anystate.sample.table.cells import columns_of
 from anystate.train.synthesizer import TableSynthesizer
 
 # of a network with 4 numbers and 3, 7 and 2 categories: the target is a category, and first
