@@ -1,7 +1,8 @@
 """Rows from the model's joint distribution, restricted to regions such as ranges of columns.
 
-First by rejection: rows are sampled until one fits, which is exact. Attempt t of row i is a function of (seed, i, t),
-and attempt 0 is the row that is sampled without the conditions; so a condition that excludes nothing changes nothing.
+One restricted column that has tokens alone is drawn first, from the network's prediction. All else is sampled by
+rejection, until a row fits, which is exact. Attempt t of row i is a function of (seed, i, t), and attempt 0 is the row
+that is sampled without the conditions; so a condition that excludes nothing changes nothing.
 
 Rows that are left after a number of attempts, because their region is rare, start inside it: each number from its
 training values within its range, weighed by the probability that the network gives to the tokens of the row, of which
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import Draw, Rng
+from ...kernels import Draw, LazyLogits, Rng
 from ...model.codecs.table.column import REGULAR
 from .cells import CellSampler, ObservedCells
 from .where import RowConditions
@@ -53,6 +54,8 @@ class Restricted:
         Raises:
             ValueError: the region is too rare for a network that cannot start inside it.
         """
+        if (first := self._drawn_first()) is not None:
+            return self.sampler.sample_cells(first)
         tokens, z = self.sampler.sample_cells(self.cells)
         pending = np.flatnonzero(~self._fits(np.arange(len(tokens)), tokens, z, 0))
         attempts, spent, n = 1, 0, len(tokens)
@@ -81,6 +84,33 @@ class Restricted:
     @property
     def _size(self) -> int:
         return self.sampler.batch_rows(max(len(self.cells), 512))
+
+    @torch.no_grad()
+    def _drawn_first(self) -> ObservedCells | None:
+        """The observed cells and the tokens of the only restricted column, if that has tokens alone.
+
+        They are drawn from the network's prediction given the observed cells, among the allowed ones: exact at once.
+        """
+        if len(self.conditions) != 1:
+            return None
+        condition, (region, *more) = self.conditions[0], self.conditions[0].regions
+        if more or region.codec.quantiles is not None or (condition.which < 0).any() or not region.rare.all():
+            return None
+        n, cells = len(self.cells), dataclasses.replace(self.cells, tokens=self.cells.tokens.clone())
+        size, c, process = self.sampler.batch_rows(n), self.columns(condition)[0], self.sampler.space["cat"]
+        allowed = torch.nn.functional.pad(torch.from_numpy(region.tokens), (0, process.states - len(region.tokens)))
+        for start in range(0, n, size):
+            index = torch.arange(start, start + size).clamp(max=n - 1)
+            batch = self.cells.rows(index).to(self.sampler.device)
+            rng = Rng.for_batch(self.sampler.seed, size, start, self.sampler.device)
+            logits = self.sampler.token_logits(batch, self.sampler.space.prior(rng).get("num"))
+            logits = LazyLogits(logits[:, c, None, : process.states].float())
+            logits = logits.restrict(allowed[None].to(self.sampler.device)).values()
+            masked = torch.full((size, 1), process.mask_id, device=self.sampler.device)
+            rate, keys = torch.ones(size, device=self.sampler.device), rng.keys(f"range {condition.name}", Draw.STEP)
+            drawn = kernels.tau_leap(logits, masked, rate, keys, process.states, "last")[:, 0].cpu()
+            cells.tokens[start : start + size, c] = drawn[: min(size, n - start)]
+        return cells
 
     def _try(self, rows: np.ndarray, first: int, count: int) -> tuple[np.ndarray, Tensor, Tensor]:
         """(whether one of the attempts first, … of a row fits, tokens, z of the rows where one does)."""

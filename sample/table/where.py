@@ -13,7 +13,8 @@ import pandas as pd
 
 from ...model.codecs.table.codec import TableCodec
 from ...model.codecs.table.column import ColumnCodec
-from .constraints import Both, ColumnCondition, Region, is_empty
+from .constraints import Region
+from .values import Both, ColumnCondition, is_empty
 
 CONDITION = re.compile(
     r"\s*(>=|<=|!=|==|=|>|<|(?=(?:not\s+)?in\s*[{(\[])|(?=(?:is\s+)?not\s+(?:null|empty|missing)$))", re.IGNORECASE
@@ -65,16 +66,16 @@ class RowConditions:
         return dataclasses.replace(self, which=self.which[index])
 
     def open(self) -> RowConditions:
-        """Without the conditions that leave only one value, which are observed cells."""
-        exact = np.array([region.is_exact for region in self.regions] + [False])
+        """Without the conditions that leave one value, which are observed cells, and those that all values meet."""
+        exact = np.array([region.is_exact or region.is_whole for region in self.regions] + [False])
         return dataclasses.replace(self, which=np.where(exact[self.which], -1, self.which))
 
     def accepts(self, tokens: np.ndarray | None, z: np.ndarray | None, uniforms: np.ndarray) -> np.ndarray:
         """(n,) bool, see `Region.accepts`; a row without a condition is accepted."""
         good = np.ones(len(self.which), dtype=bool)
         for region, rows in self.parts():
-            cells = (None if x is None else x[rows] for x in (tokens, z))
-            good[rows] = region.accepts(*cells, uniforms[rows])
+            own_tokens, own_z = (None if x is None else x[rows] for x in (tokens, z))
+            good[rows] = region.accepts(own_tokens, own_z, uniforms[rows])
         return good
 
     def enforce(self, decoded: pd.Series, rng: np.random.Generator) -> pd.Series:
