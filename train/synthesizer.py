@@ -92,6 +92,7 @@ class TableSynthesizer(BaseEstimator):
                 self.pipeline_: Pipeline = trainer.run()
             except Interrupted as error:
                 raise error if self.out else Interrupted.at_step(trainer.state.step, error.number, False) from None
+            self.pipeline_.net.requires_grad_(True)  # as after `load`: without it, torch.matmul rounds in another way
             self._files = trainer.files()
         return self._described(codec.schema)
 
