@@ -70,8 +70,7 @@ class Pipeline:
         except NotFitted as error:
             raise CheckpointError(f"{folder} lacks a file of a codec: {error}") from None
         load_weights(pipeline.net, weights_file(folder, weights))
-        # as after training: for weights that require gradients torch.matmul takes another path, which rounds otherwise
-        pipeline.net.to(device).eval().requires_grad_(False)
+        pipeline.net.to(device).eval()
         return pipeline
 
     def save_pretrained(self, folder: str | Path, source: str | None = None) -> Path:
