@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
-import typer.core
 from rich.console import Console
 
 from .bench.commands import app as bench_app
 from .bench.table.commands import app as table_app
 from .bench.table.commands import require_pandas
-from .configs.interruption import Interrupted, handling, raise_interrupted
+from .configs.interruption import handling, raise_interrupted
 from .configs.options import (
     CLIP_MODEL,
     METRICS,
     Checkpoint,
     ClipModel,
+    CommandInterrupted,
+    Commands,
     Device,
     Features,
     Json,
@@ -42,28 +43,6 @@ from .configs.options import (
     require_path,
 )
 from .train.data.commands import app as data_app
-
-
-class Commands(typer.core.TyperGroup):
-    """The commands; an interrupted one ends in an error with a line of its own, where typer would say nothing."""
-
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-            raise CommandInterrupted(str(error) or self.interruption(ctx), 128 + number) from None
-
-    def interruption(self, ctx) -> str:
-        """The line of the interrupted command; those that resume say so in their help."""
-        command = self.commands.get(ctx.invoked_subcommand)
-        resumes = command is not None and "resume" in (command.help or "")
-        return "interrupted; run the same command again to resume" if resumes else "interrupted"
-
-
-class CommandInterrupted(Exception):
-    """(line for the user, exit code)"""
-
 
 app = typer.Typer(
     name="anystate",

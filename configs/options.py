@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from .interruption import Interrupted
 
 if TYPE_CHECKING:
     import torch
@@ -120,3 +123,24 @@ def renamed(old: dict[str, str]) -> type[TyperCommand]:
 def _rename(arg: str, old: dict[str, str]) -> str:
     name, separator, value = arg.partition("=")
     return old.get(name, name) + separator + value
+
+
+class Commands(TyperGroup):
+    """The commands; an interrupted one ends in an error with a line of its own, where typer would say nothing."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise CommandInterrupted(str(error) or self.interruption(ctx), 128 + number) from None
+
+    def interruption(self, ctx) -> str:
+        """The line of the interrupted command; those that resume say so in their help."""
+        command = self.commands.get(ctx.invoked_subcommand)
+        resumes = command is not None and "resume" in (command.help or "")
+        return "interrupted; run the same command again to resume" if resumes else "interrupted"
+
+
+class CommandInterrupted(Exception):
+    """(line for the user, exit code)"""
