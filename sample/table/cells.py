@@ -53,7 +53,7 @@ class CellSampler:
 
     Args:
         steps: sampling steps; default the config's.
-        seed: row i is a function of (seed, i), whatever n.
+        seed: row i is a function of (seed, i), whatever n, except for rows of rare regions (see `splitting`).
         progress: show a bar.
     """
 
@@ -65,6 +65,11 @@ class CellSampler:
     def __post_init__(self):
         self.codec, self.space = columns_of(self.pipeline), self.pipeline.space
         self.device = next(self.pipeline.net.parameters()).device
+
+    @property
+    def observes(self) -> bool:
+        """Whether numbers can be given to the network as observed."""
+        return "num" in self.space and "num" in self.pipeline.net.observes
 
     def no_cells(self, n: int) -> ObservedCells:
         """n rows without observed cells."""

@@ -11,6 +11,8 @@ from ...model.codecs.table.column import MISSING, RARE, REGULAR, ColumnCodec
 from ...model.codecs.table.tags import from_tag
 from .values import Both, ColumnCondition, Values, ordered_tags, parse
 
+NARROW = 0.02  # width of a range of z that is like one number
+
 
 @dataclasses.dataclass
 class Region:
@@ -68,15 +70,26 @@ class Region:
         return int(self.tokens.argmax()) if self.tokens.sum() == 1 and not self.spans else -1
 
     @property
-    def number(self) -> float | None:
-        """The number, if it is the only regular one in the set and nothing else is."""
+    def is_number(self) -> bool:
+        """Whether the set is one regular number."""
         low, high = self.values.intervals[0] if len(self.values.intervals) == 1 else (0.0, 1.0)
-        return low if self.spans and low == high and self.tokens.sum() == bool(self.codec.states) else None
+        return self._is_one_span and low == high
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the set is one value, which then is an observed cell."""
-        return self.token >= 0 or self.number is not None
+    def is_narrow(self) -> bool:
+        """Whether the set is one range of regular numbers within which densities hardly change."""
+        return self._is_one_span and float(np.diff(self.codec.quantiles.to_z(np.array(self.spans[0])))[0]) < NARROW
+
+    @property
+    def _is_one_span(self) -> bool:
+        return len(self.spans) == 1 and self.tokens.sum() == bool(self.codec.states)
+
+    def is_given(self, observes: bool) -> bool:
+        """Whether the set is like one value, which is an observed cell.
+
+        observes: whether numbers can be given to the network as observed.
+        """
+        return self.token >= 0 or self.is_number or (observes and self.is_narrow)
 
     @property
     def is_whole(self) -> bool:
@@ -84,10 +97,8 @@ class Region:
         return self.codec.quantiles is None and bool(self.tokens.all() and self.rare.all())
 
     def state_shares(self) -> np.ndarray:
-        """(K,) the share of each state that is in the set: of REGULAR, of the training values; of RARE, of its rows."""
+        """(K,) the share of each state that can be in the set: of RARE, that of its rows."""
         shares = self.tokens.astype(np.float64)
-        if self.spans and self.codec.states:
-            shares[self.codec.state(REGULAR)] = max(sum(high - low for low, high in self.spans), 1e-12)
         if self.codec.rare:
             shares[self.codec.state(RARE)] = self._share_of_rare()
         return shares

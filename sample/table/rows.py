@@ -99,7 +99,7 @@ class TableSampler(CellSampler):
             index = torch.from_numpy(rows)
             if region.token >= 0:
                 cells.tokens[index, self.codec.categorical.index(name)] = region.token
-            elif region.number is not None:
+            elif region.is_given(self.observes):
                 if region.codec.states:
                     cells.tokens[index, self.codec.categorical.index(name)] = region.codec.state(REGULAR)
                 (low, high), column = region.spans[0], self.codec.numerical.index(name)

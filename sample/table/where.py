@@ -65,9 +65,9 @@ class RowConditions:
     def rows(self, index: np.ndarray) -> RowConditions:
         return dataclasses.replace(self, which=self.which[index])
 
-    def open(self) -> RowConditions:
-        """Without the conditions that leave one value, which are observed cells, and those that all values meet."""
-        exact = np.array([region.is_exact or region.is_whole for region in self.regions] + [False])
+    def open(self, observes: bool) -> RowConditions:
+        """Without the conditions that are observed cells (see `Region.is_given`), and those that all values meet."""
+        exact = np.array([region.is_given(observes) or region.is_whole for region in self.regions] + [False])
         return dataclasses.replace(self, which=np.where(exact[self.which], -1, self.which))
 
     def accepts(self, tokens: np.ndarray | None, z: np.ndarray | None, uniforms: np.ndarray) -> np.ndarray:

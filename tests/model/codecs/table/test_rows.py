@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +11,7 @@ from anystate.model.codecs.base import NotFitted
 from anystate.model.codecs.table.column import MISSING, RARE, REGULAR
 from anystate.model.codecs.table.encoding import EncodingConfig
 from anystate.model.codecs.table.rows import RowCodec, as_in_training
-from anystate.sample.table.constraints import allowed_states
+from anystate.sample.table.constraints import Region
 
 N = 400
 
@@ -139,14 +137,11 @@ def test_conditions_of_a_sampler_take_the_same_values(codec):
     for token, state in enumerate(column.states):
         if state != RARE:
             value = as_in_training(column, pd.Series([str(state[1]).partition(":")[2]], dtype=object))[0]
-            allowed, interval = allowed_states(column, value)
-            assert interval is None
-            assert allowed.sum() == 1
-            assert allowed[token] or str(value) == "1"
+            region = Region.of(column, value)
+            assert region.spans == []
+            assert region.token == token or str(value) == "1"
     pooled = column.rare[0][0].partition(":")[2]
-    with pytest.raises(ValueError, match=r"is too rare, it is pooled with others \(encoding\.max_categories\)"):
-        allowed_states(dataclasses.replace(column), pooled)
+    assert Region.of(column, pooled).rare.tolist() == [True] + [False] * (len(column.rare) - 1)
     with pytest.raises(ValueError, match="column 'pet' has no value 'None'; it has cat, dog"):
-        allowed_states(codec.table.columns["pet"], "None")
-    missing, _ = allowed_states(codec.table.columns["pet"], None)
-    assert missing[codec.table.columns["pet"].state(MISSING)]
+        Region.of(codec.table.columns["pet"], "None")
+    assert Region.of(codec.table.columns["pet"], None).token == codec.table.columns["pet"].state(MISSING)
