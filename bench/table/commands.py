@@ -181,6 +181,7 @@ def sample(
     require_path("--conditions:", conditions)
     if conditions is not None and texts:
         raise ValueError("--conditions and --where exclude each other: add the conditions of --where to the file")
+    _require_run(run)
     from ...model.codecs.table.files import check_output, read_table, write_table
 
     check_output(out, n or 0)
@@ -228,6 +229,7 @@ def impute(
     if spread is not None and not expected:
         raise ValueError("--spread belongs to --expected")
     require_path("table", source)
+    _require_run(run)
     from ...model.codecs.table.files import check_output
 
     check_output(out)
@@ -308,10 +310,14 @@ def _say(schema: Schema, start: str = "") -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _load(run: Path, weights: str, device: str | None) -> TableSynthesizer:
+def _require_run(run: Path) -> None:
+    """Raise an error if there is no such run, before anything is imported that is slow to import."""
     from ...configs.runs import resolve
 
     resolve(run)
+
+
+def _load(run: Path, weights: str, device: str | None) -> TableSynthesizer:
     from ...train.synthesizer import TableSynthesizer
 
     return TableSynthesizer.load(run, weights, choose_device(device))

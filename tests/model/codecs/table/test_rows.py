@@ -141,7 +141,7 @@ def test_conditions_of_a_sampler_take_the_same_values(codec):
             assert region.spans == []
             assert region.token == token or str(value) == "1"
     pooled = column.rare[0][0].partition(":")[2]
-    assert Region.of(column, pooled).rare.tolist() == [True] + [False] * (len(column.rare) - 1)
+    assert Region.of(column, pooled).rare.sum() == 1
     with pytest.raises(ValueError, match="column 'pet' has no value 'None'; it has cat, dog"):
         Region.of(codec.table.columns["pet"], "None")
     assert Region.of(codec.table.columns["pet"], None).token == codec.table.columns["pet"].state(MISSING)
