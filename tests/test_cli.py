@@ -55,7 +55,7 @@ LIGHT = [
     (["table", "fit", "adult", "train.stepz=1"], "unknown key 'train.stepz'"),
     (["table", "fit", "adult", "--schema", "gone.yaml"], "'gone.yaml' not found"),
     (["table", "sample", "gone"], "no checkpoint at 'gone'"),
-    (["table", "sample", "RUN", "--where", "age"], "--where 'age' is not of the form NAME=VALUE"),
+    (["table", "sample", "RUN", "--where", "age"], "--where 'age' is not of the form COLUMN=VALUE"),
     (["table", "impute", "RUN", "gone.csv"], "'gone.csv' not found"),
     (["table", "report", "gone.csv", "gone.csv"], "'gone.csv' not found"),
     (["table", "fetch", "iris"], "'iris' is not one of 'adult'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -178,6 +179,9 @@ def sample(
 ) -> None:
     """Sample new rows, unconditionally or under conditions."""
     texts = [*(where or []), *(more or [])]
+    for text in texts:
+        if not re.search(r"[=<>]|\b(in|not)\b", text):
+            raise ValueError(f"--where {text!r} is not of the form COLUMN=VALUE, COLUMN>VALUE or 'COLUMN in {{A, B}}'")
     require_path("--conditions:", conditions)
     if conditions is not None and texts:
         raise ValueError("--conditions and --where exclude each other: add the conditions of --where to the file")
