@@ -68,7 +68,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("where", "holds"), CASES, ids=[str(where) for where, _ in CASES])
+@pytest.mark.parametrize(("where", "holds"), CASES)
 def test_all_rows_satisfy_their_condition(model, where, holds):
     made = model.sample(24, where)
     assert holds(made).all()
