@@ -51,7 +51,7 @@ def test_every_part_at_tiny_sizes_without_a_gpu(call, tmp_path):
     environment.pop("TRITON_INTERPRET", None)
     script = ROOT / "bench/gpu/window.sh"
     done = subprocess.run(
-        ["bash", script, str(call), "--dry-run"], env=environment, capture_output=True, text=True, timeout=180
+        ["bash", script, str(call), "--dry-run"], env=environment, capture_output=True, text=True, timeout=450
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     rows = read_results(tmp_path / "out" / "gpu-dry-run.jsonl")
