@@ -36,7 +36,8 @@ class TableSampler(CellSampler):
         Args:
             n: default as many as in training, or as there are rows of conditions.
             where: {column: condition}, see `constraints.parse`, or rows of conditions, see `where.conditions_of`.
-            balance: a column, or several, whose values or combinations of values are equally frequent.
+            balance: a column, or several, whose values or combinations of values are equally frequent; combinations
+                are those that occur in COMBINATION_ROWS rows of the model.
 
         Raises:
             ValueError: an unknown column, a value that the column does not have, an empty range, or a column to
